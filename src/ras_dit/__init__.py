@@ -1,0 +1,1 @@
+"""Region-Adaptive Sampling for Diffusion Transformers."""
