@@ -1,1 +1,39 @@
-"""Region-Adaptive Sampling for Diffusion Transformers."""
+"""Region-Adaptive Sampling for Diffusion Transformers: the same picture sooner, on top of diffusers.
+
+>>> handle = ras_dit.enable(pipe, preset="balanced")
+>>> image = pipe(prompt).images[0]
+>>> print(handle.summary())
+>>> handle.disable()
+"""
+
+from ras_dit.attention import UnsupportedAttentionError
+from ras_dit.config import PRESETS, RASConfig
+# EMB from ras_dit.embedded import load_embedded
+from ras_dit.engine import Handle, Summary, accelerate, disable, enable, plan_for
+from ras_dit.geometry import TokenGrid
+from ras_dit.plan import Cost, Plan, StepPlan, build_plan
+from ras_dit.session import RASWarning
+from ras_dit.trace import StepTrace, Trace
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PRESETS",
+    "Cost",
+    "Handle",
+    "Plan",
+    "RASConfig",
+    "RASWarning",
+    "StepPlan",
+    "StepTrace",
+    "Summary",
+    "TokenGrid",
+    "Trace",
+    "UnsupportedAttentionError",
+    "accelerate",
+    "build_plan",
+    "disable",
+    "enable",
+    "load_embedded",
+    "plan_for",
+]

@@ -1,0 +1,334 @@
+"""What a user may choose: one frozen, validated dataclass, its presets, and its way to and from files."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+Importance = Literal["error", "std", "l2norm", "random", "round_robin"]
+Rules = Literal["ras_dit", "reference"]
+Position = int | float
+"""A step of the run: an int is an evaluation index, a float in (0, 1) a share of the run."""
+
+
+def _option(default: Any, help: str, *, important: bool = False) -> Any:
+    return field(default=default, metadata={"help": help, "important": important})
+
+
+@dataclass(frozen=True)
+class RASConfig:
+    """Which denoising steps run dense, how many tokens the others compute, and how those are chosen.
+
+    Steps are counted in transformer evaluations from 0, the first one of the call (so an img2img call that starts in
+    the middle of the schedule still begins with its warm-up). Wherever a step is asked for, an int is an index and a
+    float in (0, 1) a share of the run's length.
+
+    Raises:
+        ValueError: a value outside its range, or options that contradict each other; the message says what is allowed.
+
+    Source: Liu et al., "Region-Adaptive Sampling for Diffusion Transformers", arXiv 2502.10389, section 3.
+    """
+
+    # Important options.
+    sample_ratio: float = _option(
+        0.25, "Share of the image tokens computed in a region step, in (0, 1]; 1 runs everything dense.", important=True
+    )
+    warmup_steps: Position = _option(
+        4, "Dense evaluations at the start (int, at least 1), or a share of the run (float in (0, 1)).", important=True
+    )
+    refresh_every: int | None = _option(
+        None, "After the warm-up, run every k-th evaluation dense (k >= 2).", important=True
+    )
+    refresh_steps: tuple[Position, ...] = _option(
+        (), "Evaluations that run dense (the paper's error-reset steps).", important=True
+    )
+    importance: Importance = _option(
+        "error",
+        "How tokens are ranked: predicted error, the paper's std or l2norm, or a baseline: random, round_robin.",
+        important=True,
+    )
+    forecast_order: int = _option(
+        1, "Noise of tokens that are not computed: 0 reuses it, 1 and 2 extrapolate it in sigma.", important=True
+    )
+
+    # To tinker with.
+    final_sample_ratio: float | None = _option(
+        None, "The ratio falls (or rises) linearly from sample_ratio to this over the region steps, in (0, 1]."
+    )
+    skip_steps: tuple[Position, ...] = _option(
+        (), "Evaluations that compute no token at all: everything is forecast. Never two in a row after a dense one."
+    )
+    end_step: int | None = _option(None, "Last evaluation that may be a region step (inclusive); all later ones dense.")
+    starvation_scale: float = _option(
+        0.1, "std and l2norm: how fast a token that was not computed gains importance, per step (>= 0)."
+    )
+    high_ratio: float = _option(
+        1.0, "std and l2norm: share of the dropped tokens that is taken from the high end of the metric, in [0, 1]."
+    )
+    forecast_damping: float = _option(
+        0.5, "Slope of the forecast is multiplied by this, in [0, 1]; 0 equals forecast_order 0."
+    )
+    forecast_midpoint: bool = _option(
+        False, "Forecast at the middle of the step's sigma interval (Euler schedulers only)."
+    )
+    token_multiple: int = _option(1, "Active tokens per region step are rounded up to a multiple of this (>= 1).")
+    seed: int = _option(0, "Seed of random selection and of round_robin's tie-break.")
+    rules: Rules = _option("ras_dit", "Use RASConfig.reference(...) for 'reference', the authors' exact behaviour.")
+    skip_num_step: int = _option(0, "Reference rules only: change of the dropped-token count, in tokens.")
+    skip_num_step_length: int = _option(0, "Reference rules only: steps between two such changes.")
+
+    def __post_init__(self) -> None:
+        for name in ("refresh_steps", "skip_steps"):
+            value = getattr(self, name)
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                value = (value,)
+            if not isinstance(value, (tuple, list)):
+                raise ValueError(f"{name}: got {value!r}; allowed: a tuple of step indices or shares of the run.")
+            object.__setattr__(self, name, tuple(value))
+        _check_ratios(self)
+        _check_steps(self)
+        _check_choices(self)
+        _check_rules(self)
+
+    # ------------------------------------------------------------------ making one
+
+    @classmethod
+    def preset(cls, name: str) -> RASConfig:
+        """The named preset: ``quality``, ``balanced`` or ``fast``. Their steps scale with the length of the run."""
+        if name not in PRESETS:
+            raise ValueError(f"preset: got {name!r}; allowed: {', '.join(PRESETS)}.{_nearest(name, PRESETS)}")
+        return PRESETS[name]
+
+    @classmethod
+    def reference(
+        cls,
+        sample_ratio: float = 0.5,
+        start_step: int = 4,
+        end_step: int | None = None,
+        reset_steps: tuple[int, ...] = (),
+        metric: Literal["std", "l2norm"] = "std",
+        high_ratio: float = 1.0,
+        starvation_scale: float = 0.1,
+        skip_num_step: int = 0,
+        skip_num_step_length: int = 0,
+    ) -> RASConfig:
+        """The authors' implementation exactly, the wrong sign of its starvation term included.
+
+        Args:
+            sample_ratio: share of tokens computed in a region step, in (0, 1].
+            start_step: first region step (>= 1).
+            end_step: last region step; None means the number of steps of the run. A run longer than this repeats the
+                last selection once at ``end_step`` and is dense from there on, as theirs is.
+            reset_steps: dense steps inside the run.
+            metric: ``std`` or ``l2norm`` over the channels of the step's displacement.
+            high_ratio: share of the dropped tokens taken from the high end, in (0, 1]. (At 0 their code drops every
+                token; here it drops the low end only.)
+            starvation_scale: k in ``metric * exp(k * drop_count)``.
+            skip_num_step: tokens by which the dropped count changes every ``skip_num_step_length`` steps.
+            skip_num_step_length: see above; both 0 for a constant ratio.
+
+        Source: microsoft/RAS as described in docs/architecture.md, "Reference rules".
+        """
+        return cls(
+            sample_ratio=sample_ratio,
+            warmup_steps=start_step,
+            refresh_steps=tuple(reset_steps),
+            importance=metric,
+            forecast_order=0,
+            end_step=end_step,
+            starvation_scale=starvation_scale,
+            high_ratio=high_ratio,
+            rules="reference",
+            skip_num_step=skip_num_step,
+            skip_num_step_length=skip_num_step_length,
+        )
+
+    def replace(self, **changes: Any) -> RASConfig:
+        """A copy with some options changed (validated again)."""
+        return RASConfig.from_dict({**self.to_dict(), **changes})
+
+    # ------------------------------------------------------------------ dict, JSON, YAML
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every option under its name, tuples as lists: what JSON and YAML hold."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, options: Mapping[str, Any]) -> RASConfig:
+        """The inverse of `to_dict`; missing options take their defaults; ``error_reset_steps`` means refresh_steps."""
+        if not isinstance(options, Mapping):
+            raise ValueError(f"RASConfig: got {type(options).__name__}; allowed: a mapping of option names to values.")
+        values = dict(options)
+        if "error_reset_steps" in values:
+            if "refresh_steps" in values:
+                raise ValueError("error_reset_steps is another name of refresh_steps: give one of them, not both.")
+            values["refresh_steps"] = values.pop("error_reset_steps")
+        names = [f.name for f in dataclasses.fields(cls)]
+        for key in values:
+            if key not in names:
+                hint = _nearest(str(key), names)
+                raise ValueError(f"RASConfig: got the unknown option {key!r}.{hint} Allowed: {', '.join(names)}.")
+        return cls(**values)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> RASConfig:
+        return cls.from_dict(json.loads(text))
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, text: str) -> RASConfig:
+        return cls.from_dict(yaml.safe_load(text))
+
+    def save(self, path: str | Path) -> None:
+        """Write a ``.json``, ``.yaml`` or ``.yml`` file (whole or not at all)."""
+        path = Path(path)
+        text = {".json": self.to_json, ".yaml": self.to_yaml, ".yml": self.to_yaml}[_config_suffix(path)]()
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> RASConfig:
+        """Read what `save` wrote."""
+        path = Path(path)
+        read = cls.from_json if _config_suffix(path) == ".json" else cls.from_yaml
+        if not path.is_file():
+            raise ValueError(f"config: got {str(path)!r}, which is no file; give a .json, .yaml or .yml file.")
+        try:
+            return read(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, yaml.YAMLError) as error:
+            raise ValueError(f"config: {path} could not be read: {error}") from error
+
+
+def _config_suffix(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix not in (".json", ".yaml", ".yml"):
+        raise ValueError(f"config: got the file name {path.name!r}; allowed: one ending in .json, .yaml or .yml.")
+    return suffix
+
+
+def _nearest(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _is_number(value: Any, *kinds: type) -> bool:
+    return isinstance(value, kinds or (int, float)) and not isinstance(value, bool)
+
+
+def _check_ratios(config: RASConfig) -> None:
+    for name in ("sample_ratio", "final_sample_ratio"):
+        value = getattr(config, name)
+        if value is None and name == "final_sample_ratio":
+            continue
+        if not _is_number(value) or not 0 < value <= 1:
+            raise ValueError(
+                f"{name}: got {value!r}; allowed: a share of the tokens in (0, 1]. Use 0.25 to compute a quarter of "
+                "them, 1.0 to run dense."
+            )
+    for name in ("high_ratio", "forecast_damping"):
+        value = getattr(config, name)
+        if not _is_number(value) or not 0 <= value <= 1:
+            raise ValueError(f"{name}: got {value!r}; allowed: a number in [0, 1].")
+    if not _is_number(config.starvation_scale) or not config.starvation_scale >= 0:
+        raise ValueError(f"starvation_scale: got {config.starvation_scale!r}; allowed: a number of at least 0.")
+
+
+def _check_position(name: str, value: Any) -> None:
+    is_index = _is_number(value, int) and value >= 0
+    is_share = _is_number(value, float) and 0 < value < 1
+    if not (is_index or is_share):
+        raise ValueError(
+            f"{name}: got {value!r}; allowed: a step index (int, at least 0) or a share of the run (float in (0, 1))."
+        )
+
+
+def _check_steps(config: RASConfig) -> None:
+    _check_position("warmup_steps", config.warmup_steps)
+    for name in ("refresh_steps", "skip_steps"):
+        for value in getattr(config, name):
+            _check_position(name, value)
+    if config.warmup_steps == 0 and config.sample_ratio < 1:
+        raise ValueError(
+            "warmup_steps: got 0; allowed: at least 1 when sample_ratio < 1, because a region step needs the keys, "
+            "values and noise of a dense one before it. Use warmup_steps=1."
+        )
+    every = config.refresh_every
+    if every is not None and (not _is_number(every, int) or every < 2):
+        raise ValueError(f"refresh_every: got {every!r}; allowed: an int of at least 2, or None.")
+    end = config.end_step
+    if end is not None and (not _is_number(end, int) or end < 0):
+        raise ValueError(f"end_step: got {end!r}; allowed: an int of at least 0, or None.")
+
+
+def _check_choices(config: RASConfig) -> None:
+    for name, kind in (("importance", Importance), ("rules", Rules)):
+        value, allowed = getattr(config, name), get_args(kind)
+        if value not in allowed:
+            raise ValueError(f"{name}: got {value!r}; allowed: {', '.join(allowed)}.{_nearest(str(value), allowed)}")
+    if not _is_number(config.forecast_order, int) or config.forecast_order not in (0, 1, 2):
+        raise ValueError(f"forecast_order: got {config.forecast_order!r}; allowed: 0, 1 or 2.")
+    if not isinstance(config.forecast_midpoint, bool):
+        raise ValueError(f"forecast_midpoint: got {config.forecast_midpoint!r}; allowed: True or False.")
+    if not _is_number(config.token_multiple, int) or config.token_multiple < 1:
+        raise ValueError(f"token_multiple: got {config.token_multiple!r}; allowed: an int of at least 1.")
+    for name in ("seed", "skip_num_step", "skip_num_step_length"):
+        if not _is_number(getattr(config, name), int):
+            raise ValueError(f"{name}: got {getattr(config, name)!r}; allowed: an int.")
+
+
+def _check_rules(config: RASConfig) -> None:
+    if config.rules == "reference":
+        _check_reference(config)
+    elif config.skip_num_step or config.skip_num_step_length:
+        raise ValueError(
+            "skip_num_step and skip_num_step_length belong to reference rules: use RASConfig.reference(...), or "
+            "final_sample_ratio for a ratio that changes over the run."
+        )
+
+
+def _check_reference(config: RASConfig) -> None:
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    for name in ("final_sample_ratio", "skip_steps", "refresh_every", "token_multiple", "forecast_midpoint"):
+        if getattr(config, name) != defaults[name]:
+            raise ValueError(f"{name}: got {getattr(config, name)!r}; the reference rules have no such option.")
+    if config.importance not in ("std", "l2norm") or config.forecast_order != 0:
+        raise ValueError(
+            f"reference rules: got importance={config.importance!r}, forecast_order={config.forecast_order}; "
+            "allowed: importance 'std' or 'l2norm' with forecast_order 0."
+        )
+    for name in ("warmup_steps", "refresh_steps"):
+        values = getattr(config, name)
+        for value in values if isinstance(values, tuple) else (values,):
+            if not _is_number(value, int):
+                raise ValueError(f"{name}: got {value!r}; the reference rules count in whole steps: give ints.")
+    if bool(config.skip_num_step) != bool(config.skip_num_step_length) or config.skip_num_step_length < 0:
+        raise ValueError(
+            f"skip_num_step={config.skip_num_step}, skip_num_step_length={config.skip_num_step_length}: give both "
+            "(the length at least 1), or leave both 0."
+        )
+
+
+PRESETS: dict[str, RASConfig] = {
+    "quality": RASConfig(sample_ratio=0.25, warmup_steps=0.1, refresh_every=2),
+    "balanced": RASConfig(sample_ratio=0.125, warmup_steps=0.1, refresh_every=3),
+    "fast": RASConfig(sample_ratio=0.0625, warmup_steps=0.1, refresh_every=4),
+}
+"""Presets by name; how they were chosen is in docs/quality.md."""

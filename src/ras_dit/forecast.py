@@ -1,0 +1,78 @@
+"""What a token that is not computed is given: its last noise, or that noise extrapolated in sigma."""
+
+from __future__ import annotations
+
+import torch
+
+
+class TokenHistory:
+    """The last computed values of every token, newest first, each with the sigma it was computed at.
+
+    Tokens are computed at different steps, so every token has sigmas of its own. A missing value has sigma NaN.
+
+    Attributes:
+        values: [depth, R, N, D] float32.
+        sigmas: [depth, R, N] float32.
+    """
+
+    def __init__(self, depth: int) -> None:
+        self.depth = depth
+        self.values = torch.empty(0)
+        self.sigmas = torch.empty(0)
+
+    @property
+    def is_empty(self) -> bool:
+        return self.values.numel() == 0
+
+    def record(self, tokens: torch.Tensor, sigma: float, is_active: torch.Tensor | None = None) -> None:
+        """Take in what was just computed.
+
+        Args:
+            tokens: [R, N, D], any dtype; only rows of active tokens are read.
+            sigma: where they were computed. A second value at a token's newest sigma replaces the first.
+            is_active: [R, N] bool, None for all.
+        """
+        tokens = tokens.float()
+        at = torch.full(tokens.shape[:2], sigma, device=tokens.device)
+        if self.is_empty:
+            assert is_active is None, "the first record of a history covers all tokens"
+            self.values = tokens.new_zeros(self.depth, *tokens.shape)
+            self.sigmas = at.new_full((self.depth, *at.shape), float("nan"))
+        is_new = self.sigmas[0] != at
+        is_kept = is_new if is_active is None else is_new & is_active
+        shifted = torch.cat([tokens[None], self.values[:-1]])
+        self.values = torch.where(is_kept[None, ..., None], shifted, self.values)
+        self.sigmas = torch.where(is_kept[None], torch.cat([at[None], self.sigmas[:-1]]), self.sigmas)
+        is_again = ~is_new if is_active is None else ~is_new & is_active
+        self.values[0] = torch.where(is_again[..., None], tokens, self.values[0])
+
+    def forecast(self, sigma: float, order: int, damping: float) -> torch.Tensor:
+        """Values at ``sigma`` by Newton's divided differences through the last ``order + 1`` computed ones.
+
+        A token with fewer values gets the highest order that those allow.
+
+        Args:
+            sigma: where the values are wanted.
+            order: 0 reuses, 1 is a line, 2 a parabola; at most ``depth - 1``.
+            damping: factor on everything beyond the last value, in [0, 1].
+
+        Returns:
+            [R, N, D] float32.
+        """
+        last = self.values[0]
+        if order == 0 or damping == 0:
+            return last
+        h = sigma - self.sigmas[0]
+        slope = _divided_difference(self.values[0], self.values[1], self.sigmas[0] - self.sigmas[1])
+        change = slope * h[..., None]
+        if order == 2:
+            earlier = _divided_difference(self.values[1], self.values[2], self.sigmas[1] - self.sigmas[2])
+            curvature = _divided_difference(slope, earlier, self.sigmas[0] - self.sigmas[2])
+            change = change + curvature * (h * (sigma - self.sigmas[1]).nan_to_num())[..., None]
+        return last + damping * change
+
+
+def _divided_difference(newer: torch.Tensor, older: torch.Tensor, gap: torch.Tensor) -> torch.Tensor:
+    """(newer - older) / gap per token, 0 where the older value is missing."""
+    difference = (newer - older) / gap[..., None]
+    return torch.where(gap.isnan()[..., None], torch.zeros_like(difference), difference)

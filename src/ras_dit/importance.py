@@ -1,0 +1,68 @@
+"""How much each token needs to be computed. Pure functions of noise, sigmas and ages, in float32 unless said otherwise."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from ras_dit.forecast import TokenHistory
+from ras_dit.geometry import TokenGrid
+
+
+def displacement_metric(displacement: torch.Tensor, grid: TokenGrid, metric: Literal["std", "l2norm"]) -> torch.Tensor:
+    """The paper's R: spread over channels of the step's displacement, averaged over the patch.
+
+    Args:
+        displacement: ``(sigma_next - sigma) * velocity`` [B, C, H, W]; its dtype is the dtype of the result.
+        grid: the token grid of those latents.
+        metric: ``std`` (unbiased, over C) or ``l2norm`` (over C).
+
+    Returns:
+        [B, N], low where the paper finds the model's focus.
+
+    Source: arXiv 2502.10389, equation 2.
+    """
+    if metric == "std":
+        per_pixel = displacement.std(dim=1, keepdim=True)
+    else:
+        per_pixel = displacement.norm(p=2, dim=1, keepdim=True)
+    return grid.patchify(per_pixel).mean(dim=-1)
+
+
+def predicted_error(history: TokenHistory, sigma_next: float) -> torch.Tensor:
+    """How far each token's last noise will be off at ``sigma_next``: its last slope times the distance since.
+
+    A token that was computed once only has no slope yet; the norm of its noise stands in for it.
+
+    Args:
+        history: computed noise of every token with the sigmas it was computed at (guided, [B, N, D]).
+        sigma_next: sigma of the evaluation to choose tokens for.
+
+    Returns:
+        [B, N] float32, high where a token should be computed.
+    """
+    last, sigma_last = history.values[0], history.sigmas[0]
+    if history.depth == 1:
+        slope = last.norm(dim=-1)
+    else:
+        gap = (sigma_last - history.sigmas[1]).abs()
+        change = (last - history.values[1]).norm(dim=-1) / gap
+        slope = torch.where(gap.isnan(), last.norm(dim=-1), change)
+    return slope * (sigma_next - sigma_last).abs()
+
+
+def starved(metric: torch.Tensor, age: torch.Tensor, starvation_scale: float) -> torch.Tensor:
+    """The paper's metric with the sign its text asks for: the longer a token waited, the lower (more wanted) it gets.
+
+    Args:
+        metric: [B, N].
+        age: evaluations since each token was last computed [B, N], 0 for one computed just now.
+        starvation_scale: k in ``metric * exp(-k * age)``.
+    """
+    return metric * torch.exp(-starvation_scale * age)
+
+
+def reference_starved(metric: torch.Tensor, drop_count: torch.Tensor, starvation_scale: float) -> torch.Tensor:
+    """The authors' sign: every drop raises the score, and a high score is dropped again (see RASConfig.reference)."""
+    return metric * torch.exp(starvation_scale * drop_count)

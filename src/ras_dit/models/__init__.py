@@ -1,0 +1,36 @@
+"""The registry of supported transformer classes."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from ras_dit.models.plan import AttentionShape, TokenPlan, TokenSelect
+from ras_dit.models.sd3 import SD3
+
+TOKEN_PLANS: dict[str, TokenPlan] = {plan.transformer: plan for plan in (SD3,)}
+
+
+def token_plan_of(transformer: Any) -> TokenPlan:
+    """The token plan of a transformer, by its class or the nearest base class.
+
+    Raises:
+        ValueError: no plan fits; the message names what is supported.
+    """
+    for cls in type(transformer).__mro__:
+        if cls.__name__ in TOKEN_PLANS:
+            return TOKEN_PLANS[cls.__name__]
+    name = type(transformer).__name__
+    if name == "OptimizedModule":
+        raise ValueError(
+            "transformer: got a module wrapped by torch.compile(...). RAS needs the module itself: use "
+            "pipe.transformer.compile_repeated_blocks() instead of replacing it."
+        )
+    close = difflib.get_close_matches(name, TOKEN_PLANS, n=1, cutoff=0.5)
+    hint = f" The nearest supported one is {close[0]}." if close else ""
+    raise ValueError(
+        f"transformer: got {name}; supported: {', '.join(TOKEN_PLANS)}.{hint} How to add one: docs/architecture.md."
+    )
+
+
+__all__ = ["TOKEN_PLANS", "AttentionShape", "TokenPlan", "TokenSelect", "token_plan_of"]

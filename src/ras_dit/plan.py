@@ -1,0 +1,234 @@
+"""The plan: what each transformer evaluation of a run will compute, known before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from ras_dit.config import Position, RASConfig
+
+StepKind = Literal["dense", "region", "skip"]
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One transformer evaluation.
+
+    Attributes:
+        index: evaluation number, from 0.
+        kind: ``dense`` (all tokens), ``region`` (some) or ``skip`` (none, all forecast).
+        num_active: image tokens computed.
+        selects: a region step with an active set of its own; without it the last set is used again.
+        captures: a dense step whose keys and values are kept, because a region step reads them.
+    """
+
+    index: int
+    kind: StepKind
+    num_active: int
+    selects: bool = False
+    captures: bool = False
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Estimates from the transformer's dimensions. FLOPs count a multiply-add as two, per denoising run.
+
+    Attributes:
+        dense_flops: one dense evaluation, all rows of the batch.
+        total_flops: the whole plan.
+        kv_cache_bytes: keys and values kept between steps, in the transformer's dtype.
+    """
+
+    dense_flops: float
+    total_flops: float
+    kv_cache_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps of a run over ``num_tokens`` image tokens. ``print(plan)`` shows it."""
+
+    steps: tuple[StepPlan, ...]
+    num_tokens: int
+    cost: Cost | None = None
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, index: int) -> StepPlan:
+        return self.steps[index]
+
+    def __iter__(self) -> Iterator[StepPlan]:
+        return iter(self.steps)
+
+    @property
+    def token_steps(self) -> float:
+        """T, the unit of equal compute: the sum over steps of active / all tokens."""
+        return sum(step.num_active for step in self.steps) / self.num_tokens
+
+    @property
+    def num_region_steps(self) -> int:
+        return sum(step.kind == "region" for step in self.steps)
+
+    @property
+    def has_savings(self) -> bool:
+        return any(step.kind != "dense" for step in self.steps)
+
+    @property
+    def speedup_limit(self) -> float:
+        """Dense cost over planned cost: by FLOPs where they are known, else by token-steps."""
+        if self.cost is not None:
+            return self.cost.dense_flops * len(self) / self.cost.total_flops
+        return len(self) / self.token_steps if self.token_steps else float("inf")
+
+    def __str__(self) -> str:
+        kinds = {kind: sum(step.kind == kind for step in self.steps) for kind in ("dense", "region", "skip")}
+        head = (
+            f"{len(self)} evaluations of {self.num_tokens} image tokens: "
+            + ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+            + f"; T = {self.token_steps:.2f} token-steps, limit {self.speedup_limit:.2f}x"
+        )
+        if self.cost is not None:
+            head += (
+                f"\n{self.cost.total_flops / 1e9:,.1f} GFLOP instead of {self.cost.dense_flops * len(self) / 1e9:,.1f}"
+                f"; K/V cache {self.cost.kv_cache_bytes / 2**20:,.1f} MiB"
+            )
+        rows = [f"{'step':>5}  {'kind':<6}  {'active':>7}  {'share':>6}"]
+        for step in self.steps:
+            share = step.num_active / self.num_tokens
+            rows.append(f"{step.index:>5}  {step.kind:<6}  {step.num_active:>7}  {share:>6.1%}  {'#' * round(40 * share)}")
+        return head + "\n" + "\n".join(rows)
+
+
+def build_plan(config: RASConfig, num_steps: int, num_tokens: int) -> Plan:
+    """The plan of a run.
+
+    Args:
+        config: what the user chose.
+        num_steps: transformer evaluations of the conditional branch (twice the steps, less one, for Heun).
+        num_tokens: image tokens N.
+
+    Raises:
+        ValueError: a step of the config lies outside the run.
+    """
+    if num_steps < 1 or num_tokens < 1:
+        raise ValueError(f"plan: got {num_steps} steps of {num_tokens} tokens; allowed: at least 1 of each.")
+    steps = _reference_steps if config.rules == "reference" else _adaptive_steps
+    return Plan(_mark_captures(list(steps(config, num_steps, num_tokens))), num_tokens)
+
+
+def resolve_position(name: str, position: Position, num_steps: int) -> int:
+    """A step index from an index or a share of the run.
+
+    Raises:
+        ValueError: the index lies outside the run.
+    """
+    if isinstance(position, float):
+        return min(round(position * num_steps), num_steps - 1)
+    if position >= num_steps:
+        raise ValueError(
+            f"{name}: got {position}, but this run has {num_steps} transformer evaluations (0 to {num_steps - 1}). "
+            "Take an index inside the run, or a share of it such as 0.5, which fits any length."
+        )
+    return position
+
+
+def _num_warmup(config: RASConfig, num_steps: int) -> int:
+    if isinstance(config.warmup_steps, float):
+        return max(1, round(config.warmup_steps * num_steps))
+    return config.warmup_steps
+
+
+def _adaptive_steps(config: RASConfig, num_steps: int, num_tokens: int) -> Iterable[StepPlan]:
+    warmup = _num_warmup(config, num_steps)
+    refresh = {resolve_position("refresh_steps", step, num_steps) for step in config.refresh_steps}
+    skip = {resolve_position("skip_steps", step, num_steps) for step in config.skip_steps}
+    if clash := sorted(skip & refresh):
+        raise ValueError(f"skip_steps and refresh_steps: both hold {clash}; a step is either dense or skipped.")
+    if early := sorted(step for step in skip if step < warmup):
+        raise ValueError(f"skip_steps: got {early}, inside the warm-up of {warmup} steps; skip later ones.")
+    every = config.refresh_every
+    end = num_steps - 1 if config.end_step is None else config.end_step
+
+    def is_dense(index: int) -> bool:
+        is_periodic = every is not None and (index - warmup) % every == every - 1
+        return index < warmup or index > end or ((index in refresh or is_periodic) and index not in skip)
+
+    region = [i for i in range(num_steps) if not is_dense(i) and i not in skip]
+    positions = {index: order / max(1, len(region) - 1) for order, index in enumerate(region)}
+    for index in range(num_steps):
+        if index in skip and index <= end:
+            yield StepPlan(index, "skip", 0)
+            continue
+        num_active = _num_active(config, num_tokens, positions[index]) if index in positions else num_tokens
+        if num_active >= num_tokens:
+            yield StepPlan(index, "dense", num_tokens)
+        else:
+            yield StepPlan(index, "region", num_active, selects=True)
+
+
+def _num_active(config: RASConfig, num_tokens: int, position: float) -> int:
+    """Tokens of a region step that lies at ``position`` (0 to 1) among the region steps."""
+    final = config.sample_ratio if config.final_sample_ratio is None else config.final_sample_ratio
+    ratio = config.sample_ratio + (final - config.sample_ratio) * position
+    multiple = config.token_multiple
+    return min(num_tokens, max(1, -(-round(ratio * num_tokens) // multiple)) * multiple)
+
+
+def _reference_steps(config: RASConfig, num_steps: int, num_tokens: int) -> Iterable[StepPlan]:
+    """The authors' step flags and counts, truncations included."""
+    start = _num_warmup(config, num_steps)
+    end = num_steps if config.end_step is None else config.end_step
+    if end > num_steps:
+        raise ValueError(f"end_step: got {end}, but this run has {num_steps} steps; allowed: at most {num_steps}.")
+    resets = {resolve_position("refresh_steps", step, num_steps) for step in config.refresh_steps}
+    num_active = num_tokens
+    for index in range(num_steps):
+        if config.sample_ratio == 1 or not start <= index <= end or index in resets:
+            yield StepPlan(index, "dense", num_tokens)
+            continue
+        selects = index < end
+        if selects:
+            low, high = reference_cut(config, reference_num_skip(config, index, num_steps, num_tokens))
+            num_active = num_tokens - low - high
+        if num_active == num_tokens:
+            yield StepPlan(index, "dense", num_tokens)
+        else:
+            yield StepPlan(index, "region", num_active, selects=selects)
+
+
+def reference_num_skip(config: RASConfig, index: int, num_steps: int, num_tokens: int) -> int:
+    """Tokens the authors drop at a step, before the cut at both ends truncates it."""
+    average = int((1 - config.sample_ratio) * num_tokens)
+    length = config.skip_num_step_length
+    if not length:
+        return average
+    start = _num_warmup(config, num_steps)
+    shift = index // length - ((num_steps + start) // length) // 2
+    num_skip = (average + config.skip_num_step * shift) // 64 * 64
+    if not 0 <= num_skip < num_tokens:
+        raise ValueError(
+            f"skip_num_step={config.skip_num_step}, skip_num_step_length={length}: drops {num_skip} of {num_tokens} "
+            f"tokens at step {index}; allowed: 0 to {num_tokens - 1}. Take a smaller skip_num_step."
+        )
+    return num_skip
+
+
+def reference_cut(config: RASConfig, num_skip: int) -> tuple[int, int]:
+    """How many tokens are dropped at the low and at the high end of the metric."""
+    return int(num_skip * (1 - config.high_ratio)), int(num_skip * config.high_ratio)
+
+
+def _mark_captures(steps: list[StepPlan]) -> tuple[StepPlan, ...]:
+    """Keep keys and values on the dense steps that a region step follows before the next dense one."""
+    is_read = False
+    marked = []
+    for step in reversed(steps):
+        if step.kind == "region":
+            is_read = True
+        elif step.kind == "dense":
+            step = StepPlan(step.index, "dense", step.num_active, captures=is_read)
+            is_read = False
+        marked.append(step)
+    return tuple(reversed(marked))

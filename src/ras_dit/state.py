@@ -1,0 +1,302 @@
+"""One generation: everything that is remembered from one transformer evaluation to the next, and nothing longer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from ras_dit import importance, selection
+from ras_dit.attention import LayerCache
+from ras_dit.cache import RowIndex
+from ras_dit.config import RASConfig
+from ras_dit.forecast import TokenHistory
+from ras_dit.geometry import TokenGrid
+from ras_dit.plan import Plan, StepKind, reference_cut, reference_num_skip
+from ras_dit.trace import StepTrace, Stopwatch, Trace
+
+
+@dataclass
+class Branch:
+    """What one transformer call per evaluation remembers (all guidance rows of one concatenated call, for instance).
+
+    Attributes:
+        num_rows: batch size R of the call.
+        history: its noise before guidance, per token [R, N, D].
+        layers: keys and values per attention module.
+        last_index: evaluation it last took part in.
+        kept: the merged noise at the last selection [R, N, D]; what the reference rules give to slow tokens.
+    """
+
+    num_rows: int
+    history: TokenHistory
+    layers: dict[str, LayerCache] = field(default_factory=dict)
+    last_index: int = -1
+    kept: torch.Tensor | None = None
+
+
+@dataclass
+class Call:
+    """One transformer call under way.
+
+    Attributes:
+        kind: what it computes.
+        branch: its memory; None in a run that never needs one.
+        rows: active tokens of a region step.
+        is_active: the same as a mask [R, N].
+        captures: keys and values are to be kept.
+        stopwatch: times it.
+    """
+
+    kind: StepKind
+    branch: Branch | None
+    rows: RowIndex | None
+    is_active: torch.Tensor | None
+    captures: bool
+    stopwatch: Stopwatch
+
+    def layer(self, name: str) -> LayerCache:
+        assert self.branch is not None
+        return self.branch.layers.setdefault(name, LayerCache())
+
+
+class Generation:
+    """The state of one run of a pipeline.
+
+    Args:
+        config: the user's choice.
+        plan: what each evaluation should compute.
+        grid: token grid of the latents.
+        sigmas: S + 1 noise levels: the one of every evaluation, then the last one reached.
+        note: called with a reason whenever something runs otherwise than planned.
+    """
+
+    def __init__(
+        self, config: RASConfig, plan: Plan, grid: TokenGrid, sigmas: list[float], note: Callable[[str], None]
+    ) -> None:
+        assert len(sigmas) == len(plan) + 1
+        self.config = config
+        self.plan = plan
+        self.grid = grid
+        self.sigmas = sigmas
+        self.note = note
+        self.trace = Trace(grid)
+        self.index = 0
+        self._num_calls = 0
+        self._num_images = 0  # known once the first evaluation was observed
+        self._branches: dict[int, Branch] = {}
+        self._active: torch.Tensor | None = None  # [images, K]
+        self._is_active: torch.Tensor | None = None  # [images, N], of the evaluation under way; None: all
+        self._guided = TokenHistory(depth=2)
+        self._age: torch.Tensor | None = None  # [images, N]
+        self._drop_count: torch.Tensor | None = None  # [images, N], reference rules
+        self._stopwatches: list[Stopwatch] = []
+        self._is_all_dense = False
+        self._is_finite: torch.Tensor | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.index >= len(self.plan)
+
+    # ------------------------------------------------------------------ a transformer call
+
+    def begin_call(self, num_rows: int, device: torch.device) -> Call:
+        """Decide what the next transformer call of this evaluation computes (branches are told apart by their order)."""
+        position = self._num_calls
+        self._num_calls += 1
+        planned = self.plan[self.index]
+        kind = planned.kind
+        branch = self._branches.get(position)
+        if kind != "dense" and (reason := self._why_dense(branch, num_rows)):
+            self.note(reason)
+            kind = "dense"
+        needs_memory = self.plan.has_savings and not self._is_all_dense
+        if kind == "dense" and needs_memory and (branch is None or branch.num_rows != num_rows):
+            branch = Branch(num_rows, TokenHistory(max(1, self.config.forecast_order + 1)))
+            self._branches[position] = branch
+        rows, is_active = self._rows(num_rows) if kind == "region" else (None, None)
+        step = StepTrace(kind, self.sigmas[self.index])
+        if position == 0:
+            if kind == "region":
+                assert self._active is not None
+                step.active = self._active
+            self._is_active = self._mask(kind)
+            self.trace.steps.append(step)
+        else:
+            step = self.trace.steps[-1]
+        captures = kind == "dense" and needs_memory and self._reads_cache_later(planned.captures)
+        return Call(kind, branch, rows, is_active, captures, Stopwatch(step, device))
+
+    def _why_dense(self, branch: Branch | None, num_rows: int) -> str | None:
+        """The reason why a planned region or skipped step cannot be one."""
+        if self._is_all_dense:
+            return "The noise held values that are not finite: the rest of the run was dense."
+        if branch is None or branch.last_index != self.index - 1:
+            return "A guidance branch began (or came back) in the middle of the run: its first call was dense."
+        if branch.num_rows != num_rows:
+            return "The batch size of the transformer's call changed in the middle of the run: one step was dense."
+        if self._num_images == 0 or num_rows % self._num_images:
+            return "The transformer's batch is no multiple of the number of images: its steps were dense."
+        if self.plan[self.index].kind == "region" and self._active is None:
+            return "No selection was made before the first region step: it was dense."
+        return None
+
+    def _reads_cache_later(self, is_planned: bool) -> bool:
+        """Whether a region step comes before the next planned dense one (an unplanned dense call asks the same)."""
+        if is_planned or self.plan[self.index].kind == "dense":
+            return is_planned
+        for step in self.plan.steps[self.index + 1 :]:
+            if step.kind != "skip":
+                return step.kind == "region"
+        return False
+
+    def _rows(self, num_rows: int) -> tuple[RowIndex, torch.Tensor]:
+        assert self._active is not None
+        num_images = self._active.shape[0]
+        active = self._active.repeat(num_rows // num_images, 1)
+        mask = selection.membership(self._active, self.grid.num_tokens).repeat(num_rows // num_images, 1)
+        return RowIndex(active, self.grid.num_tokens, is_shared=num_images == 1), mask
+
+    def _mask(self, kind: StepKind) -> torch.Tensor | None:
+        if kind == "dense" or self._age is None:
+            return None
+        if kind == "skip":
+            return torch.zeros_like(self._age, dtype=torch.bool)
+        assert self._active is not None
+        return selection.membership(self._active, self.grid.num_tokens)
+
+    def end_call(self, call: Call, output: torch.Tensor | None) -> torch.Tensor | None:
+        """Take in the noise of a call; return the full noise in its place, or None to leave it as it is.
+
+        Args:
+            call: what `begin_call` gave.
+            output: [R, C, H, W]; tokens that were not computed hold anything. None for a skipped step.
+        """
+        self._stopwatches.append(call.stopwatch.stop())
+        branch = call.branch
+        if branch is None:
+            return None
+        sigma = self.sigmas[self.index]
+        branch.last_index = self.index
+        if call.kind == "dense":
+            assert output is not None
+            tokens = self.grid.patchify(output)
+            branch.history.record(tokens, sigma)
+            branch.kept = tokens if self._keeps_merged() else branch.kept
+            return None
+        filled = self._fill(branch)
+        if call.kind == "region":
+            assert output is not None
+            assert call.is_active is not None
+            tokens = self.grid.patchify(output)
+            branch.history.record(tokens, sigma, call.is_active)
+            filled = torch.where(call.is_active[..., None], tokens, filled.to(tokens.dtype))
+        branch.kept = filled if self._keeps_merged() else branch.kept
+        return self.grid.unpatchify(filled)
+
+    def _fill(self, branch: Branch) -> torch.Tensor:
+        """What tokens that are not computed are given [R, N, D]."""
+        if self.config.rules == "reference":
+            assert branch.kept is not None
+            return branch.kept
+        sigma, sigma_next = self.sigmas[self.index], self.sigmas[self.index + 1]
+        at = (sigma + sigma_next) / 2 if self.config.forecast_midpoint else sigma
+        return branch.history.forecast(at, self.config.forecast_order, self.config.forecast_damping)
+
+    def _keeps_merged(self) -> bool:
+        """The authors store the noise of slow tokens when they select, not when it is computed."""
+        return self.config.rules == "reference" and self._next_selects()
+
+    def _next_selects(self) -> bool:
+        return self.index + 1 < len(self.plan) and self.plan[self.index + 1].selects
+
+    # ------------------------------------------------------------------ after an evaluation
+
+    def observe(self, model_output: torch.Tensor) -> None:
+        """Learn from the guided noise of an evaluation and choose the tokens of the next one.
+
+        Args:
+            model_output: what the scheduler was given [B, C, H, W].
+        """
+        self._num_images = model_output.shape[0]
+        if self.plan.has_savings and not self._is_all_dense:
+            self._check_finite(model_output)
+            self._learn(model_output)
+            if self._next_selects() and not self._is_all_dense:
+                self._active = self._select(model_output)
+        self.index += 1
+        self._num_calls = 0
+        if all(step.kind != "region" for step in self.plan.steps[self.index :]):
+            for branch in self._branches.values():
+                branch.layers.clear()
+        if self.is_over:
+            self._finish()
+
+    def _check_finite(self, model_output: torch.Tensor) -> None:
+        is_finite = torch.isfinite(model_output).all()
+        self._is_finite = is_finite if self._is_finite is None else self._is_finite & is_finite
+        if model_output.device.type == "cpu" and not bool(is_finite):
+            self._is_all_dense = True
+
+    def _learn(self, model_output: torch.Tensor) -> None:
+        if self._age is None:
+            size = (model_output.shape[0], self.grid.num_tokens)
+            self._age = torch.zeros(size, device=model_output.device)
+            self._drop_count = torch.full(size, -(len(self.plan) + 1), device=model_output.device)
+        if self.config.importance == "error":
+            self._guided.record(self.grid.patchify(model_output), self.sigmas[self.index], self._is_active)
+        waited = self._age + 1
+        self._age = torch.zeros_like(waited) if self._is_active is None else waited.masked_fill(self._is_active, 0)
+
+    def _select(self, model_output: torch.Tensor) -> torch.Tensor:
+        """Active token ids of the next evaluation [images, K], ascending."""
+        assert self._age is not None
+        config, step = self.config, self.plan[self.index + 1]
+        if config.rules == "reference":
+            return self._select_reference(model_output)
+        if config.importance in ("std", "l2norm"):
+            metric = importance.displacement_metric(model_output.float(), self.grid, config.importance)  # type: ignore[arg-type]
+            score = importance.starved(metric, self._age, config.starvation_scale)
+            num_drop = self.grid.num_tokens - step.num_active
+            num_high = round(num_drop * config.high_ratio)
+            return selection.drop_ends(score, num_drop - num_high, num_high)
+        if config.importance == "error":
+            score = importance.predicted_error(self._guided, self.sigmas[step.index])
+        else:
+            score = self._shuffled(model_output.device, step.index)
+            if config.importance == "round_robin":
+                score = score + self._age
+        return selection.top_k(score, step.num_active)
+
+    def _shuffled(self, device: torch.device, index: int) -> torch.Tensor:
+        """Distinct random numbers in [0, 1) for every token [images, N]; round_robin keeps one order for the run."""
+        assert self._age is not None
+        is_fixed = self.config.importance == "round_robin"
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + (0 if is_fixed else index))
+        return torch.rand(self._age.shape, generator=generator).to(device)
+
+    def _select_reference(self, model_output: torch.Tensor) -> torch.Tensor:
+        assert self._drop_count is not None
+        config, num_steps = self.config, len(self.plan)
+        displacement = (self.sigmas[self.index + 1] - self.sigmas[self.index]) * model_output
+        metric = importance.displacement_metric(displacement, self.grid, config.importance)  # type: ignore[arg-type]
+        score = importance.reference_starved(metric, self._drop_count, config.starvation_scale)
+        num_skip = reference_num_skip(config, self.index + 1, num_steps, self.grid.num_tokens)
+        active = selection.drop_ends(score, *reference_cut(config, num_skip))
+        is_dropped = ~selection.membership(active, self.grid.num_tokens)
+        self._drop_count = self._drop_count + is_dropped.to(self._drop_count.dtype)
+        return active
+
+    def _finish(self) -> None:
+        """Free everything but the trace."""
+        if self._is_finite is not None and not bool(self._is_finite):
+            self.note("The noise held values that are not finite: the picture is damaged, with or without RAS.")
+        for stopwatch in self._stopwatches:
+            stopwatch.read()
+        for step in self.trace.steps:
+            if step.active is not None:
+                step.active = step.active.cpu()
+        self._branches.clear()
+        self._guided = TokenHistory(depth=2)
+        self._active = self._is_active = self._age = self._drop_count = None

@@ -1,0 +1,168 @@
+"""What actually ran: one record per transformer evaluation of the conditional branch, and the map drawn from it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ras_dit.geometry import TokenGrid
+from ras_dit.plan import StepKind
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass
+class StepTrace:
+    """One evaluation.
+
+    Attributes:
+        kind: ``dense``, ``region`` or ``skip``, as it ran (not as it was planned).
+        sigma: noise level it was evaluated at.
+        active: computed token ids, LongTensor [B, num_active] ascending, one row per image; None when dense.
+        seconds: wall time of the evaluation's transformer calls (all branches); None while it is not known.
+    """
+
+    kind: StepKind
+    sigma: float
+    active: torch.Tensor | None = None
+    seconds: float | None = None
+
+
+@dataclass
+class Trace:
+    """The steps of the latest generation, in order.
+
+    Attributes:
+        grid: the token grid; None before the first generation.
+        steps: see `StepTrace`.
+        notes: why anything ran otherwise than planned, each reason once.
+    """
+
+    grid: TokenGrid | None = None
+    steps: list[StepTrace] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        """Image tokens N of one image (0 before the first generation)."""
+        return self.grid.num_tokens if self.grid else 0
+
+    @property
+    def token_steps(self) -> float:
+        """T: the sum over steps of computed / all tokens."""
+        return sum(self._share(step) for step in self.steps)
+
+    def _share(self, step: StepTrace) -> float:
+        if step.kind == "dense":
+            return 1.0
+        return 0.0 if step.active is None else step.active.shape[1] / self.num_tokens
+
+    @property
+    def measured_speedup(self) -> float | None:
+        """Time of as many dense evaluations (their median) over the time of those that ran; None while unknown.
+
+        The transformer's calls alone are timed, and a run's own dense steps are the measure: see the benchmarks for
+        whole runs side by side.
+        """
+        times = [(step.kind, step.seconds) for step in self.steps if step.seconds is not None]
+        dense = sorted(seconds for kind, seconds in times if kind == "dense")
+        total = sum(seconds for _, seconds in times)
+        return dense[len(dense) // 2] * len(times) / total if dense and total else None
+
+    def times_computed(self) -> torch.Tensor:
+        """How often each token was computed, LongTensor [B, height, width]."""
+        if self.grid is None:
+            raise ValueError("trace: got no generation yet; call the pipeline first.")
+        batch = max((step.active.shape[0] for step in self.steps if step.active is not None), default=1)
+        counts = torch.zeros(batch, self.num_tokens, dtype=torch.long)
+        for step in self.steps:
+            if step.kind == "dense":
+                counts += 1
+            elif step.active is not None:
+                ids = step.active.cpu()
+                counts.scatter_add_(1, ids, torch.ones_like(ids))
+        return self.grid.as_image(counts)
+
+    def heatmap(self, image: Image.Image | None = None, *, index: int = 0, size: int = 512) -> Image.Image:
+        """Where the compute went: bright where a token was computed often.
+
+        Args:
+            image: a picture to lay the map over; None draws the map alone.
+            index: which image of the batch.
+            size: longer side of the result in pixels (the size of ``image`` if that is given).
+        """
+        from ras_dit.viz import draw_heatmap
+
+        return draw_heatmap(self.times_computed()[index], num_steps=len(self.steps), image=image, size=size)
+
+    def to_dict(self) -> dict[str, Any]:
+        grid = self.grid
+        return {
+            "grid": None if grid is None else [grid.height, grid.width, grid.patch_size],
+            "notes": list(self.notes),
+            "steps": [
+                {
+                    "kind": step.kind,
+                    "sigma": step.sigma,
+                    "active": None if step.active is None else step.active.tolist(),
+                    "seconds": step.seconds,
+                }
+                for step in self.steps
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Trace:
+        steps = [
+            StepTrace(
+                kind=step["kind"],
+                sigma=step["sigma"],
+                active=None if step["active"] is None else torch.tensor(step["active"], dtype=torch.long),
+                seconds=step.get("seconds"),
+            )
+            for step in data["steps"]
+        ]
+        grid = None if data["grid"] is None else TokenGrid(*data["grid"])
+        return cls(grid, steps, list(data.get("notes", ())))
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> Trace:
+        return cls.from_dict(json.loads(text))
+
+
+class Stopwatch:
+    """Adds the time of one transformer call to its step, without waiting for the device while the run is on."""
+
+    def __init__(self, step: StepTrace, device: torch.device) -> None:
+        self._step = step
+        self._is_cuda = device.type == "cuda"
+        self._started = self._mark()
+
+    def _mark(self) -> Any:
+        if not self._is_cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def stop(self) -> Stopwatch:
+        self._stopped = self._mark()
+        return self
+
+    def read(self) -> None:
+        """Write the time down (waits for the device)."""
+        if self._is_cuda:
+            self._stopped.synchronize()
+            seconds = self._started.elapsed_time(self._stopped) / 1000
+        else:
+            seconds = self._stopped - self._started
+        self._step.seconds = (self._step.seconds or 0.0) + seconds

@@ -1,0 +1,82 @@
+"""Tiny real Stable Diffusion 3 pipelines with random weights, and short calls of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+TEXT_LENGTH, TEXT_WIDTH, POOLED_WIDTH = 7, 32, 24
+
+
+def tiny_transformer(seed: int = 0, **changes: Any) -> SD3Transformer2DModel:
+    """A 3-layer SD3 transformer, width 32, every parameter re-drawn (zero-initialised layers would hide errors)."""
+    config: dict[str, Any] = {
+        "sample_size": 16,
+        "patch_size": 2,
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 3,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": TEXT_WIDTH,
+        "caption_projection_dim": 32,
+        "pooled_projection_dim": POOLED_WIDTH,
+        "pos_embed_max_size": 24,
+    }
+    torch.manual_seed(seed)
+    model = SD3Transformer2DModel(**{**config, **changes}).eval()
+    redraw(model, seed)
+    return model
+
+
+def redraw(model: torch.nn.Module, seed: int, scale: float = 0.15) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+
+
+def tiny_pipeline(
+    seed: int = 0, scheduler: Any = None, pipeline: Any = StableDiffusion3Pipeline, **changes: Any
+) -> Any:
+    pipe = pipeline(
+        transformer=tiny_transformer(seed, **changes),
+        scheduler=scheduler or FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def inputs(batch: int = 1, height: int = 8, width: int = 12, seed: int = 1, **changes: Any) -> dict[str, Any]:
+    """Arguments of a latent-output call over ``height * width`` tokens."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    call = {
+        "prompt_embeds": normal(batch, TEXT_LENGTH, TEXT_WIDTH),
+        "negative_prompt_embeds": normal(batch, TEXT_LENGTH, TEXT_WIDTH),
+        "pooled_prompt_embeds": normal(batch, POOLED_WIDTH),
+        "negative_pooled_prompt_embeds": normal(batch, POOLED_WIDTH),
+        "latents": normal(batch, 4, 2 * height, 2 * width),
+        "height": 16 * height,
+        "width": 16 * width,
+        "num_inference_steps": 10,
+        "guidance_scale": 4.0,
+        "output_type": "latent",
+    }
+    return {**call, **changes}
+
+
+def run(pipe: Any, **call: Any) -> torch.Tensor:
+    return pipe(**call).images
