@@ -111,11 +111,13 @@ class Session:
             patch.ensure()
 
     def _observed_step(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def step(model_output: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            result = original(model_output, *args, **kwargs)
+        def step(
+            model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, *args: Any, **kwargs: Any
+        ) -> Any:
+            result = original(model_output, timestep, sample, *args, **kwargs)
             generation = self._generation
             if generation is not None and not generation.is_over:
-                generation.observe(model_output)
+                generation.observe(model_output, sample)
             return result
 
         return step

@@ -213,15 +213,16 @@ class Generation:
 
     # ------------------------------------------------------------------ after an evaluation
 
-    def observe(self, model_output: torch.Tensor) -> None:
+    def observe(self, model_output: torch.Tensor, sample: torch.Tensor) -> None:
         """Learn from the guided noise of an evaluation and choose the tokens of the next one.
 
         Args:
             model_output: what the scheduler was given [B, C, H, W].
+            sample: the latents it was to advance, same shape.
         """
         self._num_images = model_output.shape[0]
         if self.plan.has_savings and not self._is_all_dense:
-            self._check_finite(model_output)
+            self._check_finite(model_output, sample)
             self._learn(model_output)
             if self._next_selects() and not self._is_all_dense:
                 self._active = self._select(model_output)
@@ -233,8 +234,8 @@ class Generation:
         if self.is_over:
             self._finish()
 
-    def _check_finite(self, model_output: torch.Tensor) -> None:
-        is_finite = torch.isfinite(model_output).all()
+    def _check_finite(self, model_output: torch.Tensor, sample: torch.Tensor) -> None:
+        is_finite = torch.isfinite(model_output).all() & torch.isfinite(sample).all()
         self._is_finite = is_finite if self._is_finite is None else self._is_finite & is_finite
         if model_output.device.type == "cpu" and not bool(is_finite):
             self._is_all_dense = True
