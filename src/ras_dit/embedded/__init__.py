@@ -1,0 +1,105 @@
+"""The model in the box: a small Stable Diffusion 3 pipeline trained by this project.
+
+It paints one named subject (a Noto Color Emoji glyph) on one named background. `MODEL_CARD.md`
+beside this file says how it was made and how well it follows its prompts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import StableDiffusion3Pipeline
+
+__all__ = ["embedded_backgrounds", "embedded_prompts", "embedded_subjects", "load_embedded", "model_folder"]
+
+_HERE = Path(__file__).parent
+_SUBJECT_STRIDE = 37  # coprime with the number of subjects, so a short list of prompts is varied
+
+
+def model_folder() -> Path:
+    """Return the diffusers folder that `load_embedded` reads (it may be missing in a source checkout)."""
+    return _HERE / "model"
+
+
+def scene_tables() -> dict[str, Any]:
+    """Return the tables of subjects (name -> code point) and backgrounds (name -> colours and phrase)."""
+    tables: dict[str, Any] = json.loads((_HERE / "scenes.json").read_text(encoding="utf-8"))
+    return tables
+
+
+def load_embedded(
+    torch_dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+) -> StableDiffusion3Pipeline:
+    """Load the model that ships with the package as an ordinary `StableDiffusion3Pipeline`.
+
+    Args:
+        torch_dtype: type of the weights; float32 when None.
+        device: where the pipeline goes.
+
+    Returns:
+        The pipeline; it paints 128 x 128 pictures of 256 image tokens by default.
+
+    Raises:
+        FileNotFoundError: the weights are not there.
+    """
+    import torch
+    from diffusers import StableDiffusion3Pipeline
+
+    folder = model_folder()
+    if not (folder / "model_index.json").is_file():
+        raise FileNotFoundError(
+            f"The embedded model is missing: no model_index.json in {folder}. Reinstall the package, or train the "
+            "model with `python -m recipes.embedded_model.run --out runs/embedded` from the repository."
+        )
+    dtype = torch.float32 if torch_dtype is None else torch_dtype
+    pipeline: StableDiffusion3Pipeline = StableDiffusion3Pipeline.from_pretrained(
+        str(folder), torch_dtype=dtype, text_encoder_3=None, tokenizer_3=None, local_files_only=True
+    )
+    return pipeline.to(device)
+
+
+def embedded_subjects() -> list[str]:
+    """Return the names of the subjects the embedded model was trained to paint."""
+    return list(scene_tables()["subjects"])
+
+
+def embedded_backgrounds() -> list[str]:
+    """Return the names of the backgrounds the embedded model was trained to paint."""
+    return list(scene_tables()["backgrounds"])
+
+
+def embedded_prompts(n: int) -> list[str]:
+    """Return `n` varied prompts the embedded model understands, always the same ones.
+
+    Args:
+        n: how many prompts, at least 0; they start to repeat after all pairs of subject and background.
+    """
+    if n < 0:
+        raise ValueError(f"n is {n}; ask for 0 prompts or more.")
+    return list(islice(_prompts(), n))
+
+
+def _prompts() -> Iterator[str]:
+    tables = scene_tables()
+    subjects, backgrounds = list(tables["subjects"]), list(tables["backgrounds"].values())
+    index = 0
+    while True:
+        lap, place = divmod(index, len(subjects))
+        subject = subjects[place * _SUBJECT_STRIDE % len(subjects)]
+        background = backgrounds[(5 * place + lap) % len(backgrounds)]
+        yield describe(subject, background["phrase"])
+        index += 1
+
+
+def describe(subject: str, phrase: str) -> str:
+    """Return the plain prompt for a subject with a background phrase, e.g. `an owl in the snow`."""
+    if subject in ("cherries", "grapes"):
+        return f"{subject} {phrase}"
+    article = "an" if subject[0] in "aeio" else "a"
+    return f"{article} {subject} {phrase}"
