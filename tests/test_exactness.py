@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import inputs, run, tiny_pipeline
 
 import ras_dit
 from ras_dit import RASConfig
+from tiny import inputs, run, tiny_pipeline
 
 REGION = RASConfig(sample_ratio=0.3, warmup_steps=2, refresh_steps=(6,))
 
@@ -29,7 +29,12 @@ CALLS: dict[str, dict[str, Any]] = {
 def fingerprint(pipe: Any) -> dict[str, Any]:
     """Every attribute and hook of every module, the scheduler and the pipeline."""
     modules = {
-        name: (sorted(vars(module)), len(module._forward_hooks), len(module._forward_pre_hooks), id(module.forward.__func__))
+        name: (
+            sorted(vars(module)),
+            len(module._forward_hooks),
+            len(module._forward_pre_hooks),
+            id(module.forward.__func__),
+        )
         for name, module in pipe.transformer.named_modules()
     }
     return {"modules": modules, "scheduler": sorted(vars(pipe.scheduler)), "pipe": sorted(vars(pipe))}

@@ -23,10 +23,10 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from peft import LoraConfig
-from tiny import inputs, redraw, run, tiny_pipeline, tiny_transformer, tiny_vae
 
 import ras_dit
 from ras_dit import RASConfig
+from tiny import inputs, redraw, run, tiny_pipeline, tiny_transformer, tiny_vae
 
 REGION = RASConfig(sample_ratio=0.25, warmup_steps=2)
 SCHEDULERS: dict[str, Any] = {
@@ -77,7 +77,9 @@ def test_schedulers(name: str) -> None:
 
 
 def test_img2img_starts_in_the_middle_of_the_schedule() -> None:
-    pipe = StableDiffusion3Img2ImgPipeline(**{**tiny_pipeline(in_channels=16, out_channels=16).components, "vae": tiny_vae()})
+    pipe = StableDiffusion3Img2ImgPipeline(
+        **{**tiny_pipeline(in_channels=16, out_channels=16).components, "vae": tiny_vae()}
+    )
     pipe.set_progress_bar_config(disable=True)
     call = {**inputs(num_inference_steps=12), "latents": None, "strength": 0.5, "height": 32, "width": 48}
     call["image"] = torch.rand(1, 3, 32, 48)
@@ -96,7 +98,9 @@ def test_img2img_starts_in_the_middle_of_the_schedule() -> None:
 
 
 def test_inpaint() -> None:
-    pipe = StableDiffusion3InpaintPipeline(**{**tiny_pipeline(in_channels=16, out_channels=16).components, "vae": tiny_vae()})
+    pipe = StableDiffusion3InpaintPipeline(
+        **{**tiny_pipeline(in_channels=16, out_channels=16).components, "vae": tiny_vae()}
+    )
     pipe.set_progress_bar_config(disable=True)
     mask = torch.zeros(1, 1, 32, 48)
     mask[..., 16:] = 1
@@ -126,7 +130,9 @@ def test_controlnet() -> None:
         parts.pop(name, None)
     pipe = StableDiffusion3ControlNetPipeline(**{**parts, "vae": tiny_vae(), "controlnet": controlnet})
     pipe.set_progress_bar_config(disable=True)
-    call = inputs(height=8, width=12, num_inference_steps=6, latents=torch.randn(1, 16, 16, 24), control_guidance_end=0.8)
+    call = inputs(
+        height=8, width=12, num_inference_steps=6, latents=torch.randn(1, 16, 16, 24), control_guidance_end=0.8
+    )
     call |= {"height": 32, "width": 48, "control_image": torch.rand(1, 3, 32, 48)}
     without = run(pipe, **{**call, "controlnet_conditioning_scale": 0.0})
     trace = check_contract(pipe, call)
@@ -167,7 +173,9 @@ def test_ip_adapter() -> None:
     )
     transformer.image_proj = projection.eval()
     processors = {
-        name: SD3IPAdapterJointAttnProcessor2_0(hidden_size=32, ip_hidden_states_dim=32, head_dim=16, timesteps_emb_dim=64)
+        name: SD3IPAdapterJointAttnProcessor2_0(
+            hidden_size=32, ip_hidden_states_dim=32, head_dim=16, timesteps_emb_dim=64
+        )
         for name in transformer.attn_processors
     }
     transformer.set_attn_processor(processors)
@@ -236,7 +244,9 @@ def test_interrupt_and_exception_leave_the_next_run_correct() -> None:
 
     for error in (RuntimeError("boom"), KeyboardInterrupt()):
 
-        def fail(_pipe: Any, index: int, _t: Any, tensors: dict[str, Any], error: BaseException = error) -> dict[str, Any]:
+        def fail(
+            _pipe: Any, index: int, _t: Any, tensors: dict[str, Any], error: BaseException = error
+        ) -> dict[str, Any]:
             if index == 5:
                 raise error
             return tensors
@@ -463,13 +473,15 @@ def test_refresh_steps_outside_the_run() -> None:
 
 def test_attention_that_cannot_be_merged_is_refused() -> None:
     class Eager:
-        def __call__(self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: Any) -> Any:
+        def __call__(
+            self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: Any
+        ) -> Any:
             return hidden_states, encoder_hidden_states
 
     pipe = tiny_pipeline()
     pipe.transformer.set_attn_processor(Eager())
     ras_dit.enable(pipe, REGION)
-    with pytest.raises(ras_dit.UnsupportedAttentionError, match="Eager in transformer_blocks.0.attn"):
+    with pytest.raises(ras_dit.UnsupportedAttentionError, match=r"Eager in transformer_blocks\.0\.attn"):
         run(pipe, **inputs())
 
 
@@ -494,9 +506,10 @@ class TestModelCpuOffload:
         handle.disable()
         assert torch.equal(run(pipe, **inputs()), dense)
         pipe.remove_all_hooks()
-        assert "forward" not in vars(pipe.transformer) or pipe.transformer.forward.__func__ is type(
-            pipe.transformer
-        ).forward
+        assert (
+            "forward" not in vars(pipe.transformer)
+            or pipe.transformer.forward.__func__ is type(pipe.transformer).forward
+        )
         assert torch.equal(run(pipe, **inputs()), dense)
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from safetensors.torch import load_file
-from tiny import tiny_pipeline
 
 import ras_dit
+from tiny import tiny_pipeline
 
 GOLDENS = Path(__file__).parent / "goldens"
 MANIFEST = json.loads((GOLDENS / "manifest.json").read_text())

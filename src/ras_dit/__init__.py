@@ -8,7 +8,7 @@
 
 from ras_dit.attention import UnsupportedAttentionError
 from ras_dit.config import PRESETS, RASConfig
-# EMB from ras_dit.embedded import load_embedded
+from ras_dit.embedded import load_embedded
 from ras_dit.engine import Handle, Summary, accelerate, disable, enable, plan_for
 from ras_dit.geometry import TokenGrid
 from ras_dit.plan import Cost, Plan, StepPlan, build_plan

@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """Image tokens of one latent picture: ``height`` rows of ``width`` tokens, each ``patch_size`` latent pixels square.
+    """Image tokens of a latent picture: ``height`` rows of ``width`` tokens, each ``patch_size`` latent pixels square.
 
     Token ``t`` covers row ``t // width`` and column ``t % width``.
     """

@@ -1,4 +1,4 @@
-"""How much each token needs to be computed. Pure functions of noise, sigmas and ages, in float32 unless said otherwise."""
+"""How much each token needs to be computed: pure functions of noise, sigmas and ages."""
 
 from __future__ import annotations
 

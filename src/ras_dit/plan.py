@@ -97,7 +97,9 @@ class Plan:
         rows = [f"{'step':>5}  {'kind':<6}  {'active':>7}  {'share':>6}"]
         for step in self.steps:
             share = step.num_active / self.num_tokens
-            rows.append(f"{step.index:>5}  {step.kind:<6}  {step.num_active:>7}  {share:>6.1%}  {'#' * round(40 * share)}")
+            rows.append(
+                f"{step.index:>5}  {step.kind:<6}  {step.num_active:>7}  {share:>6.1%}  {'#' * round(40 * share)}"
+            )
         return head + "\n" + "\n".join(rows)
 
 

@@ -29,8 +29,9 @@ class Session:
     """Everything `enable` adds to a pipeline, and its undo.
 
     A run goes: ``set_timesteps`` (a new generation is due) -> per evaluation: the transformer's pre-hook (what to
-    compute), the entry hooks (rows gathered), the attention seams (keys and values merged), the exit hook (rows put back),
-    the transformer's post-hook (full noise returned) -> ``scheduler.step`` (guided noise observed, next rows chosen).
+    compute), the entry hooks (rows gathered), the attention seams (keys and values merged), the exit hook (rows put
+    back), the transformer's post-hook (full noise returned) -> ``scheduler.step`` (guided noise observed, next rows
+    chosen).
     """
 
     def __init__(self, pipe: Any, config: RASConfig, token_plan: TokenPlan) -> None:
@@ -111,9 +112,7 @@ class Session:
             patch.ensure()
 
     def _observed_step(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def step(
-            model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, *args: Any, **kwargs: Any
-        ) -> Any:
+        def step(model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             result = original(model_output, timestep, sample, *args, **kwargs)
             generation = self._generation
             if generation is not None and not generation.is_over:

@@ -102,7 +102,7 @@ class Generation:
     # ------------------------------------------------------------------ a transformer call
 
     def begin_call(self, num_rows: int, device: torch.device) -> Call:
-        """Decide what the next transformer call of this evaluation computes (branches are told apart by their order)."""
+        """Decide what the next transformer call of this evaluation computes; branches are told apart by their order."""
         position = self._num_calls
         self._num_calls += 1
         planned = self.plan[self.index]

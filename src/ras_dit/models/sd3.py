@@ -23,7 +23,9 @@ def step_flops(transformer: Any, num_active: int, num_tokens: int, num_text: int
     joint_attention = 2 * (num_active + num_text) * keys * width
     modulation = 12 * width * width
     total = layers * (image_linear + text_linear + joint_attention + modulation)
-    total -= 9 * width * width * num_text + 4 * width * width  # the last block only reads the text: no out, no feed-forward
+    total -= (
+        9 * width * width * num_text + 4 * width * width
+    )  # the last block only reads the text: no out, no feed-forward
     total += dual * (4 * width * width * num_active + 2 * num_active * num_tokens * width + 3 * width * width)
     total += num_tokens * patch * config.in_channels * width + num_active * width * patch * config.out_channels
     total += num_text * config.joint_attention_dim * config.caption_projection_dim
