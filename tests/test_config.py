@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ras_dit import PRESETS, RASConfig
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"sample_ratio": 0}, r"sample_ratio: got 0; allowed: .*\(0, 1\]"),
+    ({"sample_ratio": 1.5}, r"sample_ratio: got 1\.5"),
+    ({"sample_ratio": -0.1}, "sample_ratio"),
+    ({"sample_ratio": float("nan")}, "sample_ratio"),
+    ({"sample_ratio": "half"}, "sample_ratio: got 'half'"),
+    ({"sample_ratio": True}, "sample_ratio"),
+    ({"final_sample_ratio": 0.0}, "final_sample_ratio"),
+    ({"warmup_steps": 0}, "warmup_steps: got 0; allowed: at least 1"),
+    ({"warmup_steps": -1}, "warmup_steps"),
+    ({"warmup_steps": 1.0}, "warmup_steps"),
+    ({"refresh_steps": (-2,)}, "refresh_steps: got -2"),
+    ({"refresh_steps": "12,20"}, "refresh_steps"),
+    ({"skip_steps": (1.5,)}, "skip_steps"),
+    ({"refresh_every": 1}, "refresh_every: got 1"),
+    ({"end_step": -1}, "end_step"),
+    ({"importance": "sdt"}, "Did you mean 'std'"),
+    ({"forecast_order": 3}, "forecast_order: got 3; allowed: 0, 1 or 2"),
+    ({"forecast_damping": 2}, "forecast_damping"),
+    ({"forecast_midpoint": 1}, "forecast_midpoint"),
+    ({"high_ratio": 1.01}, "high_ratio"),
+    ({"starvation_scale": -1}, "starvation_scale"),
+    ({"starvation_scale": float("nan")}, "starvation_scale"),
+    ({"token_multiple": 0}, "token_multiple"),
+    ({"seed": 0.5}, "seed"),
+    ({"skip_num_step": 64}, "belong to reference rules"),
+    ({"rules": "paper"}, "rules: got 'paper'"),
+    ({"rules": "reference"}, "importance 'std' or 'l2norm' with forecast_order 0"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD)
+def test_bad_values_are_refused_with_what_is_allowed(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RASConfig(**options)
+
+
+def test_dense_may_have_no_warm_up() -> None:
+    assert RASConfig(sample_ratio=1.0, warmup_steps=0).warmup_steps == 0
+
+
+@pytest.mark.parametrize(
+    "options", [{"skip_num_step": 64}, {"start_step": 0}, {"reset_steps": (0.5,)}, {"metric": "error"}]
+)
+def test_bad_reference_values(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="got|give"):
+        RASConfig.reference(**options)
+
+
+def test_the_config_is_frozen_and_every_option_is_explained() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RASConfig().sample_ratio = 0.5  # type: ignore[misc]
+    for option in dataclasses.fields(RASConfig):
+        assert len(option.metadata["help"]) > 20, option.name
+
+
+positions = st.one_of(st.integers(0, 60), st.floats(0.01, 0.99))
+configs = st.builds(
+    RASConfig,
+    sample_ratio=st.floats(0.01, 1),
+    warmup_steps=st.one_of(st.integers(1, 9), st.floats(0.01, 0.99)),
+    refresh_every=st.one_of(st.none(), st.integers(2, 9)),
+    refresh_steps=st.lists(positions, max_size=4).map(tuple),
+    importance=st.sampled_from(["error", "std", "l2norm", "random", "round_robin"]),
+    forecast_order=st.integers(0, 2),
+    forecast_damping=st.floats(0, 1),
+    token_multiple=st.integers(1, 64),
+)
+
+
+@given(configs)
+def test_round_trips(config: RASConfig) -> None:
+    assert RASConfig.from_dict(config.to_dict()) == config
+    assert RASConfig.from_json(config.to_json()) == config
+    assert RASConfig.from_yaml(config.to_yaml()) == config
+
+
+@pytest.mark.parametrize("suffix", [".json", ".yaml", ".yml"])
+def test_files(tmp_path: Path, suffix: str) -> None:
+    config = RASConfig.reference(0.25, reset_steps=(12, 20), skip_num_step=64, skip_num_step_length=4)
+    config.save(tmp_path / f"config{suffix}")
+    assert RASConfig.load(tmp_path / f"config{suffix}") == config
+    assert [path.name for path in tmp_path.iterdir()] == [f"config{suffix}"]
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is no file"):
+        RASConfig.load(tmp_path / "none.json")
+    with pytest.raises(ValueError, match=r"ending in \.json, \.yaml or \.yml"):
+        RASConfig.load(tmp_path / "config.toml")
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(ValueError, match="could not be read"):
+        RASConfig.load(tmp_path / "broken.json")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(ValueError, match="a mapping of option names"):
+        RASConfig.load(tmp_path / "list.yaml")
+
+
+def test_from_dict_knows_the_papers_name_and_refuses_unknown_ones() -> None:
+    assert RASConfig.from_dict({"error_reset_steps": [12, 20]}).refresh_steps == (12, 20)
+    with pytest.raises(ValueError, match="not both"):
+        RASConfig.from_dict({"error_reset_steps": [12], "refresh_steps": [12]})
+    with pytest.raises(ValueError, match="Did you mean 'sample_ratio'"):
+        RASConfig.from_dict({"sampling_ratio": 0.5})
+
+
+def test_presets() -> None:
+    assert list(PRESETS) == ["quality", "balanced", "fast"]
+    assert RASConfig.preset("fast") is PRESETS["fast"]
+    with pytest.raises(ValueError, match="Did you mean 'balanced'"):
+        RASConfig.preset("balance")
+    assert RASConfig().replace(sample_ratio=0.5).sample_ratio == 0.5

@@ -1,0 +1,153 @@
+"""The pure parts: token order, importance, selection, forecast and cache, checked by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ras_dit import TokenGrid, Trace
+from ras_dit.cache import KVCache, RowIndex
+from ras_dit.forecast import TokenHistory
+from ras_dit.importance import displacement_metric, predicted_error, reference_starved, starved
+from ras_dit.selection import drop_ends, membership, top_k
+from ras_dit.trace import StepTrace
+
+sizes = st.integers(1, 7)
+
+
+@given(sizes, sizes, st.integers(1, 3), st.integers(1, 4), st.integers(1, 3))
+def test_patchify_and_back(height: int, width: int, patch: int, channels: int, batch: int) -> None:
+    grid = TokenGrid(height, width, patch)
+    latents = torch.randn(batch, channels, height * patch, width * patch)
+    tokens = grid.patchify(latents)
+    assert tokens.shape == (batch, grid.num_tokens, channels * patch * patch)
+    assert torch.equal(grid.unpatchify(tokens), latents)
+    row, column = height - 1, width // 2
+    block = latents[0, :, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch]
+    assert torch.equal(tokens[0, row * width + column], block.flatten())
+    assert TokenGrid.of_latents(latents, patch) == grid
+
+
+def test_the_papers_metrics_by_hand() -> None:
+    grid = TokenGrid(1, 2, 2)
+    latents = torch.zeros(1, 2, 2, 4)
+    latents[0, 0, 0, 0], latents[0, 1, 0, 0] = 3.0, 1.0  # one pixel of token 0: std sqrt(2), norm sqrt(10)
+    assert displacement_metric(latents, grid, "std").tolist() == [pytest.approx([math.sqrt(2) / 4, 0.0])]
+    assert displacement_metric(latents, grid, "l2norm").tolist() == [pytest.approx([math.sqrt(10) / 4, 0.0])]
+
+
+def test_starvation_lowers_the_metric_and_the_authors_raises_it() -> None:
+    metric, age = torch.ones(1, 2), torch.tensor([[0, 3]])
+    assert starved(metric, age, 0.5)[0].tolist() == pytest.approx([1.0, math.exp(-1.5)])
+    assert reference_starved(metric, age, 0.5)[0].tolist() == pytest.approx([1.0, math.exp(1.5)])
+
+
+def test_predicted_error_by_hand() -> None:
+    history = TokenHistory(2)
+    history.record(torch.tensor([[[0.0], [0.0]]]), 1.0)
+    assert predicted_error(history, 0.5).tolist() == [[0.0, 0.0]]
+    history.record(torch.tensor([[[3.0], [1.0]]]), 0.9, torch.tensor([[True, False]]))
+    history.record(torch.tensor([[[9.0], [4.0]]]), 0.8, torch.tensor([[False, True]]))
+    # token 0: slope 3 / .1, .3 since .9 -> .6 away from .3; token 1: slope 4 / .2, .5 since .8
+    assert predicted_error(history, 0.3)[0].tolist() == pytest.approx([3 / 0.1 * 0.6, 4 / 0.2 * 0.5])
+
+
+def test_selection_by_hand() -> None:
+    score = torch.tensor([[5.0, 1.0, 3.0, 3.0], [0.0, 0.0, 0.0, 0.0]])
+    assert top_k(score, 2).tolist() == [[0, 2], [0, 1]]
+    assert drop_ends(score, 0, 2).tolist() == [[1, 2], [0, 1]]
+    assert drop_ends(score, 1, 1).tolist() == [[2, 3], [1, 2]]
+    assert membership(torch.tensor([[0, 2], [1, 3]]), 4).tolist() == [
+        [True, False, True, False],
+        [False, True, False, True],
+    ]
+
+
+@given(st.integers(1, 4), st.integers(2, 60), st.data())
+def test_active_and_slow_are_disjoint_and_complete(batch: int, num_tokens: int, data: st.DataObject) -> None:
+    score = torch.randn(batch, num_tokens)
+    num_active = data.draw(st.integers(1, num_tokens))
+    low = data.draw(st.integers(0, num_tokens - num_active))
+    for active in (top_k(score, num_active), drop_ends(score, low, num_tokens - num_active - low)):
+        assert active.shape == (batch, num_active)
+        assert (active.diff(dim=1) > 0).all()
+        assert membership(active, num_tokens).sum(dim=1).tolist() == [num_active] * batch
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_forecasts_are_exact_for_polynomials_with_per_token_times(order: int) -> None:
+    def curve(sigma: float) -> torch.Tensor:
+        powers = torch.stack([torch.full((2, 3), sigma**k) for k in range(order + 1)], dim=-1)
+        return (powers * torch.tensor([[2.0, -3.0, 5.0][: order + 1]])).sum(-1, keepdim=True)
+
+    history = TokenHistory(order + 1)
+    history.record(curve(1.0), 1.0)
+    history.record(curve(0.9), 0.9)
+    history.record(curve(0.8), 0.8)
+    history.record(curve(0.7), 0.7, torch.tensor([[True, False, True], [False, True, False]]))
+    history.record(curve(0.6), 0.6, torch.tensor([[True, True, False], [False, False, False]]))
+    torch.testing.assert_close(history.forecast(0.5, order, 1.0), curve(0.5), atol=1e-4, rtol=1e-4)
+
+
+def test_a_forecast_uses_the_order_that_the_points_allow() -> None:
+    history = TokenHistory(3)
+    history.record(torch.full((1, 2, 1), 1.0), 1.0)
+    assert history.forecast(0.5, 2, 1.0).flatten().tolist() == [1.0, 1.0]
+    history.record(torch.full((1, 2, 1), 2.0), 0.9, torch.tensor([[True, False]]))
+    assert history.forecast(0.8, 2, 1.0).flatten().tolist() == pytest.approx([3.0, 1.0])
+    assert history.forecast(0.8, 2, 0.5).flatten().tolist() == pytest.approx([2.5, 1.0])
+    history.record(torch.full((1, 2, 1), 7.0), 0.9)  # a second value at the same sigma replaces the first (Heun)
+    assert history.forecast(0.9, 2, 1.0).flatten().tolist() == [7.0, 7.0]
+    assert history.forecast(0.8, 1, 1.0).flatten().tolist() == pytest.approx([13.0, 13.0])
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_rows_in_and_out(is_shared: bool) -> None:
+    active = torch.tensor([[0, 2, 5]] * 2) if is_shared else torch.tensor([[0, 2, 5], [1, 2, 3]])
+    rows = RowIndex(active, 6, is_shared)
+    tokens = torch.randn(2, 6, 4)
+    taken = rows.gather(tokens)
+    assert torch.equal(taken, tokens.gather(1, active[..., None].expand(-1, -1, 4)))
+    assert torch.equal(taken, rows.gather(tokens.transpose(1, 2).contiguous().transpose(1, 2)))
+    full = rows.scatter(taken)
+    expected = torch.where(membership(active, 6)[..., None], tokens, torch.zeros_like(tokens))
+    assert torch.equal(full, expected)
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_keys_and_values_merge_in_place(is_shared: bool) -> None:
+    active = torch.tensor([[1, 4]] * 2) if is_shared else torch.tensor([[1, 4], [0, 3]])
+    key, value = torch.randn(2, 3, 5 + 2, 4), torch.randn(2, 3, 5 + 2, 4)
+    cache = KVCache(key.clone(), value.transpose(1, 2).contiguous().transpose(1, 2))
+    fresh_key, fresh_value = torch.randn(2, 3, 2 + 2, 4), torch.randn(2, 3, 2 + 2, 4)
+    storage = cache.key.data_ptr()
+    merged = cache.merge(fresh_key, fresh_value, RowIndex(active, 5, is_shared))
+    for got, before, fresh in zip(merged, (key, value), (fresh_key, fresh_value), strict=True):
+        expected = before.clone()
+        for row in range(2):
+            expected[row, :, active[row]] = fresh[row, :, :2]
+        expected[:, :, 5:] = fresh[:, :, 2:]
+        assert torch.equal(got, expected)
+    assert cache.key.data_ptr() == storage
+
+
+def test_trace_round_trip_and_counts() -> None:
+    steps = [
+        StepTrace("dense", 1.0, None, 0.5),
+        StepTrace("region", 0.8, torch.tensor([[0, 3], [1, 2]])),
+        StepTrace("skip", 0.5),
+    ]
+    trace = Trace(TokenGrid(2, 3, 2), steps, ["a note"])
+    assert trace.num_tokens == 6
+    assert trace.token_steps == pytest.approx(1 + 2 / 6)
+    assert trace.times_computed().tolist() == [[[2, 1, 1], [2, 1, 1]], [[1, 2, 2], [1, 1, 1]]]
+    again = Trace.from_json(trace.to_json())
+    assert again.to_dict() == trace.to_dict()
+    assert again.grid == trace.grid
+    assert torch.equal(again.times_computed(), trace.times_computed())
+    with pytest.raises(ValueError, match="no generation yet"):
+        Trace().times_computed()
