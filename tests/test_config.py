@@ -55,7 +55,7 @@ def test_dense_may_have_no_warm_up() -> None:
     "options", [{"skip_num_step": 64}, {"start_step": 0}, {"reset_steps": (0.5,)}, {"metric": "error"}]
 )
 def test_bad_reference_values(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="got|give"):
+    with pytest.raises(ValueError, match=r"got|give"):
         RASConfig.reference(**options)
 
 

@@ -116,11 +116,8 @@ def test_flops_agree_with_torchs_counter(changes: dict[str, object]) -> None:
 
 def test_flops_of_a_region_step_agree_with_torchs_counter() -> None:
     pipe = tiny_pipeline()
-    with (
-        sdpa_kernel(SDPBackend.MATH),
-        ras_dit.accelerate(pipe, RASConfig(sample_ratio=0.25, warmup_steps=2)),
-        FlopCounterMode(display=False) as counter,
-    ):
+    config = RASConfig(sample_ratio=0.25, warmup_steps=2)
+    with ras_dit.accelerate(pipe, config), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         run(pipe, **inputs(guidance_scale=1.0))
     cost = plan_cost(build_plan(config, 10, 96), SD3, pipe.transformer, 7)
     assert cost.total_flops == pytest.approx(counter.get_total_flops(), rel=1e-9)
