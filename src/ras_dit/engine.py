@@ -72,18 +72,25 @@ class Handle:
         """What ran in the latest generation (empty before the first)."""
         return self._session.trace
 
-    def plan(self, num_inference_steps: int = 28, height: int | None = None, width: int | None = None) -> Plan:
+    def plan(
+        self,
+        num_inference_steps: int = 28,
+        height: int | None = None,
+        width: int | None = None,
+        max_sequence_length: int = 256,
+    ) -> Plan:
         """What a call with these arguments would compute, with its cost per image and guidance branch.
 
         Args:
             num_inference_steps: as for the pipeline (a Heun scheduler evaluates twice a step, once in the last).
             height: of the picture, in pixels; None is the pipeline's default.
             width: likewise.
+            max_sequence_length: text tokens of the T5 encoder, as for the pipeline; they count in the cost.
 
         Raises:
             ValueError: a size that the pipeline cannot make, or a step of the config outside the run.
         """
-        return plan_for(self._pipe, self.config, num_inference_steps, height, width)
+        return plan_for(self._pipe, self.config, num_inference_steps, height, width, max_sequence_length)
 
     def summary(self) -> Summary:
         """What the latest generation did, and why anything ran otherwise than planned."""
@@ -115,7 +122,12 @@ class Handle:
 
 
 def plan_for(
-    pipe: Any, config: RASConfig, num_inference_steps: int = 28, height: int | None = None, width: int | None = None
+    pipe: Any,
+    config: RASConfig,
+    num_inference_steps: int = 28,
+    height: int | None = None,
+    width: int | None = None,
+    max_sequence_length: int = 256,
 ) -> Plan:
     """`Handle.plan` for a pipeline that RAS need not be enabled on."""
     token_plan = token_plan_of(pipe.transformer)
@@ -128,7 +140,8 @@ def plan_for(
         tokens.append(size // pixels)
     order = getattr(pipe.scheduler, "order", 1)
     plan = build_plan(config, num_inference_steps * order - (order - 1), tokens[0] * tokens[1])
-    return Plan(plan.steps, plan.num_tokens, plan_cost(plan, token_plan, pipe.transformer, token_plan.num_text(pipe)))
+    num_text = token_plan.num_text(pipe, max_sequence_length)
+    return Plan(plan.steps, plan.num_tokens, plan_cost(plan, token_plan, pipe.transformer, num_text))
 
 
 def resolve_config(config: RASConfig | str | Path | None) -> RASConfig:

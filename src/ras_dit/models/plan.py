@@ -51,7 +51,7 @@ class TokenPlan:
         step_flops: FLOPs of one evaluation per row of the batch: (transformer, computed image tokens, all image tokens,
             text tokens) -> float.
         attention_shape: dimensions for the K/V cache estimate.
-        num_text: text tokens per prompt at a pipeline's defaults, for estimates made before a run.
+        num_text: text tokens per prompt, (pipeline, max_sequence_length) -> int, for estimates made before a run.
         caveats: what a user should know.
     """
 
@@ -65,7 +65,7 @@ class TokenPlan:
     patch_size: Callable[[Any], int]
     step_flops: Callable[[Any, int, int, int], float]
     attention_shape: Callable[[Any], AttentionShape]
-    num_text: Callable[[Any], int]
+    num_text: Callable[[Any, int], int]
     latents: str = "hidden_states"
     timestep: str = "timestep"
     text: str = "encoder_hidden_states"

@@ -33,10 +33,9 @@ def step_flops(transformer: Any, num_active: int, num_tokens: int, num_text: int
     return 2.0 * total
 
 
-def num_text(pipe: Any) -> int:
-    """Text tokens per prompt at the pipeline's defaults: both CLIP encoders, then T5 (or its zero rows)."""
-    clip = int(getattr(pipe, "tokenizer_max_length", 77))
-    return clip + (256 if getattr(pipe, "text_encoder_3", None) is not None else clip)
+def num_text(pipe: Any, max_sequence_length: int) -> int:
+    """Text tokens per prompt: those of both CLIP encoders (side by side), then those of T5 or the zero rows without it."""
+    return int(getattr(pipe, "tokenizer_max_length", 77)) + max_sequence_length
 
 
 def attention_shape(transformer: Any) -> AttentionShape:
