@@ -23,7 +23,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run
 
 readme: $(STAMP)
-	$(BIN)/python -m benchmarks.readme
+	$(BIN)/python -m benchmarks.readme $(ARGS)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "ras-dit needs Python 3.10 or newer")'

@@ -40,7 +40,7 @@ class Case:
 
 
 def random_sd3(device: str, **dimensions: Any) -> Any:
-    """A Stable Diffusion 3 pipeline of the given dimensions in bf16 with random weights (time does not depend on them)."""
+    """A Stable Diffusion 3 pipeline of these dimensions, bf16, random weights (times do not depend on them)."""
     torch.manual_seed(0)
     with torch.device(device):
         transformer = SD3Transformer2DModel(**dimensions).to(torch.bfloat16).eval()

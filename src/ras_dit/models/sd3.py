@@ -34,7 +34,7 @@ def step_flops(transformer: Any, num_active: int, num_tokens: int, num_text: int
 
 
 def num_text(pipe: Any, max_sequence_length: int) -> int:
-    """Text tokens per prompt: those of both CLIP encoders (side by side), then those of T5 or the zero rows without it."""
+    """Text tokens per prompt: the CLIP encoders' (side by side), then T5's, or as many zero rows without one."""
     return int(getattr(pipe, "tokenizer_max_length", 77)) + max_sequence_length
 
 

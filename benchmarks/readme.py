@@ -1,0 +1,115 @@
+"""Fills the README's tables from ``benchmarks/results/*.json``: no number there is typed by hand.
+
+``python -m benchmarks.readme`` writes; ``--check`` fails if the README is not what the results say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks import record
+
+ROOT = Path(__file__).parent.parent
+
+
+def origin(result: dict[str, Any]) -> str:
+    hardware, versions = result["hardware"], result["versions"]
+    where = hardware["gpu"] or f"{hardware['processor']}, {hardware['threads']} threads"
+    return f"{where}; torch {versions['torch']}, diffusers {versions['diffusers']}; commit {result['commit']}, {result['date']}"
+
+
+def speed_table() -> str:
+    lines = []
+    for path in sorted(record.RESULTS.glob("speed_*.json")):
+        result = record.read(path.stem)
+        dense = result["rows"][0]
+        lines += [
+            f"**{result['title'][0].upper()}{result['title'][1:]}**, {dense['steps']} steps with guidance; dense "
+            f"{dense['median']:.2f} s. ({origin(result)}; median of interleaved runs.)",
+            "",
+            "| setting | T | time | speed-up | limit by FLOPs | share of the limit | region step / dense step |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        for row in result["rows"][1:]:
+            step = f"{row['region_step'] / row['dense_step']:.3f}" if row["region_step"] and row["dense_step"] else ""
+            lines.append(
+                f"| {row['name']} | {row['token_steps']:.2f} | {row['median']:.2f} s | **{row['speedup']:.2f}x** | "
+                f"{row['limit']:.2f}x | {row['share_of_limit']:.0%} | {step} |"
+            )
+        lines.append("")
+    return "\n".join(lines + [_SPEED_NOTE])
+
+
+_SPEED_NOTE = (
+    "T is the number of token-steps, the unit of equal compute: a dense step counts 1, a region step its share of tokens. "
+    "`ratio` rows use the paper's schedule (of 28 steps, 0-3, 12 and 20 dense). Whole denoising loop, text encoding "
+    "included, without the VAE. Small pictures are held back by the fixed cost of every operation."
+)
+
+
+def quality_table(result: dict[str, Any]) -> str:
+    lines = [
+        f"The embedded model, {result['num_images']} prompts, {result['steps']}-step grid, guidance "
+        f"{result['guidance']}: PSNR in dB (mean and half-width of its 95 % interval) and SSIM against the dense run and "
+        f"against a converged one ({result['converged_steps']} steps) from the same noise. Commit {result['commit']}, "
+        f"{result['date']}.",
+        "",
+        "| method | T | PSNR to dense | SSIM to dense | PSNR to converged |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in result["rows"]:
+        cells = [_interval(row["psnr_dense"], 1), _interval(row["ssim_dense"], 3), _interval(row["psnr_converged"], 1)]
+        lines.append(f"| {row['name']} | {row['token_steps']:.2f} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+def _interval(value: list[float] | None, digits: int) -> str:
+    return "" if value is None else f"{value[0]:.{digits}f} ± {value[1]:.{digits}f}"
+
+
+def quality_digest(result: dict[str, Any]) -> str:
+    """The rows a reader needs first; all of them are in docs/quality.md."""
+    wanted = ("dense,", "the authors' settings", "error, order 1, damping 0.5", "preset")
+    rows = [row for row in result["rows"] if row["name"].startswith(wanted)]
+    return (
+        quality_table({**result, "rows": rows})
+        + "\nAll methods, and what to make of them: [docs/quality.md](docs/quality.md).\n"
+    )
+
+
+def filled(text: str, blocks: dict[str, str]) -> str:
+    for name, content in blocks.items():
+        begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
+        head, rest = text.split(begin)
+        text = head + begin + "\n" + content + end + rest.split(end)[1]
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if something would change")
+    arguments = parser.parse_args()
+    quality = record.read("quality_embedded")
+    files = {
+        "README.md": {"speed": speed_table() + "\n", "quality": quality_digest(quality)},
+        "docs/quality.md": {"quality": quality_table(quality)},
+    }
+    stale = []
+    for name, blocks in files.items():
+        path = ROOT / name
+        text = path.read_text(encoding="utf-8")
+        new = filled(text, blocks)
+        if new != text:
+            stale.append(name)
+            if not arguments.check:
+                path.write_text(new, encoding="utf-8")
+    if stale and arguments.check:
+        sys.exit(f"{', '.join(stale)}: the tables are not those of benchmarks/results; run `make readme`.")
+    print("up to date" if not stale else f"wrote {', '.join(stale)}")
+
+
+if __name__ == "__main__":
+    main()

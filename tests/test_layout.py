@@ -1,0 +1,90 @@
+"""House rules that a reader relies on: imports go one way, nothing heavy on import, no state in modules."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import ras_dit
+
+SOURCE = Path(ras_dit.__file__).parent
+ORDER = [
+    "config",
+    "geometry",
+    "plan",
+    "forecast",
+    "importance",
+    "selection",
+    "cache",
+    "attention",
+    "seams",
+    "trace",
+    "state",
+    "models",
+    "flops",
+    "session",
+    "quality",
+    "viz",
+    "engine",
+    "embedded",
+    "cli",
+]
+
+
+def modules() -> dict[str, ast.Module]:
+    return {str(path.relative_to(SOURCE)): ast.parse(path.read_text()) for path in SOURCE.rglob("*.py")}
+
+
+def layer(module: str) -> int:
+    return ORDER.index(module.split(".")[0])
+
+
+def imported(tree: ast.Module) -> list[str]:
+    """Modules of the package that are imported when this one is (not inside functions or for type checking)."""
+    names = []
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("ras_dit"):
+            inner = node.module.removeprefix("ras_dit").lstrip(".")
+            names += [inner] if inner else [alias.name for alias in node.names if alias.name in ORDER]
+    return names
+
+
+def test_imports_go_one_way() -> None:
+    for name, tree in modules().items():
+        if name == "__init__.py":
+            continue
+        own = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        for other in imported(tree):
+            assert layer(other) <= layer(own), f"{own} imports {other}, which comes later"
+
+
+def test_import_is_light_and_quiet() -> None:
+    code = (
+        "import sys, ras_dit; heavy = {'triton', 'matplotlib', 'gradio', 'typer', 'diffusers', 'transformers'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_no_module_holds_state() -> None:
+    """Module-level names are constants (upper case, or private), functions, classes and types."""
+    for name, tree in modules().items():
+        for node in tree.body:
+            if isinstance(node, ast.Assign):
+                for target in node.targets:
+                    if isinstance(target, ast.Name) and target.id not in ("app", "console", "__all__", "__version__"):
+                        assert target.id.lstrip("_")[0].isupper(), f"{name}: {target.id}"
+        assert not any(isinstance(node, ast.Global) for node in ast.walk(tree)), name
+
+
+def test_files_are_short() -> None:
+    for path in SOURCE.rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 400, path.name
+
+
+def test_public_names_are_documented() -> None:
+    for name in ras_dit.__all__:
+        assert getattr(ras_dit, name).__doc__, name
