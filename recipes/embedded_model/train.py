@@ -1,0 +1,387 @@
+"""Stage 3: the diffusion transformer and its text encoders, trained jointly on encoded scenes.
+
+Rectified flow as in Stable Diffusion 3: x_s = (1 - s) x_0 + s e, target velocity e - x_0, timestep 1000 s.
+The learning rate falls to zero at the end of the time (or step) budget.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+import string
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import SD3Transformer2DModel
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import CLIPTokenizer
+
+from recipes.embedded_model.checkpoint import (
+    Ranks,
+    Stopwatch,
+    interruptible,
+    save_atomically,
+    update_average,
+    write_json,
+)
+from recipes.embedded_model.scenes import Scene, caption
+from recipes.embedded_model.text import TextEncoders
+
+SAVE_EVERY = 180.0  # seconds
+ZERO_ROWS = 256  # the pipeline's default max_sequence_length
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Options of the transformer stage.
+
+    Args:
+        minutes: training time; ignored when `steps` is given.
+        steps: number of steps, or None to train for `minutes`.
+        batch: samples per step and process.
+        width: channels of the transformer, a multiple of 64.
+        layers: number of joint blocks.
+        learning_rate: peak learning rate of AdamW.
+        muon_factor: Muon's learning rate (matched to AdamW's RMS) over AdamW's.
+        warmup_steps: steps of linear warm-up.
+        decay_from: share of the budget after which the learning rate falls linearly to zero.
+        caption_dropout: share of empty prompts, for guidance.
+        noise_words: share of prompts with a made-up word, so that unknown words do no harm.
+        logit_mean: mean of the logit of the noise level s; its std is 1.
+        average_decay: EMA decay per step.
+        compile_model: use torch.compile.
+    """
+
+    minutes: float = 75.0
+    steps: int | None = None
+    batch: int = 16
+    width: int = 256
+    layers: int = 7
+    text_width: int = 128
+    learning_rate: float = 1e-3
+    muon_factor: float = 2.0
+    weight_decay: float = 0.01
+    warmup_steps: int = 60
+    decay_from: float = 0.4
+    caption_dropout: float = 0.1
+    noise_words: float = 0.03
+    logit_mean: float = 0.6
+    average_decay: float = 0.998
+    seed: int = 0
+    compile_model: bool = False
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    """Softmax attention of [B, heads, N, D] with an additive bias [1, 1, 1, N].
+
+    On a CPU the backward pass of the plain formula, compiled, takes two thirds of the fused kernel's time.
+    """
+    if query.device.type != "cpu" or bias is None:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    logits = (query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5 + bias
+    return logits.softmax(-1).to(query.dtype) @ value
+
+
+class CountedRowAttention:
+    """SD3's joint attention in which the last text row counts `count` times: log(count) is added to its logit.
+
+    Exactly what `count` identical rows would give, at the cost of one.
+    """
+
+    def __init__(self) -> None:
+        self.bias: Tensor | None = None  # [1, 1, 1, N]
+
+    def set_count(self, count: int, num_tokens: int, like: Tensor) -> None:
+        """Set how often the last of `num_tokens` keys counts."""
+        self.bias = torch.zeros(1, 1, 1, num_tokens, dtype=like.dtype, device=like.device)
+        self.bias[..., -1] = math.log(count)
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, Tensor]:
+        assert encoder_hidden_states is not None
+        num_image = hidden_states.shape[1]
+        heads = (attn.heads, -1)
+        q = attn.norm_q(attn.to_q(hidden_states).unflatten(-1, heads).transpose(1, 2))  # [B, heads, N, 64]
+        k = attn.norm_k(attn.to_k(hidden_states).unflatten(-1, heads).transpose(1, 2))
+        v = attn.to_v(hidden_states).unflatten(-1, heads).transpose(1, 2)
+        text_q = attn.norm_added_q(attn.add_q_proj(encoder_hidden_states).unflatten(-1, heads).transpose(1, 2))
+        text_k = attn.norm_added_k(attn.add_k_proj(encoder_hidden_states).unflatten(-1, heads).transpose(1, 2))
+        text_v = attn.add_v_proj(encoder_hidden_states).unflatten(-1, heads).transpose(1, 2)
+        q, k, v = torch.cat([q, text_q], 2), torch.cat([k, text_k], 2), torch.cat([v, text_v], 2)
+        bias = self.bias.to(v.dtype) if self.bias is not None else None
+        mixed = attend(q.to(v.dtype), k.to(v.dtype), v, bias)
+        mixed = mixed.transpose(1, 2).flatten(2)  # [B, N, D]
+        text = mixed[:, num_image:]
+        if not attn.context_pre_only:
+            text = attn.to_add_out(text)
+        return attn.to_out[0](mixed[:, :num_image]), text
+
+
+class PromptToVelocity(nn.Module):
+    """Transformer and text encoders as one module.
+
+    Args:
+        tokenizer: shared by both text encoders.
+        latent_size: latent pixels per side of the training pictures.
+        settings: width and depth.
+    """
+
+    def __init__(self, tokenizer: CLIPTokenizer, latent_size: int, settings: TrainSettings) -> None:
+        super().__init__()
+        self.text = TextEncoders(tokenizer, settings.text_width)
+        self.transformer = SD3Transformer2DModel(
+            sample_size=latent_size,
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=settings.layers,
+            attention_head_dim=64,
+            num_attention_heads=settings.width // 64,
+            joint_attention_dim=2 * settings.text_width,
+            caption_projection_dim=settings.width,
+            pooled_projection_dim=2 * settings.text_width,
+            pos_embed_max_size=2 * latent_size,
+            qk_norm="rms_norm",
+        )
+        start_as_identity(self.transformer)
+        self.attention = CountedRowAttention()
+
+    def forward(self, noisy: Tensor, sigma: Tensor, prompts: list[str], zero_rows: int = ZERO_ROWS) -> Tensor:
+        """Predict the velocity of `noisy` [B, 4, H, W] at `sigma` [B] as if `zero_rows` rows stood for the T5."""
+        conditioning = self.text(prompts)
+        num_image = noisy.shape[2] * noisy.shape[3] // 4
+        self.attention.set_count(zero_rows, num_image + conditioning.tokens.shape[1], noisy)
+        return self.transformer(
+            hidden_states=noisy,
+            timestep=1000 * sigma,
+            encoder_hidden_states=conditioning.tokens,
+            pooled_projections=conditioning.pooled,
+            return_dict=False,
+        )[0]
+
+
+def start_as_identity(transformer: SD3Transformer2DModel) -> None:
+    """Set the modulations and the output layer to zero, as DiT does, so that each block starts as the identity."""
+    linears = [transformer.proj_out, transformer.norm_out.linear]
+    for block in transformer.transformer_blocks:
+        linears += [block.norm1.linear, block.norm1_context.linear]
+    for linear in linears:
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+
+
+class Optimizers:
+    """Muon for the matrices of the blocks, AdamW for everything else, one learning rate for both."""
+
+    def __init__(self, model: PromptToVelocity, settings: TrainSettings) -> None:
+        matrices, others = [], []
+        for name, parameter in model.named_parameters():
+            is_matrix = "transformer_blocks" in name and parameter.ndim == 2 and ".linear." not in name
+            (matrices if is_matrix else others).append(parameter)
+        decay = settings.weight_decay
+        self.factors = (settings.muon_factor, 1.0)
+        self.parts: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(matrices, lr=0.0, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, lr=0.0, betas=(0.9, 0.98), weight_decay=decay),
+        ]
+
+    def step(self, learning_rate: float) -> None:
+        """Take a step with this learning rate and clear the gradients."""
+        for part, factor in zip(self.parts, self.factors, strict=True):
+            for group in part.param_groups:
+                group["lr"] = factor * learning_rate
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """Return the state of both."""
+        return [part.state_dict() for part in self.parts]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """Restore the state of both."""
+        for part, state in zip(self.parts, states, strict=True):
+            part.load_state_dict(state)
+
+
+@dataclass(frozen=True)
+class EncodedScenes:
+    """The training set.
+
+    Attributes:
+        latents: scaled latents, float16 [N, 4, H, W].
+        attributes: scene attributes, int16 [N, 5].
+    """
+
+    latents: Tensor
+    attributes: np.ndarray
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's data: latents [B, 4, H, W], noise like it, sigma [B], prompts, and the count of zero rows."""
+
+    latents: Tensor
+    noise: Tensor
+    sigma: Tensor
+    prompts: list[str]
+    zero_rows: int
+
+
+def draw_batch(data: EncodedScenes, draw: int, settings: TrainSettings) -> Batch:
+    """Draw batch number `draw`; the seed and the number decide everything, so resuming needs no generator state."""
+    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + draw)
+    rng = random.Random(settings.seed * 1_000_003 + draw)
+    chosen = torch.randint(len(data.latents), (settings.batch,), generator=generator)
+    latents = data.latents[chosen].float()
+    sigma = torch.sigmoid(torch.randn(settings.batch, generator=generator) + settings.logit_mean)
+    prompts = [word_prompt(Scene.from_array(data.attributes[i]), rng, settings) for i in chosen.tolist()]
+    zero_rows = ZERO_ROWS if rng.random() < 0.5 else round(math.exp(rng.uniform(0, math.log(ZERO_ROWS))))
+    return Batch(latents, torch.randn(latents.shape, generator=generator), sigma, prompts, zero_rows)
+
+
+def word_prompt(scene: Scene, rng: random.Random, settings: TrainSettings) -> str:
+    """Word one prompt: usually a caption, sometimes one with a made-up word, sometimes nothing."""
+    if rng.random() < settings.caption_dropout:
+        return ""
+    text = caption(scene, rng)
+    if rng.random() < settings.noise_words:
+        words = text.split()
+        words.insert(rng.randrange(len(words)), "".join(rng.choices(string.ascii_lowercase, k=rng.randint(2, 4))))
+        text = " ".join(words)
+    return text
+
+
+def flow_loss(model: Callable[..., Tensor], batch: Batch, device: str) -> Tensor:
+    """Return the per-sample flow-matching loss [B]."""
+    latents, noise, sigma = (t.to(device) for t in (batch.latents, batch.noise, batch.sigma))
+    s = sigma[:, None, None, None]
+    with torch.autocast(torch.device(device).type, torch.bfloat16):
+        velocity = model((1 - s) * latents + s * noise, sigma, batch.prompts, batch.zero_rows)
+    return (velocity.float() - (noise - latents)).square().flatten(1).mean(1)
+
+
+def learning_rate(step: int, done: float, settings: TrainSettings) -> float:
+    """Return the learning rate after `step` steps with a share `done` of the budget gone."""
+    warm = min((step + 1) / settings.warmup_steps, 1.0)
+    return settings.learning_rate * warm * min(1.0, max(0.0, 1 - done) / (1 - settings.decay_from))
+
+
+class Trainer:
+    """Owns the model, its average, the optimisers and the log; saves and resumes all of it.
+
+    Args:
+        out: folder of the run; holds `train.pt` and `train_log.json`.
+        data: the training set.
+        tokenizer: tokenizer of both text encoders.
+        settings: options.
+        device: where to train.
+    """
+
+    def __init__(
+        self, out: Path, data: EncodedScenes, tokenizer: CLIPTokenizer, settings: TrainSettings, device: str = "cpu"
+    ) -> None:
+        torch.manual_seed(settings.seed)
+        self.out, self.data, self.settings, self.device = out, data, settings, device
+        self.ranks = Ranks.join()
+        self.model = PromptToVelocity(tokenizer, data.latents.shape[-1], settings).to(device)
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.model.transformer.set_attn_processor(self.model.attention)
+        self.optimizers = Optimizers(self.model, settings)
+        self.step, self.history, self.watch = 0, [], Stopwatch()
+        self._losses: list[float] = []
+        if self.checkpoint.is_file():
+            self._load()
+        if settings.compile_model:
+            self.model.transformer.compile(dynamic=False)
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the trainer's state lies."""
+        return self.out / "train.pt"
+
+    @property
+    def done(self) -> float:
+        """The share of the budget that is used."""
+        settings = self.settings
+        return self.step / settings.steps if settings.steps else self.watch.elapsed / (60 * settings.minutes)
+
+    def take_step(self, done: float) -> float:
+        """Train on one batch, with a share `done` of the budget gone, and return its loss."""
+        settings = self.settings
+        batch = draw_batch(self.data, self.step * self.ranks.count + self.ranks.rank, settings)
+        loss = flow_loss(self.model, batch, self.device).mean()
+        loss.backward()
+        self.ranks.average_gradients(self.model)
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizers.step(learning_rate(self.step, done, settings))
+        decay = min(settings.average_decay, (self.step + 1) / (self.step + 10))
+        update_average(self.average, self.model, decay)
+        self.step += 1
+        self.watch.tick()
+        return loss.item()
+
+    def run(self) -> bool:
+        """Train to the end of the budget; returns False when interrupted (the state is saved)."""
+        self.watch = Stopwatch(self.watch.elapsed)
+        saved_at = self.watch.elapsed
+        bar = tqdm(total=1.0, desc="transformer", unit="run", mininterval=5, disable=not self.ranks.is_first)
+        with interruptible() as interruption, bar:
+            while (done := self.ranks.agree(self.done + 10 * interruption.is_requested)) < 1:
+                self._losses.append(self.take_step(done))
+                if self.step % 50 == 0:
+                    self._note()
+                    bar.n = round(self.done, 4)
+                    bar.set_postfix({k: f"{v:.4g}" for k, v in self.history[-1].items()})
+                if self.watch.elapsed - saved_at > SAVE_EVERY:
+                    self.save()
+                    saved_at = self.watch.elapsed
+            self.save()
+        return done < 10
+
+    def _note(self) -> None:
+        samples = self.step * self.settings.batch * self.ranks.count
+        rate = (
+            len(self._losses) * self.settings.batch * self.ranks.count / max(self.watch.elapsed - self._noted_at, 1e-9)
+        )
+        row = {"step": self.step, "samples": samples, "minutes": self.watch.elapsed / 60}
+        self.history.append(row | {"loss": sum(self._losses) / len(self._losses), "samples_per_second": rate})
+        self._losses = []
+
+    @property
+    def _noted_at(self) -> float:
+        return 60 * self.history[-1]["minutes"] if self.history else 0.0
+
+    def save(self) -> None:
+        """Write the checkpoint and the log, atomically."""
+        if not self.ranks.is_first:
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        state = {"model": self.model.state_dict(), "average": self.average.state_dict(), "step": self.step}
+        state |= {"optimizers": self.optimizers.state_dict(), "history": self.history, "losses": self._losses}
+        state |= {"elapsed": self.watch.elapsed, "settings": asdict(self.settings), "saved": time.time()}
+        save_atomically(state, self.checkpoint)
+        log = {"settings": asdict(self.settings), "step": self.step, "minutes": self.watch.elapsed / 60}
+        write_json(log | {"history": self.history}, self.out / "train_log.json")
+
+    def _load(self) -> None:
+        state = torch.load(self.checkpoint, map_location=self.device, weights_only=False)
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizers.load_state_dict(state["optimizers"])
+        self.step, self.history, self._losses = state["step"], state["history"], state["losses"]
+        self.watch = Stopwatch(state["elapsed"])
