@@ -106,9 +106,7 @@ def main() -> None:
         rows.append(_row(name, config, token_steps, images, dense, converged))
     rows.sort(key=lambda row: (-row["token_steps"], row["name"]))
     for row in rows:
-        print(
-            f"{row['name']:<44} T {row['token_steps']:6.2f}  dense {row['psnr_dense']}  converged {row['psnr_converged']}"
-        )
+        print(f"{row['name']:<44} T {row['token_steps']:6.2f}  {row['psnr_dense']}  {row['psnr_converged']}")
     setting = {"num_images": len(prompts), "guidance": GUIDANCE, "steps": STEPS, "converged_steps": CONVERGED_STEPS}
     print("wrote", record.write("quality_embedded", {**record.environment(), **setting, "rows": rows}).name)
 

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent
 def origin(result: dict[str, Any]) -> str:
     hardware, versions = result["hardware"], result["versions"]
     where = hardware["gpu"] or f"{hardware['processor']}, {hardware['threads']} threads"
-    return f"{where}; torch {versions['torch']}, diffusers {versions['diffusers']}; commit {result['commit']}, {result['date']}"
+    software = f"torch {versions['torch']}, diffusers {versions['diffusers']}"
+    return f"{where}; {software}; commit {result['commit']}, {result['date']}"
 
 
 def speed_table() -> str:
@@ -40,22 +41,22 @@ def speed_table() -> str:
                 f"{row['limit']:.2f}x | {row['share_of_limit']:.0%} | {step} |"
             )
         lines.append("")
-    return "\n".join(lines + [_SPEED_NOTE])
+    return "\n".join([*lines, _SPEED_NOTE])
 
 
 _SPEED_NOTE = (
-    "T is the number of token-steps, the unit of equal compute: a dense step counts 1, a region step its share of tokens. "
-    "`ratio` rows use the paper's schedule (of 28 steps, 0-3, 12 and 20 dense). Whole denoising loop, text encoding "
-    "included, without the VAE. Small pictures are held back by the fixed cost of every operation."
+    "T is the number of token-steps, the unit of equal compute: a dense step counts 1, a region step its share of "
+    "tokens. `ratio` rows use the paper's schedule (of 28 steps, 0-3, 12 and 20 dense). Whole denoising loop, text "
+    "encoding included, without the VAE. Small pictures are held back by the fixed cost of every operation."
 )
 
 
 def quality_table(result: dict[str, Any]) -> str:
     lines = [
         f"The embedded model, {result['num_images']} prompts, {result['steps']}-step grid, guidance "
-        f"{result['guidance']}: PSNR in dB (mean and half-width of its 95 % interval) and SSIM against the dense run and "
-        f"against a converged one ({result['converged_steps']} steps) from the same noise. Commit {result['commit']}, "
-        f"{result['date']}.",
+        f"{result['guidance']}: PSNR in dB (mean and half-width of its 95 % interval) and SSIM against the dense run "
+        f"and against a converged one ({result['converged_steps']} steps) from the same noise. Commit "
+        f"{result['commit']}, {result['date']}.",
         "",
         "| method | T | PSNR to dense | SSIM to dense | PSNR to converged |",
         "| --- | --- | --- | --- | --- |",

@@ -374,6 +374,31 @@ def test_a_scheduler_swapped_while_enabled_is_observed() -> None:
     assert "step" not in vars(pipe.scheduler)
 
 
+def test_a_transformer_swapped_while_enabled_is_reported() -> None:
+    pipe = tiny_pipeline()
+    handle = ras_dit.enable(pipe, REGION)
+    first = pipe.transformer
+    pipe.transformer = tiny_transformer(seed=1)
+    with pytest.warns(ras_dit.RASWarning, match="transformer was replaced"):
+        fast = run(pipe, **inputs())
+    assert "replaced" in handle.trace.notes[0]
+    assert torch.equal(fast, run(tiny_pipeline(1), **inputs()))
+    handle.disable()
+    assert "_ras_dit_handle" not in vars(first)
+
+
+def test_pipelines_made_of_the_same_parts_share_it() -> None:
+    pipe = tiny_pipeline(in_channels=16, out_channels=16)
+    handle = ras_dit.enable(pipe, REGION)
+    img2img = StableDiffusion3Img2ImgPipeline.from_pipe(pipe, vae=tiny_vae())
+    img2img.set_progress_bar_config(disable=True)
+    call = {**inputs(num_inference_steps=12), "latents": None, "strength": 0.5, "height": 32, "width": 48}
+    run(img2img, **call, image=torch.rand(1, 3, 32, 48))
+    assert [step.kind for step in handle.trace.steps] == ["dense"] * 2 + ["region"] * 4
+    ras_dit.disable(img2img)
+    assert not handle.is_enabled
+
+
 def test_stochastic_schedulers_run_dense_and_say_so() -> None:
     pipe = tiny_pipeline(scheduler=FlowMatchLCMScheduler(shift=3.0))
 

@@ -110,6 +110,12 @@ class Session:
         self._is_due = True
         for patch in self._module_patches:
             patch.ensure()
+        if self._pipe.transformer is not self.transformer:
+            self.trace = Trace()
+            self.note(
+                "The pipeline's transformer was replaced after `enable`: RAS is not on it. Disable and enable again."
+            )
+            self.trace.notes.extend(self._early_notes)
 
     def _observed_step(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def step(model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -278,8 +284,8 @@ def noise_levels(scheduler: Any) -> list[float]:
     timesteps = scheduler.timesteps
     sigmas = getattr(scheduler, "sigmas", None)
     if sigmas is not None and len(sigmas) == len(timesteps) + 1:
-        return [float(sigma) for sigma in sigmas]
-    return [float(t) / scheduler.config.num_train_timesteps for t in timesteps] + [0.0]
+        return [float(sigma) for sigma in sigmas.tolist()]
+    return [float(t) / scheduler.config.num_train_timesteps for t in timesteps.tolist()] + [0.0]
 
 
 _STOCHASTIC_CLASSES = ("LCM", "Ancestral", "SDE", "TCD", "DDPM", "SASolver")

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# The whole GPU run in one command, on a machine with CUDA: GPU tests, the speed cases at real dimensions, and the
+# embedded model at 256 x 256 (1,024 image tokens) with its evaluation. Results land in benchmarks/results and runs/.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python -m pytest -m gpu
+python -m benchmarks.run --device cuda --case sd3-medium --case mid --case embedded --case embedded-batch
+python -m recipes.embedded_model.run --out runs/embedded-256 --device cuda --size 256
