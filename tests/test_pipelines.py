@@ -510,6 +510,25 @@ def test_attention_that_cannot_be_merged_is_refused() -> None:
         run(pipe, **inputs())
 
 
+def test_fused_projections() -> None:
+    pipe = tiny_pipeline(qk_norm="rms_norm")
+    pipe.transformer.fuse_qkv_projections()
+    check_contract(pipe, inputs())
+
+
+def test_layerwise_casting() -> None:
+    pipe = tiny_pipeline()
+    pipe.transformer.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+    check_contract(pipe, inputs())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    pipe = tiny_pipeline(qk_norm="rms_norm").to(dtype)
+    call = {k: v.to(dtype) if isinstance(v, torch.Tensor) else v for k, v in inputs(batch=2).items()}
+    check_contract(pipe, call)
+
+
 class TestModelCpuOffload:
     """accelerate takes every hook off and puts it on again after each picture."""
 

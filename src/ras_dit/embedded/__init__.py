@@ -58,7 +58,7 @@ def load_embedded(
             "model with `python -m recipes.embedded_model.run --out runs/embedded` from the repository."
         )
     dtype = torch.float32 if torch_dtype is None else torch_dtype
-    pipeline: StableDiffusion3Pipeline = StableDiffusion3Pipeline.from_pretrained(
+    pipeline: Any = StableDiffusion3Pipeline.from_pretrained(
         str(folder), torch_dtype=dtype, text_encoder_3=None, tokenizer_3=None, local_files_only=True
     )
     return pipeline.to(device)
