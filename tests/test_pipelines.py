@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import warnings
 from typing import Any
@@ -443,18 +444,50 @@ def test_short_runs(steps: int) -> None:
         assert any(step.kind == "region" for step in handle.trace.steps)
 
 
+def test_nothing_is_kept_after_a_run_nor_after_disable() -> None:
+    def key_like() -> int:
+        gc.collect()
+        return sum(
+            isinstance(x, torch.Tensor) and x.dim() == 4 and x.shape[2:] == (96 + 7, 16) for x in gc.get_objects()
+        )
+
+    pipe = tiny_pipeline()
+    held: list[int] = []
+
+    def count(_pipe: Any, index: int, _t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        held.append(key_like())
+        return tensors
+
+    before = key_like()
+    handle = ras_dit.enable(pipe, REGION.replace(refresh_steps=[5], end_step=7))
+    run(pipe, **inputs(callback_on_step_end=count))
+    layers = 2 * 3
+    assert held == [before] + [before + layers] * 6 + [before] * 3
+
+    def fail(_pipe: Any, index: int, _t: Any, _tensors: Any) -> Any:
+        if index == 4:
+            raise RuntimeError
+        return {}
+
+    with pytest.raises(RuntimeError):
+        run(pipe, **inputs(callback_on_step_end=fail))
+    handle.disable()
+    assert key_like() == before
+
+
 def test_skipped_steps_compute_nothing() -> None:
     pipe = tiny_pipeline()
     calls = []
     hook = pipe.transformer.proj_out.register_forward_hook(lambda *_: calls.append(1))
     dense = run(pipe, **inputs())
     calls.clear()
-    config = RASConfig(sample_ratio=0.25, warmup_steps=3, skip_steps=(4, 8))
+    config = RASConfig(sample_ratio=0.25, warmup_steps=3, skip_steps=(3, 8))
     with ras_dit.accelerate(pipe, config) as handle:
         fast = run(pipe, **inputs())
     assert len(calls) == 8
-    assert [handle.trace.steps[i].kind for i in (3, 4, 8)] == ["region", "skip", "skip"]
+    assert [handle.trace.steps[i].kind for i in (3, 4, 8)] == ["skip", "region", "skip"]
     assert handle.trace.token_steps == pytest.approx(3 + 5 * 0.25)
+    assert handle.trace.steps[3].active.shape == (1, 0)  # type: ignore[union-attr]
     assert torch.isfinite(fast).all()
     hook.remove()
     assert "forward" not in vars(pipe.transformer)

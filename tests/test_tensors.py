@@ -139,7 +139,7 @@ def test_trace_round_trip_and_counts() -> None:
     steps = [
         StepTrace("dense", 1.0, None, 0.5),
         StepTrace("region", 0.8, torch.tensor([[0, 3], [1, 2]])),
-        StepTrace("skip", 0.5),
+        StepTrace("skip", 0.5, torch.zeros(2, 0, dtype=torch.long)),
     ]
     trace = Trace(TokenGrid(2, 3, 2), steps, ["a note"])
     assert trace.num_tokens == 6

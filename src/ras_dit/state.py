@@ -119,8 +119,9 @@ class Generation:
         step = StepTrace(kind, self.sigmas[self.index])
         if position == 0:
             if kind == "region":
-                assert self._active is not None
                 step.active = self._active
+            elif kind == "skip":
+                step.active = torch.zeros(self._num_images, 0, dtype=torch.long)
             self._is_active = self._mask(kind)
             self.trace.steps.append(step)
         else:

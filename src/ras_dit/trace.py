@@ -24,7 +24,8 @@ class StepTrace:
     Attributes:
         kind: ``dense``, ``region`` or ``skip``, as it ran (not as it was planned).
         sigma: noise level it was evaluated at.
-        active: computed token ids, LongTensor [B, num_active] ascending, one row per image; None when dense.
+        active: computed token ids, LongTensor [B, num_active] ascending, one row per image; None when dense, [B, 0]
+            when skipped.
         seconds: wall time of the evaluation's transformer calls (all branches); None while it is not known.
     """
 
@@ -59,9 +60,7 @@ class Trace:
         return sum(self._share(step) for step in self.steps)
 
     def _share(self, step: StepTrace) -> float:
-        if step.kind == "dense":
-            return 1.0
-        return 0.0 if step.active is None else step.active.shape[1] / self.num_tokens
+        return 1.0 if step.active is None else step.active.shape[1] / self.num_tokens
 
     @property
     def measured_speedup(self) -> float | None:
@@ -82,9 +81,9 @@ class Trace:
         batch = max((step.active.shape[0] for step in self.steps if step.active is not None), default=1)
         counts = torch.zeros(batch, self.num_tokens, dtype=torch.long)
         for step in self.steps:
-            if step.kind == "dense":
+            if step.active is None:
                 counts += 1
-            elif step.active is not None:
+            else:
                 ids = step.active.cpu()
                 counts.scatter_add_(1, ids, torch.ones_like(ids))
         return self.grid.as_image(counts)
