@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -33,6 +34,7 @@ class VAESettings:
         kl_weight: weight of the KL term per latent element, beside an L1 term per pixel.
         latent_noise: std of the noise added to latents in training, so that the decoder forgives small errors.
         edge_weight: weight of the L1 term on horizontal and vertical differences.
+        colour_weight: weight of the L1 term on colours averaged over 4 x 4 pixels, and of the squared error.
         channels: channels of the three levels.
     """
 
@@ -42,7 +44,8 @@ class VAESettings:
     learning_rate: float = 1.5e-3
     kl_weight: float = 2e-4
     latent_noise: float = 0.05
-    edge_weight: float = 1.0
+    edge_weight: float = 0.5
+    colour_weight: float = 3.0
     channels: tuple[int, int, int] = (32, 64, 64)
     average_decay: float = 0.995
     seed: int = 0
@@ -103,7 +106,9 @@ def vae_loss(vae: AutoencoderKL, pictures: Tensor, settings: VAESettings) -> tup
     error = decoded - pictures
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    return error.abs().mean() + settings.edge_weight * edges + settings.kl_weight * kl, decoded
+    colour = F.avg_pool2d(error, 4).abs().mean()
+    loss = error.abs().mean() + settings.edge_weight * edges + settings.colour_weight * (colour + error.square().mean())
+    return loss + settings.kl_weight * kl, decoded
 
 
 def train_vae(out: Path, settings: VAESettings, device: str = "cpu", font: Path = DEFAULT_FONT) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -20,6 +20,7 @@ class RowIndex:
     active: torch.Tensor
     num_tokens: int
     is_shared: bool
+    _made: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def num_active(self) -> int:
@@ -30,14 +31,16 @@ class RowIndex:
         if self.is_shared:
             return tokens.index_select(1, self.active[0])
         rows, _, width = tokens.shape
-        return tokens.reshape(-1, width).index_select(0, self._flat()).view(rows, self.num_active, width)
+        return (
+            tokens.reshape(-1, width).index_select(0, self._flat(1, self.num_tokens)).view(rows, self.num_active, width)
+        )
 
     def scatter(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows [R, K, D] at their places in zeros [R, N, D]."""
         full = rows.new_zeros(rows.shape[0], self.num_tokens, rows.shape[-1])
         if self.is_shared:
             return full.index_copy_(1, self.active[0], rows)
-        full.view(-1, rows.shape[-1]).index_copy_(0, self._flat(), rows.reshape(-1, rows.shape[-1]))
+        full.view(-1, rows.shape[-1]).index_copy_(0, self._flat(1, self.num_tokens), rows.reshape(-1, rows.shape[-1]))
         return full
 
     def write_heads(self, full: torch.Tensor, rows: torch.Tensor) -> None:
@@ -46,13 +49,16 @@ class RowIndex:
             full.index_copy_(2, self.active[0], rows)
             return
         num_heads, length, width = full.shape[1:]
-        starts = torch.arange(full.shape[0] * num_heads, device=full.device) * length
-        flat = (self.active[:, None, :] + starts.view(-1, num_heads, 1)).reshape(-1)
-        full.view(-1, width).index_copy_(0, flat, rows.reshape(-1, width))
+        full.view(-1, width).index_copy_(0, self._flat(num_heads, length), rows.reshape(-1, width))
 
-    def _flat(self) -> torch.Tensor:
-        starts = torch.arange(self.active.shape[0], device=self.active.device) * self.num_tokens
-        return (self.active + starts[:, None]).reshape(-1)
+    def _flat(self, num_heads: int, length: int) -> torch.Tensor:
+        """Row numbers [R * H * K] of the active tokens in [R * H * length] rows; made once per step."""
+        if (num_heads, length) not in self._made:
+            num_rows = self.active.shape[0]
+            starts = torch.arange(num_rows * num_heads, device=self.active.device) * length
+            flat = self.active[:, None, :] + starts.view(num_rows, num_heads, 1)
+            self._made[num_heads, length] = flat.reshape(-1)
+        return self._made[num_heads, length]
 
 
 class KVCache:

@@ -108,7 +108,7 @@ def test_tables_of_the_package() -> None:
         embedded_prompts(-1)
 
 
-def test_bad_renderer_options(tmp_path) -> None:  # noqa: ANN001
+def test_bad_renderer_options(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match="fonts-noto-color-emoji"):
         Renderer(128, tmp_path / "none.ttf")
     with pytest.raises(ValueError, match="multiple of 16"):
