@@ -30,10 +30,9 @@ class RowIndex:
         """Rows [R, K, D] of tokens [R, N, D]."""
         if self.is_shared:
             return tokens.index_select(1, self.active[0])
-        rows, _, width = tokens.shape
-        return (
-            tokens.reshape(-1, width).index_select(0, self._flat(1, self.num_tokens)).view(rows, self.num_active, width)
-        )
+        num_rows, _, width = tokens.shape
+        taken = tokens.reshape(-1, width).index_select(0, self._flat(1, self.num_tokens))
+        return taken.view(num_rows, self.num_active, width)
 
     def scatter(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows [R, K, D] at their places in zeros [R, N, D]."""
