@@ -230,6 +230,26 @@ def test_callbacks_may_end_guidance_in_the_middle() -> None:
     assert torch.equal(run(pipe, **call), dense)
 
 
+@pytest.mark.parametrize("config", [REGION, RASConfig.reference(0.25, start_step=2, end_step=6)])
+def test_images_may_leave_the_batch_in_the_middle(config: RASConfig) -> None:
+    pipe = tiny_pipeline()
+
+    def drop_one(_pipe: Any, index: int, _t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if index == 4:
+            tensors["latents"] = tensors["latents"][:1]
+            for name in ("prompt_embeds", "pooled_prompt_embeds"):
+                tensors[name] = tensors[name][::2]
+        return tensors
+
+    names = ["latents", "prompt_embeds", "pooled_prompt_embeds"]
+    call = inputs(batch=2, callback_on_step_end=drop_one, callback_on_step_end_tensor_inputs=names)
+    with ras_dit.accelerate(pipe, config) as handle, pytest.warns(ras_dit.RASWarning, match="changed in the middle"):
+        fast = run(pipe, **call)
+    assert fast.shape[0] == 1
+    assert torch.isfinite(fast).all()
+    assert [step.kind for step in handle.trace.steps] == ["dense"] * 2 + ["region"] * 3 + ["dense"] * 5
+
+
 def test_interrupt_and_exception_leave_the_next_run_correct() -> None:
     pipe = tiny_pipeline()
     handle = ras_dit.enable(pipe, REGION)

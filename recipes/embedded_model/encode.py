@@ -38,7 +38,7 @@ class RenderedScenes(Dataset[tuple[Tensor, np.ndarray]]):
 
 @torch.no_grad()
 def encode_shard(vae: AutoencoderKL, data: RenderedScenes, device: str, workers: int = 0) -> dict[str, Tensor]:
-    """Encode the scenes of one shard: scaled latents, float16 [N, 4, H, W], and attributes, int16 [N, 5]."""
+    """Encode the scenes of one shard: scaled latents, float16 [N, C, H, W], and attributes, int16 [N, 5]."""
     latents, attributes = [], []
     for pictures, rows in DataLoader(data, batch_size=32, num_workers=workers):
         pictures = pictures.to(device, memory_format=torch.channels_last)

@@ -23,8 +23,9 @@ def load_average(out: Path) -> PromptToVelocity:
     """Rebuild the averaged model of the checkpoint in `out`."""
     state = torch.load(out / "train.pt", map_location="cpu", weights_only=False)
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
-    latent_size = AutoencoderKL.load_config(out / "vae")["sample_size"] // 4
-    model = PromptToVelocity(tokenizer, latent_size, TrainSettings(**state["settings"]))
+    vae = AutoencoderKL.load_config(out / "vae")
+    settings = TrainSettings(**state["settings"])
+    model = PromptToVelocity(tokenizer, vae["sample_size"] // 4, settings, vae["latent_channels"])
     model.load_state_dict(state["average"])
     return model.eval()
 
@@ -47,8 +48,14 @@ def build_pipeline(out: Path) -> StableDiffusion3Pipeline:
 
 
 def export(out: Path, folder: Path) -> int:
-    """Write the pipeline in bfloat16 to `folder`, replacing it in one go; returns its size in bytes."""
-    pipeline = build_pipeline(out).to(torch.bfloat16)
+    """Write the pipeline to `folder`, replacing it in one go; returns its size in bytes.
+
+    Transformer and autoencoder go in bfloat16. The text encoders stay in float32: loaded without a dtype,
+    diffusers makes the former float32, while transformers keeps the type of the file.
+    """
+    pipeline = build_pipeline(out)
+    pipeline.transformer.to(torch.bfloat16)
+    pipeline.vae.to(torch.bfloat16)
     scratch = folder.with_name(folder.name + ".part")
     shutil.rmtree(scratch, ignore_errors=True)
     pipeline.save_pretrained(scratch, max_shard_size=SHARD_SIZE)

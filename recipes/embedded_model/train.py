@@ -139,16 +139,19 @@ class PromptToVelocity(nn.Module):
         tokenizer: shared by both text encoders.
         latent_size: latent pixels per side of the training pictures.
         settings: width and depth.
+        latent_channels: channels C of the latents.
     """
 
-    def __init__(self, tokenizer: CLIPTokenizer, latent_size: int, settings: TrainSettings) -> None:
+    def __init__(
+        self, tokenizer: CLIPTokenizer, latent_size: int, settings: TrainSettings, latent_channels: int = 8
+    ) -> None:
         super().__init__()
         self.text = TextEncoders(tokenizer, settings.text_width)
         self.transformer = SD3Transformer2DModel(
             sample_size=latent_size,
             patch_size=2,
-            in_channels=4,
-            out_channels=4,
+            in_channels=latent_channels,
+            out_channels=latent_channels,
             num_layers=settings.layers,
             attention_head_dim=64,
             num_attention_heads=settings.width // 64,
@@ -162,7 +165,7 @@ class PromptToVelocity(nn.Module):
         self.attention = CountedRowAttention()
 
     def forward(self, noisy: Tensor, sigma: Tensor, prompts: list[str], zero_rows: int = ZERO_ROWS) -> Tensor:
-        """Predict the velocity of `noisy` [B, 4, H, W] at `sigma` [B] as if `zero_rows` rows stood for the T5."""
+        """Predict the velocity of `noisy` [B, C, H, W] at `sigma` [B] as if `zero_rows` rows stood for the T5."""
         conditioning = self.text(prompts)
         num_image = noisy.shape[2] * noisy.shape[3] // 4
         self.attention.set_count(zero_rows, num_image + conditioning.tokens.shape[1], noisy)
@@ -223,7 +226,7 @@ class EncodedScenes:
     """The training set.
 
     Attributes:
-        latents: scaled latents, float16 [N, 4, H, W].
+        latents: scaled latents, float16 [N, C, H, W].
         attributes: scene attributes, int16 [N, 5].
     """
 
@@ -233,7 +236,7 @@ class EncodedScenes:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's data: latents [B, 4, H, W], noise like it, sigma [B], prompts, and the count of zero rows."""
+    """One step's data: latents [B, C, H, W], noise like it, sigma [B], prompts, and the count of zero rows."""
 
     latents: Tensor
     noise: Tensor
@@ -298,7 +301,7 @@ class Trainer:
         torch.manual_seed(settings.seed)
         self.out, self.data, self.settings, self.device = out, data, settings, device
         self.ranks = Ranks.join()
-        self.model = PromptToVelocity(tokenizer, data.latents.shape[-1], settings).to(device)
+        self.model = PromptToVelocity(tokenizer, data.latents.shape[-1], settings, data.latents.shape[1]).to(device)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.model.transformer.set_attn_processor(self.model.attention)
         self.optimizers = Optimizers(self.model, settings)

@@ -35,6 +35,10 @@ class VAESettings:
         latent_noise: std of the noise added to latents in training, so that the decoder forgives small errors.
         edge_weight: weight of the L1 term on horizontal and vertical differences.
         colour_weight: weight of the L1 term on colours averaged over 4 x 4 pixels, and of the squared error.
+        latent_channels: channels of the latents.
+        anchor_scale: scale of the first three latent channels, which are held to the colours averaged over 4 x 4
+            pixels; without that anchor rare hues are lost in a short training.
+        anchor_weight: weight of the squared distance from the anchor.
         channels: channels of the three levels.
     """
 
@@ -46,20 +50,23 @@ class VAESettings:
     latent_noise: float = 0.05
     edge_weight: float = 0.5
     colour_weight: float = 3.0
+    latent_channels: int = 8
+    anchor_scale: float = 5.0
+    anchor_weight: float = 0.1
     channels: tuple[int, int, int] = (32, 64, 64)
     average_decay: float = 0.995
     seed: int = 0
 
 
 def build_vae(settings: VAESettings) -> AutoencoderKL:
-    """Build the untrained autoencoder: [B, 3, H, W] to latents [B, 4, H / 4, W / 4]."""
+    """Build the untrained autoencoder: [B, 3, H, W] to latents [B, latent_channels, H / 4, W / 4]."""
     levels = len(settings.channels)
     return AutoencoderKL(
         block_out_channels=settings.channels,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         layers_per_block=1,
-        latent_channels=4,
+        latent_channels=settings.latent_channels,
         norm_num_groups=8,
         mid_block_add_attention=False,
         use_quant_conv=False,
@@ -108,7 +115,8 @@ def vae_loss(vae: AutoencoderKL, pictures: Tensor, settings: VAESettings) -> tup
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
     colour = F.avg_pool2d(error, 4).abs().mean()
     loss = error.abs().mean() + settings.edge_weight * edges + settings.colour_weight * (colour + error.square().mean())
-    return loss + settings.kl_weight * kl, decoded
+    anchor = (mean[:, :3] - settings.anchor_scale * F.avg_pool2d(pictures, 4)).square().mean()
+    return loss + settings.kl_weight * kl + settings.anchor_weight * anchor, decoded
 
 
 def train_vae(out: Path, settings: VAESettings, device: str = "cpu", font: Path = DEFAULT_FONT) -> Path:

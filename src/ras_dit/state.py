@@ -92,7 +92,7 @@ class Generation:
         self._age: torch.Tensor | None = None  # [images, N]
         self._drop_count: torch.Tensor | None = None  # [images, N], reference rules
         self._stopwatches: list[Stopwatch] = []
-        self._is_all_dense = False
+        self._why_all_dense: str | None = None
         self._is_finite: torch.Tensor | None = None
 
     @property
@@ -111,7 +111,7 @@ class Generation:
         if kind != "dense" and (reason := self._why_dense(branch, num_rows)):
             self.note(reason)
             kind = "dense"
-        needs_memory = self.plan.has_savings and not self._is_all_dense
+        needs_memory = self.plan.has_savings and self._why_all_dense is None
         if kind == "dense" and needs_memory and (branch is None or branch.num_rows != num_rows):
             branch = Branch(num_rows, TokenHistory(max(1, self.config.forecast_order + 1)))
             self._branches[position] = branch
@@ -131,8 +131,8 @@ class Generation:
 
     def _why_dense(self, branch: Branch | None, num_rows: int) -> str | None:
         """The reason why a planned region or skipped step cannot be one."""
-        if self._is_all_dense:
-            return "The noise held values that are not finite: the rest of the run was dense."
+        if self._why_all_dense:
+            return self._why_all_dense
         if branch is None or branch.last_index != self.index - 1:
             return "A guidance branch began (or came back) in the middle of the run: its first call was dense."
         if branch.num_rows != num_rows:
@@ -184,7 +184,7 @@ class Generation:
             assert output is not None
             tokens = self.grid.patchify(output)
             branch.history.record(tokens, sigma)
-            branch.kept = tokens if self._keeps_merged() else branch.kept
+            self._keep(branch, tokens)
             return None
         filled = self._fill(branch)
         if call.kind == "region":
@@ -193,7 +193,7 @@ class Generation:
             tokens = self.grid.patchify(output)
             branch.history.record(tokens, sigma, call.is_active)
             filled = torch.where(call.is_active[..., None], tokens, filled.to(tokens.dtype))
-        branch.kept = filled if self._keeps_merged() else branch.kept
+        self._keep(branch, filled)
         return self.grid.unpatchify(filled)
 
     def _fill(self, branch: Branch) -> torch.Tensor:
@@ -205,9 +205,10 @@ class Generation:
         at = (sigma + sigma_next) / 2 if self.config.forecast_midpoint else sigma
         return branch.history.forecast(at, self.config.forecast_order, self.config.forecast_damping)
 
-    def _keeps_merged(self) -> bool:
+    def _keep(self, branch: Branch, tokens: torch.Tensor) -> None:
         """The authors store the noise of slow tokens when they select, not when it is computed."""
-        return self.config.rules == "reference" and self._next_selects()
+        if self.config.rules == "reference" and (self._next_selects() or branch.kept is None):
+            branch.kept = tokens
 
     def _next_selects(self) -> bool:
         return self.index + 1 < len(self.plan) and self.plan[self.index + 1].selects
@@ -221,11 +222,13 @@ class Generation:
             model_output: what the scheduler was given [B, C, H, W].
             sample: the latents it was to advance, same shape.
         """
+        if self._num_images not in (0, model_output.shape[0]):
+            self._why_all_dense = "The number of images changed in the middle of the run: the rest of it was dense."
         self._num_images = model_output.shape[0]
-        if self.plan.has_savings and not self._is_all_dense:
+        if self.plan.has_savings and self._why_all_dense is None:
             self._check_finite(model_output, sample)
             self._learn(model_output)
-            if self._next_selects() and not self._is_all_dense:
+            if self._next_selects() and self._why_all_dense is None:
                 self._active = self._select(model_output)
         self.index += 1
         self._num_calls = 0
@@ -239,7 +242,7 @@ class Generation:
         is_finite = torch.isfinite(model_output).all() & torch.isfinite(sample).all()
         self._is_finite = is_finite if self._is_finite is None else self._is_finite & is_finite
         if model_output.device.type == "cpu" and not bool(is_finite):
-            self._is_all_dense = True
+            self._why_all_dense = "The noise held values that are not finite: the rest of the run was dense."
 
     def _learn(self, model_output: torch.Tensor) -> None:
         if self._age is None:

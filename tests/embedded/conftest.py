@@ -35,4 +35,4 @@ def encoded_scenes() -> EncodedScenes:
     """Random latents with real scene attributes."""
     generator = torch.Generator().manual_seed(0)
     attributes = np.stack([draw_scene(scene_rng(1, index)).as_array() for index in range(8)])
-    return EncodedScenes(torch.randn(8, 4, 8, 8, generator=generator).half(), attributes)
+    return EncodedScenes(torch.randn(8, 8, 8, 8, generator=generator).half(), attributes)

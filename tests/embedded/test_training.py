@@ -68,7 +68,7 @@ def test_text_equals_the_pipelines(model: PromptToVelocity, tokenizer: CLIPToken
 @torch.no_grad()
 @pytest.mark.parametrize("zero_rows", [1, 16, 256])
 def test_one_counted_row_equals_many_rows(model: PromptToVelocity, zero_rows: int) -> None:
-    noisy = torch.randn(2, 4, 8, 6, generator=torch.Generator().manual_seed(2))
+    noisy = torch.randn(2, 8, 8, 6, generator=torch.Generator().manual_seed(2))
     sigma = torch.tensor([0.3, 0.9])
     full = model.text(PROMPTS, num_zero_rows=zero_rows)
     model.transformer.set_attn_processor(JointAttnProcessor2_0())
