@@ -119,7 +119,7 @@ def train_classifier(data: LabelledPictures, steps: int, batch: int = 64, seed: 
     return model.eval()
 
 
-def main() -> None:
+def main(command_line: list[str] | None = None) -> None:
     """Train, measure on held-out renders, and save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; its vae/ is used")
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--decoded", type=int, default=2048, help="training pictures that pass through the VAE")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(command_line)
     renderer = Renderer(128, arguments.font)
     vae = AutoencoderKL.from_pretrained(arguments.out / "vae").to(memory_format=torch.channels_last).eval()
     clean = render_labelled(renderer, TRAIN_SEED, 0, arguments.pictures)

@@ -195,7 +195,7 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main(command_line: list[str] | None = None) -> None:
     """Sample, measure, and write the JSON and the sheet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/embedded_model.json"))
     parser.add_argument("--sheet", type=Path, default=Path("docs/images/embedded_samples.png"))
-    a = parser.parse_args()
+    a = parser.parse_args(command_line)
     started = time.monotonic()
     cases = all_cases(a.per_subject)[: a.first]
     pictures = sample_all(a.folder, cases, a.steps, a.guidance, a.batch, a.out)

@@ -67,12 +67,12 @@ def export(out: Path, folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def main() -> None:
+def main(command_line: list[str] | None = None) -> None:
     """Export from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--folder", type=Path, default=model_folder(), help="where the model goes")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(command_line)
     size = export(arguments.out, arguments.folder)
     print(f"{arguments.folder}: {size / 1e6:.1f} MB")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from transformers import CLIPTokenizer
 
+from recipes.embedded_model import card, classifier, evaluate, export
 from recipes.embedded_model.checkpoint import Ranks
 from recipes.embedded_model.encode import encode_scenes
 from recipes.embedded_model.scenes import DEFAULT_FONT, every_word
@@ -31,6 +32,7 @@ class RecipeOptions:
     device: str
     scenes: int
     workers: int
+    is_finishing: bool
     vae: VAESettings
     train: TrainSettings
 
@@ -51,6 +53,9 @@ def parse_options(arguments: list[str] | None = None) -> RecipeOptions:
     parser.add_argument("--width", type=int, default=TrainSettings.width, help="transformer channels")
     parser.add_argument("--layers", type=int, default=TrainSettings.layers, help="transformer blocks")
     parser.add_argument("--compile", action="store_true", help="use torch.compile for the transformer")
+    parser.add_argument(
+        "--finish", action="store_true", help="then export, measure and write the card"
+    )
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args(arguments)
     return RecipeOptions(
@@ -59,6 +64,7 @@ def parse_options(arguments: list[str] | None = None) -> RecipeOptions:
         device=a.device,
         scenes=a.scenes,
         workers=a.workers,
+        is_finishing=a.finish,
         vae=VAESettings(size=a.size, minutes=a.vae_minutes, batch=a.vae_batch, seed=a.seed),
         train=TrainSettings(
             minutes=a.minutes, batch=a.batch, width=a.width, layers=a.layers, seed=a.seed, compile_model=a.compile
@@ -78,10 +84,26 @@ def run_training(options: RecipeOptions) -> bool:
     return Trainer(options.out, data, tokenizer, options.train, options.device).run()
 
 
+def finish(options: RecipeOptions) -> None:
+    """Export the model, train the classifier, measure the samples and write the card."""
+    ranks = Ranks.join()
+    common = ["--out", str(options.out)]
+    if ranks.is_first:
+        export.main(common)
+        classifier.main([*common, "--font", str(options.font)])
+    ranks.wait()
+    evaluate.main([*common, "--font", str(options.font)])
+    if ranks.is_first:
+        card.main(common)
+
+
 def main() -> int:
     """Run the recipe and return the exit code."""
+    options = parse_options()
     try:
-        finished = run_training(parse_options())
+        finished = run_training(options)
+        if finished and options.is_finishing:
+            finish(options)
     except KeyboardInterrupt:
         finished = False
     if not finished:

@@ -16,7 +16,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from recipes.embedded_model.checkpoint import Ranks, Stopwatch, interruptible, save_atomically, update_average
+from recipes.embedded_model.checkpoint import (
+    Ranks,
+    Stopwatch,
+    interruptible,
+    save_atomically,
+    update_average,
+    write_json,
+)
 from recipes.embedded_model.scenes import DEFAULT_FONT, Renderer
 
 TRAIN_SEED, HELD_OUT_SEED = 11, 12
@@ -178,7 +185,7 @@ def train_vae(out: Path, settings: VAESettings, device: str = "cpu", font: Path 
     if done >= 10:
         raise KeyboardInterrupt
     if ranks.is_first:
-        finish_vae(average, folder, settings, device, font)
+        finish_vae(average, folder, settings, watch.elapsed / 60, device, font)
     ranks.wait()
     return folder
 
@@ -190,7 +197,9 @@ def psnr(first: Tensor, second: Tensor) -> float:
 
 
 @torch.no_grad()
-def finish_vae(vae: AutoencoderKL, folder: Path, settings: VAESettings, device: str, font: Path) -> None:
+def finish_vae(
+    vae: AutoencoderKL, folder: Path, settings: VAESettings, minutes: float, device: str, font: Path
+) -> None:
     """Measure the latents' scale and shift and the held-out PSNR, and save the autoencoder with them."""
     data = RenderedPictures(settings.size, HELD_OUT_SEED, 256, font)
     pictures = torch.stack([data[i] for i in range(len(data))])
@@ -205,5 +214,5 @@ def finish_vae(vae: AutoencoderKL, folder: Path, settings: VAESettings, device: 
     )
     vae.save_pretrained(folder)
     result = {"psnr": psnr(torch.cat(decoded), pictures), "latent_std": joined.std().item()}
-    save_atomically(result, folder.parent / "vae_result.pt")
+    write_json(result | {"minutes": minutes}, folder.parent / "vae_result.json")
     tqdm.write(f"vae: held-out PSNR {result['psnr']:.2f} dB, latent std {result['latent_std']:.3f}")
