@@ -89,7 +89,7 @@ def test_other_shapes(pipe: Any, height: int, width: int) -> None:
     grid = handle.trace.grid
     assert grid is not None
     assert (grid.height, grid.width) == (height // 8, width // 8)
-    assert handle.trace.heatmap().size[0] * height == handle.trace.heatmap().size[1] * width
+    assert handle.trace.heatmap().size[0] == (512 if width > height else round(512 * width / height))
     plan = handle.plan(6, height, width, max_sequence_length=1)
     assert [step.kind for step in plan] == [step.kind for step in handle.trace.steps]
 

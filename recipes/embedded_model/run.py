@@ -17,6 +17,7 @@ from transformers import CLIPTokenizer
 from recipes.embedded_model import card, classifier, evaluate, export
 from recipes.embedded_model.checkpoint import Ranks
 from recipes.embedded_model.encode import encode_scenes
+from recipes.embedded_model.refine import RefineSettings, refine_decoder
 from recipes.embedded_model.scenes import DEFAULT_FONT, every_word
 from recipes.embedded_model.text import write_tokenizer
 from recipes.embedded_model.train import Trainer, TrainSettings
@@ -33,6 +34,7 @@ class RecipeOptions:
     scenes: int
     workers: int
     is_finishing: bool
+    refine_minutes: float
     vae: VAESettings
     train: TrainSettings
 
@@ -48,14 +50,13 @@ def parse_options(arguments: list[str] | None = None) -> RecipeOptions:
     parser.add_argument("--workers", type=int, default=0, help="processes that render, in the encoding stage")
     parser.add_argument("--vae-minutes", type=float, default=VAESettings.minutes)
     parser.add_argument("--vae-batch", type=int, default=VAESettings.batch, help="pictures per step and process")
+    parser.add_argument("--refine-minutes", type=float, default=RefineSettings.minutes, help="more of the decoder")
     parser.add_argument("--minutes", type=float, default=TrainSettings.minutes, help="transformer training time")
     parser.add_argument("--batch", type=int, default=TrainSettings.batch, help="samples per step and process")
     parser.add_argument("--width", type=int, default=TrainSettings.width, help="transformer channels")
     parser.add_argument("--layers", type=int, default=TrainSettings.layers, help="transformer blocks")
     parser.add_argument("--compile", action="store_true", help="use torch.compile for the transformer")
-    parser.add_argument(
-        "--finish", action="store_true", help="then export, measure and write the card"
-    )
+    parser.add_argument("--finish", action="store_true", help="then export, measure and write the card")
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args(arguments)
     return RecipeOptions(
@@ -65,6 +66,7 @@ def parse_options(arguments: list[str] | None = None) -> RecipeOptions:
         scenes=a.scenes,
         workers=a.workers,
         is_finishing=a.finish,
+        refine_minutes=a.refine_minutes,
         vae=VAESettings(size=a.size, minutes=a.vae_minutes, batch=a.vae_batch, seed=a.seed),
         train=TrainSettings(
             minutes=a.minutes, batch=a.batch, width=a.width, layers=a.layers, seed=a.seed, compile_model=a.compile
@@ -81,7 +83,10 @@ def run_training(options: RecipeOptions) -> bool:
         write_tokenizer(options.out / "tokenizer", every_word())
     ranks.wait()
     tokenizer = CLIPTokenizer.from_pretrained(options.out / "tokenizer")
-    return Trainer(options.out, data, tokenizer, options.train, options.device).run()
+    if not Trainer(options.out, data, tokenizer, options.train, options.device).run():
+        return False
+    refine_decoder(options.out, RefineSettings(minutes=options.refine_minutes), options.device, options.font)
+    return True
 
 
 def finish(options: RecipeOptions) -> None:

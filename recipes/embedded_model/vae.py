@@ -185,7 +185,7 @@ def train_vae(out: Path, settings: VAESettings, device: str = "cpu", font: Path 
     if done >= 10:
         raise KeyboardInterrupt
     if ranks.is_first:
-        finish_vae(average, folder, settings, watch.elapsed / 60, device, font)
+        finish_vae(average, folder, watch.elapsed / 60, device, font)
     ranks.wait()
     return folder
 
@@ -196,12 +196,19 @@ def psnr(first: Tensor, second: Tensor) -> float:
     return float((10 * torch.log10(4 / mse.clamp_min(1e-10))).mean())
 
 
+@dataclass(frozen=True)
+class VAEMeasure:
+    """Held-out PSNR in dB, and mean and std of the latents."""
+
+    psnr: float
+    latent_mean: float
+    latent_std: float
+
+
 @torch.no_grad()
-def finish_vae(
-    vae: AutoencoderKL, folder: Path, settings: VAESettings, minutes: float, device: str, font: Path
-) -> None:
-    """Measure the latents' scale and shift and the held-out PSNR, and save the autoencoder with them."""
-    data = RenderedPictures(settings.size, HELD_OUT_SEED, 256, font)
+def measure_vae(vae: AutoencoderKL, device: str, font: Path, num_pictures: int = 256) -> VAEMeasure:
+    """Measure the autoencoder on held-out renders."""
+    data = RenderedPictures(vae.config.sample_size, HELD_OUT_SEED, num_pictures, font)
     pictures = torch.stack([data[i] for i in range(len(data))])
     latents, decoded = [], []
     for batch in pictures.split(32):
@@ -209,10 +216,16 @@ def finish_vae(
             latents.append(vae.encode(batch.to(device)).latent_dist.mean.float().cpu())
             decoded.append(vae.decode(latents[-1].to(device)).sample.float().cpu())
     joined = torch.cat(latents)
+    return VAEMeasure(psnr(torch.cat(decoded), pictures), joined.mean().item(), joined.std().item())
+
+
+def finish_vae(vae: AutoencoderKL, folder: Path, minutes: float, device: str, font: Path) -> None:
+    """Save the autoencoder with the measured scale and shift of its latents, and its held-out PSNR beside it."""
+    measured = measure_vae(vae, device, font)
     vae.register_to_config(
-        scaling_factor=round(1 / joined.std().item(), 4), shift_factor=round(joined.mean().item(), 4)
+        scaling_factor=round(1 / measured.latent_std, 4), shift_factor=round(measured.latent_mean, 4)
     )
     vae.save_pretrained(folder)
-    result = {"psnr": psnr(torch.cat(decoded), pictures), "latent_std": joined.std().item()}
-    write_json(result | {"minutes": minutes}, folder.parent / "vae_result.json")
-    tqdm.write(f"vae: held-out PSNR {result['psnr']:.2f} dB, latent std {result['latent_std']:.3f}")
+    result = {"psnr": measured.psnr, "latent_std": measured.latent_std, "minutes": minutes}
+    write_json(result, folder.parent / "vae_result.json")
+    tqdm.write(f"vae: held-out PSNR {measured.psnr:.2f} dB, latent std {measured.latent_std:.3f}")
