@@ -117,7 +117,7 @@ def comparison(
     width = sum(column.width for column in columns) + GAP * 4
     lines = [line for text in caption for line in _wrap(text, note_font, width - 2 * GAP)]
     line_height = round(note_font.size * 1.5)
-    top = max(column.height for column in columns)
+    top = max(column.height for column in columns) + GAP // 2
     canvas = Image.new("RGB", (width, top + line_height * len(lines) + 2 * GAP), PAPER)
     left = GAP
     for column in columns:
@@ -152,7 +152,9 @@ def contact_sheet(
         ValueError: no picture, no column, or labels that do not match.
     """
     if not images or columns < 1:
-        raise ValueError(f"contact sheet: got {len(images)} pictures in {columns} columns; allowed: at least 1 of each.")
+        raise ValueError(
+            f"contact sheet: got {len(images)} pictures in {columns} columns; allowed: at least 1 of each."
+        )
     if labels and len(labels) != len(images):
         raise ValueError(f"contact sheet: got {len(labels)} labels for {len(images)} pictures; give one for each.")
     texts = list(labels) or [""] * len(images)

@@ -1,0 +1,101 @@
+"""The commands put together, and what happens when one fails: one line, a meaningful exit code."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ras_dit.cli.compare import compare
+from ras_dit.cli.demo import demo
+from ras_dit.cli.generate import generate
+from ras_dit.cli.information import models, plan, presets
+
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from ras_dit import __version__
+
+        print(f"ras-dit {__version__}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (anywhere on the line).")
+    ] = False,
+) -> None:
+    """Region-Adaptive Sampling for diffusion transformers: compute only the regions the model is focusing on."""
+
+
+def build_app() -> typer.Typer:
+    """The application with all its commands."""
+    app = typer.Typer(
+        name="ras-dit", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, callback=_options
+    )
+    for command in (demo, generate, compare, plan, models, presets):
+        app.command()(command)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: without the program's name; None takes those of the process.
+
+    Returns:
+        The exit code: 0, 2 for a mistake in the call, 130 when interrupted.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    is_debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            code = build_app()(words, prog_name="ras-dit", standalone_mode=False)
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    except Exception as error:
+        message = _one_line(error)
+        if is_debug or message is None:
+            raise
+        _to_stderr(f"ras-dit: error: {message}")
+        return EXIT_USAGE
+    if code == EXIT_INTERRUPTED:
+        _to_stderr("ras-dit: interrupted; finished pictures are kept, nothing is half-written.")
+    return int(code or 0)
+
+
+def _one_line(error: Exception) -> str | None:
+    """What to tell the caller about their mistake; None for an error that is not theirs."""
+    from ras_dit.attention import UnsupportedAttentionError
+
+    if hasattr(error, "format_message"):  # what typer raises for a bad flag; its class moved between versions
+        text = str(error.format_message())
+    elif isinstance(error, (ValueError, OSError, UnsupportedAttentionError)):
+        text = str(error)
+    else:
+        return None
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
+    from ras_dit.session import RASWarning
+
+    if issubclass(category, RASWarning):
+        _to_stderr(f"ras-dit: note: {message}")
+
+
+def _to_stderr(text: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(text, markup=False, highlight=False)

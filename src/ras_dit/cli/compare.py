@@ -1,0 +1,107 @@
+"""`ras-dit compare`: dense and RAS from the same seed, side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ras_dit.cli import options
+from ras_dit.config import RASConfig
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ras_dit.cli.measure import Comparison
+
+
+@options.with_config
+def compare(
+    prompt: options.Prompt,
+    config: RASConfig,
+    model: options.Model = "embedded",
+    output: Annotated[Path, typer.Option("--output", "-o", help="The PNG to write.")] = Path("outputs/compare.png"),
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file, too.")] = None,
+    repeats: Annotated[int, typer.Option(help="Timed runs of each kind, in turns, after a warm-up.")] = 3,
+    seed: options.Seed = 0,
+    steps: options.Steps = 28,
+    guidance: options.Guidance = None,
+    height: options.Height = None,
+    width: options.Width = None,
+    negative_prompt: options.Negative = None,
+    dtype: options.DType = "auto",
+    device: options.Device = "auto",
+) -> None:
+    """Paint one prompt dense and with RAS from the same seed: one PNG with the heat map, times, PSNR and SSIM."""
+    from ras_dit.cli.measure import measure
+    from ras_dit.cli.pipelines import Picture, load_pipeline, resolve_guidance
+    from ras_dit.cli.progress import runs_progress
+
+    if output.suffix != ".png":
+        raise ValueError(f"--output: got {str(output)!r}; allowed: a name ending in .png.")
+    if repeats < 1:
+        raise ValueError(f"--repeats: got {repeats}; allowed: at least 1.")
+    picture = Picture(prompt, seed, steps, guidance, height, width, negative_prompt)
+    pipe = load_pipeline(model, dtype, device)
+    picture = Picture(**{**picture.to_dict(), "guidance": resolve_guidance(pipe, model, guidance)})
+    with runs_progress("comparing", 2 * (repeats + 1)) as advance:
+        result = measure(pipe, picture, config, repeats=repeats, on_run=advance)
+    _save(result, config, model, output, json_file)
+    _print(result, output)
+
+
+def _save(result: Comparison, config: RASConfig, model: str, output: Path, json_file: Path | None) -> None:
+    from ras_dit.cli.files import save_png, save_text
+    from ras_dit.cli.versions import versions
+
+    record = {"model": model, "config": config.to_dict(), "versions": versions(), **result.to_dict()}
+    save_png(comparison_picture(result), output, record)
+    if json_file is not None:
+        save_text(json.dumps(record, indent=2) + "\n", json_file)
+
+
+def comparison_picture(result: Comparison) -> Image.Image:
+    """Dense | RAS | heat map over the picture, with the numbers below."""
+    from ras_dit import viz
+    from ras_dit.cli.measure import decibels, times
+
+    counts = result.trace.times_computed()[0]
+    summary = result.summary
+    span = f"{int(counts.min())} (dark) to {int(counts.max())} (bright) of {summary.num_steps} evaluations"
+    return viz.comparison(
+        result.dense,
+        result.accelerated,
+        result.trace.heatmap(result.accelerated),
+        notes=(f"{result.dense_median:.2f} s", f"{result.ras_median:.2f} s", span),
+        caption=(
+            f"{result.picture.prompt} (seed {result.picture.seed})",
+            f"Measured speed-up {times(result.speedup)}, limit by FLOPs {times(summary.predicted_speedup)}; "
+            f"T = {summary.token_steps:.1f} token-steps instead of {summary.num_steps}; "
+            f"PSNR {decibels(result.psnr)}, SSIM {result.ssim:.3f} against dense.",
+        ),
+    )
+
+
+def _print(result: Comparison, output: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ras_dit.cli.measure import decibels, times
+
+    summary = result.summary
+    table = Table(title=f"{result.picture.prompt} (seed {result.picture.seed})", title_justify="left")
+    for name in ("", "dense", "RAS"):
+        table.add_column(name, justify="left" if not name else "right")
+    table.add_row("time of the whole call, median", f"{result.dense_median:.3f} s", f"{result.ras_median:.3f} s")
+    table.add_row("token-steps T", f"{summary.num_steps}", f"{summary.token_steps:.2f}")
+    table.add_row("speed-up, measured", "1.00x", times(result.speedup))
+    table.add_row("speed-up, limit by FLOPs of the transformer", "1.00x", times(summary.predicted_speedup))
+    table.add_row("PSNR against dense", "", decibels(result.psnr))
+    table.add_row("SSIM against dense", "", f"{result.ssim:.4f}")
+    console = Console()
+    console.print(table)
+    for note in summary.notes:
+        console.print(f"Note: {note}", markup=False)
+    console.print(f"Wrote {output}", markup=False, soft_wrap=True)

@@ -1,0 +1,126 @@
+"""`ras-dit demo`: the model in the box, dense and with RAS from the same seeds."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ras_dit.cli import options
+from ras_dit.config import RASConfig
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ras_dit.cli.measure import Comparison
+
+
+def demo(
+    preset: Annotated[str, typer.Option("--preset", "-p", help="quality, balanced or fast.")] = "balanced",
+    num_prompts: Annotated[int, typer.Option(help="Prompts to paint.")] = 4,
+    seed: options.Seed = 0,
+    steps: options.Steps = 28,
+    model: options.Model = "embedded",
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The sheet to write; single pictures go beside it.")
+    ] = Path("outputs/demo.png"),
+    dtype: options.DType = "auto",
+    device: options.Device = "auto",
+) -> None:
+    """Paint a few prompts dense and with RAS: one sheet with the map of where the compute went, and a table."""
+    from ras_dit.cli.measure import measure
+    from ras_dit.cli.pipelines import Picture, load_pipeline, paint, resolve_guidance
+    from ras_dit.cli.progress import runs_progress
+    from ras_dit.embedded import embedded_prompts
+    from ras_dit.engine import accelerate
+
+    config = RASConfig.preset(preset)
+    if num_prompts < 1:
+        raise ValueError(f"--num-prompts: got {num_prompts}; allowed: at least 1.")
+    if output.suffix != ".png":
+        raise ValueError(f"--output: got {str(output)!r}; allowed: a name ending in .png.")
+    pipe = load_pipeline(model, dtype, device)
+    guidance = resolve_guidance(pipe, model, None)
+    pictures = [
+        Picture(prompt, seed + number, steps, guidance) for number, prompt in enumerate(embedded_prompts(num_prompts))
+    ]
+    with runs_progress("painting dense and with RAS", 2 * len(pictures) + 2) as advance:
+        paint(pipe, pictures[0])
+        advance()
+        with accelerate(pipe, config):
+            paint(pipe, pictures[0])
+        advance()
+        results = [measure(pipe, picture, config, repeats=1, warm_up=False, on_run=advance) for picture in pictures]
+    folder = _save(results, preset, output)
+    _print(results, preset, output, folder)
+
+
+def _save(results: list[Comparison], preset: str, output: Path) -> Path:
+    from ras_dit.cli.files import save_png
+
+    folder = output.with_suffix("")
+    for number, result in enumerate(results):
+        about = {"preset": preset, **result.to_dict()}
+        save_png(result.dense, folder / f"{number}_dense.png", about)
+        save_png(result.accelerated, folder / f"{number}_ras.png", about)
+        save_png(result.trace.heatmap(result.accelerated), folder / f"{number}_heatmap.png", about)
+    save_png(demo_sheet(results, preset), output)
+    return folder
+
+
+def demo_sheet(results: list[Comparison], preset: str) -> Image.Image:
+    """Rows of dense pictures, RAS pictures and heat maps, a column per prompt."""
+    from ras_dit import viz
+    from ras_dit.cli.measure import decibels, times
+
+    rows: list[tuple[Image.Image, str]] = []
+    rows += [(r.dense, f"{r.picture.prompt}\ndense, {r.dense_median:.2f} s") for r in results]
+    rows += [
+        (r.accelerated, f"RAS, {r.ras_median:.2f} s ({times(r.speedup)})\nPSNR {decibels(r.psnr)}, SSIM {r.ssim:.3f}")
+        for r in results
+    ]
+    for r in results:
+        counts = r.trace.times_computed()[0]
+        span = f"{int(counts.min())} to {int(counts.max())} of {r.summary.num_steps} times"
+        rows.append((r.trace.heatmap(r.accelerated), f"where the compute went:\n{span}, brighter is more"))
+    first = results[0].summary
+    footer = (
+        f"T = {first.token_steps:.1f} token-steps instead of {first.num_steps}, limit by FLOPs of the transformer "
+        f"{times(first.predicted_speedup)}. RAS is lossy: what is not computed is forecast. Times are of the whole "
+        "call, one run each."
+    )
+    pictures, labels = [list(column) for column in zip(*rows, strict=True)]
+    return viz.contact_sheet(pictures, len(results), labels, title=f"ras-dit demo, preset {preset}", footer=footer)
+
+
+def _print(results: list[Comparison], preset: str, output: Path, folder: Path) -> None:
+    from ras_dit.cli.measure import decibels, times
+
+    table = Table(title=f"Dense and RAS (preset {preset}) from the same seeds", title_justify="left")
+    for name in ("prompt", "dense", "RAS", "speed-up", "limit", "T", "PSNR", "SSIM"):
+        table.add_column(name, justify="left" if name == "prompt" else "right")
+    for r in results:
+        steps = f"{r.summary.token_steps:.1f} of {r.summary.num_steps}"
+        limit = times(r.summary.predicted_speedup)
+        cells = (f"{r.dense_median:.2f} s", f"{r.ras_median:.2f} s", times(r.speedup), limit, steps)
+        table.add_row(r.picture.prompt, *cells, decibels(r.psnr), f"{r.ssim:.3f}")
+    dense = statistics.median(r.dense_median for r in results)
+    ras = statistics.median(r.ras_median for r in results)
+    table.add_section()
+    table.add_row("median", f"{dense:.2f} s", f"{ras:.2f} s", times(dense / ras), "", "", "", "")
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    for note in dict.fromkeys(note for r in results for note in r.summary.notes):
+        console.print(f"Note: {note}", markup=False)
+    console.print(
+        "RAS is lossy: tokens that are not computed are forecast, and the picture differs from the dense one by what "
+        "PSNR and SSIM say.\nTimes are of the whole call as measured just now, text encoders and decoder included; the "
+        "limit counts the transformer's FLOPs.\nPictures as small as these leave fixed costs a large share; bigger "
+        "models and pictures come nearer to the limit.",
+        markup=False,
+    )
+    console.print(f"Sheet: {output}\nSingle pictures: {folder}", markup=False)

@@ -1,0 +1,95 @@
+"""Files that are there whole or not at all, and the prompts read from files."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+PROMPT_KEYS = ("prompt", "negative_prompt", "seed", "steps", "guidance", "height", "width")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place when the block ends well, and vanishes otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=f".part{path.suffix}")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def save_png(image: Image.Image, path: Path, metadata: Mapping[str, Any] | None = None) -> None:
+    """Write a PNG with text chunks; values that are no strings are written as JSON."""
+    from PIL.PngImagePlugin import PngInfo
+
+    chunks = PngInfo()
+    for key, value in (metadata or {}).items():
+        chunks.add_itxt(key, value if isinstance(value, str) else json.dumps(value))
+    with whole_file(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=chunks)
+
+
+def save_text(text: str, path: Path) -> None:
+    """Write a text file in UTF-8."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_prompts(path: Path) -> list[dict[str, Any]]:
+    """The prompts of a file: ``.txt`` with one a line (# starts a comment), ``.jsonl`` with one object a line.
+
+    Returns:
+        Mappings with ``prompt`` and whichever of the other `PROMPT_KEYS` the file gives.
+
+    Raises:
+        ValueError: no such file, another ending, no prompt, or a line that cannot be read.
+    """
+    if path.suffix not in (".txt", ".jsonl"):
+        raise ValueError(f"--prompts-file: got {str(path)!r}; allowed: a .txt file (a prompt a line) or .jsonl.")
+    if not path.is_file():
+        raise ValueError(f"--prompts-file: got {str(path)!r}, which is no file.")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    numbered = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
+    if path.suffix == ".txt":
+        prompts = [{"prompt": line} for _, line in numbered if not line.startswith("#")]
+    else:
+        prompts = [_read_object(path, number, line) for number, line in numbered]
+    if not prompts:
+        raise ValueError(f"--prompts-file: {path} holds no prompt.")
+    return prompts
+
+
+def _read_object(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--prompts-file: {path}, line {number}: no JSON ({error}).") from error
+    if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
+        raise ValueError(f'--prompts-file: {path}, line {number}: give an object such as {{"prompt": "a fox"}}.')
+    if unknown := sorted(set(entry) - set(PROMPT_KEYS)):
+        raise ValueError(f"--prompts-file: {path}, line {number}: got {unknown}; allowed: {', '.join(PROMPT_KEYS)}.")
+    for key in ("seed", "steps", "height", "width"):
+        if key in entry and type(entry[key]) is not int:
+            raise ValueError(f"--prompts-file: {path}, line {number}: {key}: got {entry[key]!r}; allowed: an int.")
+    if "guidance" in entry and type(entry["guidance"]) not in (int, float):
+        raise ValueError(f"--prompts-file: {path}, line {number}: guidance: got {entry['guidance']!r}; give a number.")
+    return entry

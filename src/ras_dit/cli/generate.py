@@ -1,0 +1,142 @@
+"""`ras-dit generate`: pictures from prompts, resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ras_dit.cli import options
+from ras_dit.config import RASConfig
+
+if TYPE_CHECKING:
+    from ras_dit.cli.pipelines import Picture
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the pictures of one command share."""
+
+    model: str
+    config: RASConfig | None
+    dtype: str
+    folder: Path
+    saves_trace: bool
+
+    def path(self, picture: Picture) -> Path:
+        """The picture's file: its name holds a digest of everything asked for, so the same request is the same file."""
+        config = self.config and self.config.to_dict()
+        request = json.dumps([picture.to_dict(), self.model, config, self.dtype], sort_keys=True)
+        digest = hashlib.sha256(request.encode()).hexdigest()[:8]
+        slug = re.sub(r"\W+", "-", picture.prompt.lower()).strip("-")[:48] or "picture"
+        return self.folder / f"{slug}-seed{picture.seed}-{digest}.png"
+
+
+@options.with_config
+def generate(
+    config: RASConfig,
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="What to paint; several prompts make several pictures.")
+    ] = None,
+    prompts_file: Annotated[
+        Path | None, typer.Option(help="A .txt file with a prompt a line, or .jsonl with prompt, seed, steps ... each.")
+    ] = None,
+    model: options.Model = "embedded",
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Where the PNGs go.")] = Path("outputs"),
+    num_images: Annotated[int, typer.Option("--num-images", "-n", help="Per prompt, with seeds counting up.")] = 1,
+    seed: options.Seed = 0,
+    steps: options.Steps = 28,
+    guidance: options.Guidance = None,
+    height: options.Height = None,
+    width: options.Width = None,
+    negative_prompt: options.Negative = None,
+    dense: Annotated[bool, typer.Option("--dense", help="Without RAS.")] = False,
+    trace: Annotated[bool, typer.Option("--trace", help="Save the trace (JSON) and the heat map, too.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Paint again what is there already.")] = False,
+    dtype: options.DType = "auto",
+    device: options.Device = "auto",
+) -> None:
+    """Paint prompts with RAS (or dense); PNGs carry their settings. A batch that was stopped resumes where it was."""
+    from ras_dit.cli.files import read_prompts
+
+    if num_images < 1:
+        raise ValueError(f"--num-images: got {num_images}; allowed: at least 1.")
+    if dense and trace:
+        raise ValueError("--trace: a dense run has none; leave out --trace or --dense.")
+    entries: list[dict[str, Any]] = [{"prompt": prompt} for prompt in prompts or ()]
+    entries += read_prompts(prompts_file) if prompts_file is not None else []
+    if not entries:
+        raise ValueError("generate: got no prompt; give one or more, or --prompts-file.")
+    common = {
+        "seed": seed,
+        "steps": steps,
+        "guidance": guidance,
+        "height": height,
+        "width": width,
+        "negative_prompt": negative_prompt,
+    }
+    pictures = _pictures([{**common, **entry} for entry in entries], num_images)
+    batch = Batch(model, None if dense else config, dtype, output_dir, trace)
+    due = [picture for picture in pictures if overwrite or not batch.path(picture).exists()]
+    console = Console(soft_wrap=True, highlight=False)
+    if len(due) < len(pictures):
+        console.print(f"{len(pictures) - len(due)} of {len(pictures)} pictures are there already.")
+    if due:
+        _paint_all(batch, due, device, console)
+
+
+def _pictures(settings: list[dict[str, Any]], num_images: int) -> list[Picture]:
+    """Every picture once, in order."""
+    from ras_dit.cli.pipelines import Picture
+
+    every = [Picture(**{**entry, "seed": entry["seed"] + number}) for entry in settings for number in range(num_images)]
+    return list(dict.fromkeys(every))
+
+
+def _paint_all(batch: Batch, pictures: list[Picture], device: str, console: Console) -> None:
+    from ras_dit.cli.pipelines import load_pipeline
+    from ras_dit.cli.progress import runs_progress
+
+    pipe = load_pipeline(batch.model, batch.dtype, device)
+    with runs_progress(f"{len(pictures)} picture(s)", sum(picture.steps for picture in pictures)) as advance:
+        for picture in pictures:
+            _paint_one(pipe, batch, picture, advance)
+            console.print(f"Wrote {batch.path(picture)}", markup=False)
+
+
+def _paint_one(pipe: Any, batch: Batch, picture: Picture, advance: Callable[[], None]) -> None:
+    from ras_dit.cli.files import save_png, save_text
+    from ras_dit.cli.pipelines import Picture, paint, resolve_guidance
+    from ras_dit.cli.versions import versions
+    from ras_dit.engine import accelerate
+
+    path = batch.path(picture)
+    asked = Picture(**{**picture.to_dict(), "guidance": resolve_guidance(pipe, batch.model, picture.guidance)})
+    summary = "dense"
+    if batch.config is None:
+        image = paint(pipe, asked, advance)
+    else:
+        with accelerate(pipe, batch.config) as handle:
+            image = paint(pipe, asked, advance)
+            summary = str(handle.summary())
+        if batch.saves_trace:  # before the picture, which is what says that all is there
+            save_text(handle.trace.to_json(), path.with_suffix(".trace.json"))
+            save_png(handle.trace.heatmap(image), path.with_suffix(".heatmap.png"))
+    metadata = {
+        **{key: value for key, value in asked.to_dict().items() if value is not None},
+        "height": image.height,
+        "width": image.width,
+        "model": batch.model,
+        "dtype": batch.dtype,
+        "config": batch.config and batch.config.to_dict(),
+        "versions": versions(),
+        "summary": summary,
+    }
+    save_png(image, path, metadata)

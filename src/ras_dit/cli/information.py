@@ -1,0 +1,104 @@
+"""Commands that paint nothing: `plan`, `models`, `presets`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ras_dit.cli import options
+from ras_dit.config import PRESETS, RASConfig
+
+if TYPE_CHECKING:
+    from ras_dit.plan import Plan
+
+BAR_WIDTH = 32
+
+
+@options.with_config
+def plan(
+    config: RASConfig,
+    model: options.Model = "embedded",
+    steps: options.Steps = 28,
+    height: options.Height = None,
+    width: options.Width = None,
+    max_sequence_length: Annotated[
+        int, typer.Option(help="Text tokens of the T5 encoder; they count in the cost.")
+    ] = 256,
+    dtype: options.DType = "auto",
+) -> None:
+    """Print what a run would compute, and how much faster it can be at most. Loads no weights."""
+    from ras_dit.cli.pipelines import pipeline_outline
+    from ras_dit.engine import plan_for
+
+    if steps < 1:
+        raise ValueError(f"--steps: got {steps}; allowed: at least 1.")
+    result = plan_for(pipeline_outline(model, dtype), config, steps, height, width, max_sequence_length)
+    console = Console(highlight=False)
+    console.print(_plan_table(result, f"{model}, {steps} steps"))
+    for line in _plan_lines(result):
+        console.print(line, markup=False)
+
+
+def _plan_table(result: Plan, title: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name, side in (("step", "right"), ("kind", "left"), ("tokens", "right"), ("share", "right"), ("", "left")):
+        table.add_column(name, justify="right" if side == "right" else "left", no_wrap=True)
+    colours = {"dense": "bright_red", "region": "bright_green", "skip": "bright_black"}
+    for step in result:
+        share = step.num_active / result.num_tokens
+        bar = "█" * max(round(BAR_WIDTH * share), int(share > 0))
+        colour = colours[step.kind]
+        table.add_row(
+            str(step.index), f"[{colour}]{step.kind}[/]", f"{step.num_active}", f"{share:.1%}", f"[{colour}]{bar}[/]"
+        )
+    return table
+
+
+def _plan_lines(result: Plan) -> list[str]:
+    lines = [
+        f"T = {result.token_steps:.2f} token-steps instead of {len(result)}; speed-up of the transformer at most "
+        f"{result.speedup_limit:.2f}x."
+    ]
+    if result.cost is not None:
+        dense = result.cost.dense_flops * len(result)
+        lines.append(
+            f"{result.cost.total_flops / 1e9:,.1f} GFLOP instead of {dense / 1e9:,.1f} "
+            f"({result.cost.total_flops / dense:.1%}), K/V cache {result.cost.kv_cache_bytes / 2**20:,.1f} MiB; "
+            "per image and guidance branch."
+        )
+    return lines
+
+
+def models() -> None:
+    """Show the supported transformers and their pipelines."""
+    from ras_dit.models import TOKEN_PLANS
+
+    layouts = {"image": "image tokens alone", "image_first": "image tokens, then text"}
+    table = Table(title="Supported transformers", title_justify="left", show_header=False, show_lines=True)
+    table.add_column("transformer", no_wrap=True)
+    table.add_column("about")
+    for name, plan_ in TOKEN_PLANS.items():
+        lines = [plan_.family, f"Attention over {layouts[plan_.layout]}.", "Pipelines:"]
+        lines += [f"  {pipeline}" for pipeline in plan_.pipelines]
+        table.add_row(name, "\n".join([*lines, *plan_.caveats]))
+    Console(highlight=False).print(table)
+
+
+def presets() -> None:
+    """Show the values of the presets."""
+    table = Table(title="Presets", title_justify="left")
+    table.add_column("option")
+    for name in PRESETS:
+        table.add_column(name, justify="right")
+    for field, default in RASConfig().to_dict().items():
+        values = [preset.to_dict()[field] for preset in PRESETS.values()]
+        if any(value != default for value in values) or field in ("importance", "forecast_order", "forecast_damping"):
+            table.add_row(field, *(str(value) for value in values))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        "Options that are not listed have their defaults; a share in (0, 1) scales with the length of the run."
+    )

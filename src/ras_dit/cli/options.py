@@ -1,0 +1,142 @@
+"""Command-line options: those derived from RASConfig's fields, and those that several commands share."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import typer
+
+from ras_dit.config import PRESETS, RASConfig
+
+IMPORTANT, TINKER = "Important", "To tinker with"
+RENAMED = {"seed": "selection_seed"}  # --seed is the picture's
+
+Prompt = Annotated[str, typer.Argument(help="What to paint.")]
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="'embedded' (the model in the box), a diffusers folder, or a hub id.")
+]
+Seed = Annotated[int, typer.Option("--seed", "-s", help="Seed of the starting noise.")]
+Height = Annotated[int | None, typer.Option(help="Of the picture, in pixels; the model's default without it.")]
+Width = Annotated[int | None, typer.Option(help="Of the picture, in pixels; the model's default without it.")]
+Steps = Annotated[int, typer.Option(help="Denoising steps.")]
+Guidance = Annotated[
+    float | None, typer.Option(help="Classifier-free guidance; without it 4 for 'embedded', else the pipeline's.")
+]
+Negative = Annotated[str | None, typer.Option("--negative-prompt", help="What not to paint.")]
+DType = Annotated[str, typer.Option(help="auto (bfloat16 on a GPU, else float32), float32, float16 or bfloat16.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
+
+
+def flag_of(field_name: str) -> str:
+    """The flag of a RASConfig field, such as ``--sample-ratio``."""
+    return "--" + RENAMED.get(field_name, field_name).replace("_", "-")
+
+
+def with_config(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command ``--preset``, ``--config`` and one flag per RASConfig field.
+
+    The command's parameter ``config`` is left out of its flags and receives the finished `RASConfig`: the preset
+    (balanced without one) or the file, then the single flags over it.
+    """
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "config"]
+    extra = [_preset_parameter(), _file_parameter(), *map(_field_parameter, dataclasses.fields(RASConfig))]
+
+    def run(**values: Any) -> None:
+        preset, path = values.pop("preset"), values.pop("config_file")
+        flags = {f.name: values.pop(RENAMED.get(f.name, f.name)) for f in dataclasses.fields(RASConfig)}
+        command(**values, config=build_config(preset, path, flags))
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*own, *extra]]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run
+
+
+def build_config(preset: str | None, path: Path | None, flags: dict[str, str | None]) -> RASConfig:
+    """The config of a command line.
+
+    Args:
+        preset: a preset's name; None takes ``balanced`` when there is no file either.
+        path: a .json or .yaml file.
+        flags: field name -> what was written after its flag; None where the flag was not given.
+
+    Raises:
+        ValueError: both a preset and a file, or a value that RASConfig refuses.
+    """
+    if preset is not None and path is not None:
+        raise ValueError(f"--preset and --config: got {preset!r} and {str(path)!r}; give one of them.")
+    base = RASConfig.load(path) if path is not None else RASConfig.preset(preset or "balanced")
+    kinds = get_type_hints(RASConfig)
+    given = {name: _parse(name, value, kinds[name]) for name, value in flags.items() if value is not None}
+    return base.replace(**given) if given else base
+
+
+def _parse(name: str, value: str, kind: Any) -> Any:
+    if kind is bool:
+        return {"true": True, "false": False}.get(value.lower(), value)
+    if get_origin(kind) is Literal:
+        return value
+    if get_origin(kind) is tuple:
+        return tuple(_number(name, word, kind) for word in value.split(",") if word.strip() not in ("", "none"))
+    if value == "none" and _is_optional(kind):
+        return None
+    return _number(name, value, kind)
+
+
+def _number(name: str, text: str, kind: Any) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{flag_of(name)}: got {text!r}; allowed: {_metavar(kind)}.") from None
+
+
+def _is_optional(kind: Any) -> bool:
+    return get_origin(kind) in (Union, types.UnionType) and type(None) in get_args(kind)
+
+
+def _metavar(kind: Any) -> str:
+    if kind is bool:
+        return "true|false"
+    if get_origin(kind) is Literal:
+        return "NAME"
+    if get_origin(kind) is tuple:
+        return "STEP,STEP"
+    numbers = [k for k in (get_args(kind) or (kind,)) if k in (int, float)]
+    word = "NUMBER" if float in numbers else "INT"
+    return f"{word}|none" if _is_optional(kind) else word
+
+
+def _field_parameter(field: dataclasses.Field[Any]) -> inspect.Parameter:
+    kind = get_type_hints(RASConfig)[field.name]
+    panel = IMPORTANT if field.metadata["important"] else TINKER
+    option = typer.Option(
+        flag_of(field.name), metavar=_metavar(kind), help=field.metadata["help"], rich_help_panel=panel
+    )
+    return _keyword(RENAMED.get(field.name, field.name), Annotated[str | None, option])
+
+
+def _preset_parameter() -> inspect.Parameter:
+    text = f"Start from a preset: {', '.join(PRESETS)} (balanced, unless --config is given). Single flags go over it."
+    return _keyword(
+        "preset", Annotated[str | None, typer.Option("--preset", "-p", help=text, rich_help_panel=IMPORTANT)]
+    )
+
+
+def _file_parameter() -> inspect.Parameter:
+    text = "Start from a config file (.json, .yaml) instead."
+    option = typer.Option("--config", "-c", help=text, rich_help_panel=IMPORTANT)
+    return _keyword("config_file", Annotated[Path | None, option])
+
+
+def _keyword(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
