@@ -51,6 +51,28 @@ _SPEED_NOTE = (
 )
 
 
+def profile_table() -> str:
+    """Where the time of one transformer call goes, dense and in the leanest region step, against the FLOP share."""
+    lines = []
+    for path in sorted(record.RESULTS.glob("speed_*.json")):
+        result = record.read(path.stem)
+        dense, region = result["rows"][0], result["rows"][-1]
+        if "profile" not in region:
+            continue
+        lines += [
+            f"**{result['title'][0].upper()}{result['title'][1:]}**: one evaluation, dense and `{region['name']}` "
+            f"({region['num_active']} of {region['num_tokens']} image tokens), milliseconds ({origin(result)})",
+            "",
+            "| operations | dense | region | region / dense |",
+            "| --- | --- | --- | --- |",
+        ]
+        for group, before in dense["profile"].items():
+            after = region["profile"][group]
+            lines.append(f"| {group} | {before:.1f} | {after:.1f} | {after / before:.3f} |")
+        lines.append("")
+    return "\n".join([*lines, ""])
+
+
 def quality_table(result: dict[str, Any]) -> str:
     lines = [
         f"The embedded model, {result['num_images']} prompts, {result['steps']}-step grid, guidance "
@@ -97,6 +119,7 @@ def main() -> None:
     files = {
         "README.md": {"speed": speed_table() + "\n", "quality": quality_digest(quality)},
         "docs/quality.md": {"quality": quality_table(quality)},
+        "docs/performance.md": {"speed": speed_table() + "\n", "profile": profile_table()},
     }
     stale = []
     for name, blocks in files.items():
