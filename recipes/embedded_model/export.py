@@ -9,7 +9,12 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
 from transformers import CLIPTokenizer
 
 from ras_dit.embedded import model_folder
@@ -47,6 +52,22 @@ def build_pipeline(out: Path) -> StableDiffusion3Pipeline:
     )
 
 
+def crop_positions(transformer: SD3Transformer2DModel, side: int) -> None:
+    """Keep the middle `side` x `side` of the positional table: pictures of up to that many tokens a side see the same.
+
+    Args:
+        transformer: changed in place.
+        side: tokens per side that remain, at most what there is.
+    """
+    embed = transformer.pos_embed
+    whole = embed.pos_embed_max_size
+    start = (whole - side) // 2
+    table = embed.pos_embed.unflatten(1, (whole, whole))[:, start : start + side, start : start + side]
+    embed.register_buffer("pos_embed", table.flatten(1, 2).contiguous(), persistent=True)
+    embed.pos_embed_max_size = side
+    transformer.register_to_config(pos_embed_max_size=side)
+
+
 def export(out: Path, folder: Path) -> int:
     """Write the pipeline to `folder`, replacing it in one go; returns its size in bytes.
 
@@ -54,6 +75,7 @@ def export(out: Path, folder: Path) -> int:
     diffusers makes the former float32, while transformers keeps the type of the file.
     """
     pipeline = build_pipeline(out)
+    crop_positions(pipeline.transformer, pipeline.transformer.config.sample_size)
     pipeline.transformer.to(torch.bfloat16)
     pipeline.vae.to(torch.bfloat16)
     scratch = folder.with_name(folder.name + ".part")
@@ -64,6 +86,8 @@ def export(out: Path, folder: Path) -> int:
         os.replace(folder, previous)
     os.replace(scratch, folder)
     shutil.rmtree(previous, ignore_errors=True)
+    for file in folder.rglob("*.safetensors"):
+        file.chmod(0o644)
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 

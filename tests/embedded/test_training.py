@@ -13,6 +13,7 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from recipes.embedded_model.checkpoint import Stopwatch
+from recipes.embedded_model.export import crop_positions
 from recipes.embedded_model.train import (
     EncodedScenes,
     Optimizers,
@@ -134,6 +135,17 @@ def test_stopwatch_does_not_count_pauses(monkeypatch: pytest.MonkeyPatch) -> Non
     watch = Stopwatch()
     assert watch.tick() == 2.0
     assert watch.tick() == 2.0 + Stopwatch.LONGEST_STEP
+
+
+@torch.no_grad()
+def test_cropped_positions_change_nothing_that_fits(model: PromptToVelocity) -> None:
+    noisy = torch.randn(1, 8, 16, 12, generator=torch.Generator().manual_seed(3))
+    inputs = model.text(["a fox"], num_zero_rows=2)
+    before = model.transformer(noisy, inputs.tokens, inputs.pooled, torch.tensor([500.0]), return_dict=False)[0]
+    crop_positions(model.transformer, 8)
+    after = model.transformer(noisy, inputs.tokens, inputs.pooled, torch.tensor([500.0]), return_dict=False)[0]
+    assert torch.equal(before, after)
+    assert model.transformer.config.pos_embed_max_size == 8
 
 
 def test_transformer_is_a_plain_sd3(tokenizer: CLIPTokenizer) -> None:
