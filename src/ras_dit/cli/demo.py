@@ -102,7 +102,7 @@ def _print(results: list[Comparison], preset: str, output: Path, folder: Path) -
 
     table = Table(title=f"Dense and RAS (preset {preset}) from the same seeds", title_justify="left")
     for name in ("prompt", "dense", "RAS", "speed-up", "limit", "T", "PSNR", "SSIM"):
-        table.add_column(name, justify="left" if name == "prompt" else "right")
+        table.add_column(name, justify="left" if name == "prompt" else "right", no_wrap=name != "prompt")
     for r in results:
         steps = f"{r.summary.token_steps:.1f} of {r.summary.num_steps}"
         limit = times(r.summary.predicted_speedup)
@@ -118,9 +118,9 @@ def _print(results: list[Comparison], preset: str, output: Path, folder: Path) -
         console.print(f"Note: {note}", markup=False)
     console.print(
         "RAS is lossy: tokens that are not computed are forecast, and the picture differs from the dense one by what "
-        "PSNR and SSIM say.\nTimes are of the whole call as measured just now, text encoders and decoder included; the "
-        "limit counts the transformer's FLOPs.\nPictures as small as these leave fixed costs a large share; bigger "
-        "models and pictures come nearer to the limit.",
+        "PSNR and SSIM say.\nTimes are of the whole call, one run each, measured just now: text encoders and decoder "
+        "included, and whatever else this machine was doing. The limit counts the transformer's FLOPs alone. Fixed "
+        "costs weigh heavily in pictures as small as these.",
         markup=False,
     )
     console.print(f"Sheet: {output}\nSingle pictures: {folder}", markup=False)

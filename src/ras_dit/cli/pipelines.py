@@ -118,9 +118,22 @@ def load_pipeline(model: str, dtype: str = "auto", device: str = "auto") -> Any:
     else:
         from diffusers import DiffusionPipeline
 
-        pipe = DiffusionPipeline.from_pretrained(source, torch_dtype=kind).to(place)
+        absent = _absent_text_encoders(DiffusionPipeline.load_config(source))
+        pipe = DiffusionPipeline.from_pretrained(source, torch_dtype=kind, **absent).to(place)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _absent_text_encoders(index: dict[str, Any]) -> dict[str, None]:
+    """Text encoders that a saved pipeline does without (SD3 without its T5): they must be passed as None."""
+    import diffusers
+
+    pipeline_class = getattr(diffusers, str(index.get("_class_name")), None)
+    if pipeline_class is None:
+        raise ValueError(f"--model: this diffusers has no pipeline {index.get('_class_name')!r}.")
+    expected = inspect.signature(pipeline_class.__init__).parameters
+    names = [name for name in expected if name.startswith(("text_encoder", "tokenizer"))]
+    return {name: None for name in names if not (index.get(name) or [None])[0]}
 
 
 def quiet_libraries() -> None:

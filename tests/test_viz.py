@@ -1,0 +1,84 @@
+"""Heat maps, comparisons and sheets: sizes, colours and order by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ras_dit.viz import COLOUR_STOPS, colourise, comparison, contact_sheet, draw_heatmap
+
+COUNTS = torch.tensor([[4, 4, 10], [4, 7, 10]])
+
+
+def test_colours_get_brighter_evenly() -> None:
+    lightness = np.asarray(colourise(torch.linspace(0, 1, 64)[None]).convert("L")).astype(int)[0]
+    assert (np.diff(lightness) >= 0).all()
+    assert lightness[0] < 10
+    assert lightness[-1] > 240
+
+
+def test_cells_are_sharp_and_in_order() -> None:
+    picture = draw_heatmap(COUNTS, num_steps=12, size=90)
+    assert picture.size == (90, 60), "no room for a bar"
+    assert picture.getpixel((0, 0)) == picture.getpixel((59, 29)) == COLOUR_STOPS[0]
+    assert picture.getpixel((60, 0)) == picture.getpixel((89, 59)) == COLOUR_STOPS[-1]
+    assert sum(COLOUR_STOPS[0]) < sum(picture.getpixel((45, 45))) < sum(COLOUR_STOPS[-1])
+    assert len(picture.getcolors()) == 3
+
+
+def test_bar_below_a_large_map() -> None:
+    picture = draw_heatmap(COUNTS, num_steps=12, size=300)
+    assert picture.width == 300
+    assert picture.height > 200
+    assert picture.getpixel((0, 203)) == COLOUR_STOPS[0]
+    assert picture.getpixel((299, 203)) == COLOUR_STOPS[-1]
+
+
+def test_over_a_picture() -> None:
+    image = Image.new("RGBA", (50, 34), (200, 10, 10, 255))
+    picture = draw_heatmap(COUNTS, num_steps=12, image=image)
+    assert picture.size == image.size
+    assert picture.mode == "RGB"
+    assert sum(picture.getpixel((2, 2))) < sum(picture.getpixel((47, 30)))
+
+
+def test_dense_run_is_one_bright_colour() -> None:
+    picture = draw_heatmap(torch.full((3, 3), 7), num_steps=7, size=30)
+    assert picture.getcolors() == [(900, COLOUR_STOPS[-1])]
+
+
+@pytest.mark.parametrize(
+    ("counts", "size", "message"),
+    [
+        (COUNTS[0], 64, "shape"),
+        (COUNTS + 9, 64, "4 to 19|13 to 19"),
+        (COUNTS - 5, 64, "-1"),
+        (COUNTS, 3, "size: got 3"),
+    ],
+)
+def test_bad_maps(counts: torch.Tensor, size: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        draw_heatmap(counts, num_steps=12, size=size)
+
+
+def test_comparison_holds_the_pictures_in_order() -> None:
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    pictures = [Image.new("RGB", (40, 30), colour) for colour in colours]
+    sheet = comparison(*pictures, caption=("a fox", "fast " * 60), panel=100)
+    row = [sheet.getpixel((x, 60)) for x in range(sheet.width)]
+    assert [row.count(colour) for colour in colours] == [100, 100, 100]
+    assert row.index(colours[0]) < row.index(colours[1]) < row.index(colours[2])
+
+
+def test_contact_sheet() -> None:
+    colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0), (0, 250, 250)]
+    images = [Image.new("RGB", (8, 8), colour) for colour in colours]
+    sheet = contact_sheet(images, 3, ["a", "b", "c", "", ""], title="five", footer="end", cell=64)
+    counts = {colour: count for count, colour in sheet.getcolors(1 << 16)}
+    assert [counts[colour] for colour in colours] == [64 * 64] * 5
+    with pytest.raises(ValueError, match="2 labels for 5 pictures"):
+        contact_sheet(images, 3, ["a", "b"])
+    with pytest.raises(ValueError, match="0 columns"):
+        contact_sheet(images, 0)
