@@ -11,6 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, St
 
 import ras_dit
 from ras_dit import RASConfig
+from ras_dit.embedded import GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH, embedded_prompts
 
 
 def paper_schedule(ratio: float) -> RASConfig:
@@ -74,10 +75,10 @@ def random_call(pipe: Any, device: str, *, pixels: int, num_text: int) -> dict[s
 def embedded_call(pipe: Any, device: str, *, batch: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     return {
-        "prompt": ras_dit.embedded.embedded_prompts(batch),
+        "prompt": embedded_prompts(batch),
         "generator": generator,
-        "guidance_scale": 4.0,
-        "max_sequence_length": 1,  # there is no T5: one zero row stands for it
+        "guidance_scale": GUIDANCE_SCALE,
+        "max_sequence_length": MAX_SEQUENCE_LENGTH,
         "output_type": "latent",
     }
 

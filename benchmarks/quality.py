@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
-from ras_dit.quality import psnr, ssim
 from tqdm import tqdm
 
 import ras_dit
 from benchmarks import record
 from benchmarks.cases import paper_schedule
 from ras_dit import PRESETS, RASConfig
-from ras_dit.embedded import embedded_prompts
+from ras_dit.embedded import GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH, embedded_prompts
+from ras_dit.quality import psnr, ssim
 
-STEPS, CONVERGED_STEPS, GUIDANCE = 28, 200, 4.0
+STEPS, CONVERGED_STEPS = 28, 200
 RATIOS = (0.5, 0.25, 0.125)
 
 
@@ -64,8 +64,8 @@ def paint(
     call = {
         "prompt": prompts,
         "num_inference_steps": steps,
-        "guidance_scale": GUIDANCE,
-        "max_sequence_length": 1,
+        "guidance_scale": GUIDANCE_SCALE,
+        "max_sequence_length": MAX_SEQUENCE_LENGTH,
         "output_type": "pt",
         "generator": [torch.Generator().manual_seed(1000 + i) for i in range(len(prompts))],
     }
@@ -107,7 +107,12 @@ def main() -> None:
     rows.sort(key=lambda row: (-row["token_steps"], row["name"]))
     for row in rows:
         print(f"{row['name']:<44} T {row['token_steps']:6.2f}  {row['psnr_dense']}  {row['psnr_converged']}")
-    setting = {"num_images": len(prompts), "guidance": GUIDANCE, "steps": STEPS, "converged_steps": CONVERGED_STEPS}
+    setting = {
+        "num_images": len(prompts),
+        "guidance": GUIDANCE_SCALE,
+        "steps": STEPS,
+        "converged_steps": CONVERGED_STEPS,
+    }
     print("wrote", record.write("quality_embedded", {**record.environment(), **setting, "rows": rows}).name)
 
 

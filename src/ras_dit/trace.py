@@ -94,7 +94,7 @@ class Trace:
         Args:
             image: a picture to lay the map over; None draws the map alone.
             index: which image of the batch.
-            size: longer side of the result in pixels (the size of ``image`` if that is given).
+            size: longer side of the map in pixels without ``image`` (a colour bar comes below it); with one, its size.
         """
         from ras_dit.viz import draw_heatmap
 

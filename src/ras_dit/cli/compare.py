@@ -36,7 +36,7 @@ def compare(
 ) -> None:
     """Paint one prompt dense and with RAS from the same seed: one PNG with the heat map, times, PSNR and SSIM."""
     from ras_dit.cli.measure import measure
-    from ras_dit.cli.pipelines import Picture, load_pipeline, resolve_guidance
+    from ras_dit.cli.pipelines import Picture, load_pipeline, resolved
     from ras_dit.cli.progress import runs_progress
 
     if output.suffix != ".png":
@@ -45,7 +45,7 @@ def compare(
         raise ValueError(f"--repeats: got {repeats}; allowed: at least 1.")
     picture = Picture(prompt, seed, steps, guidance, height, width, negative_prompt)
     pipe = load_pipeline(model, dtype, device)
-    picture = Picture(**{**picture.to_dict(), "guidance": resolve_guidance(pipe, model, guidance)})
+    picture = resolved(pipe, model, picture)
     with runs_progress("comparing", 2 * (repeats + 1)) as advance:
         result = measure(pipe, picture, config, repeats=repeats, on_run=advance)
     _save(result, config, model, output, json_file)

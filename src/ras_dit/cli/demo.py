@@ -33,7 +33,7 @@ def demo(
 ) -> None:
     """Paint a few prompts dense and with RAS: one sheet with the map of where the compute went, and a table."""
     from ras_dit.cli.measure import measure
-    from ras_dit.cli.pipelines import Picture, load_pipeline, paint, resolve_guidance
+    from ras_dit.cli.pipelines import Picture, load_pipeline, paint, resolved
     from ras_dit.cli.progress import runs_progress
     from ras_dit.embedded import embedded_prompts
     from ras_dit.engine import accelerate
@@ -44,9 +44,9 @@ def demo(
     if output.suffix != ".png":
         raise ValueError(f"--output: got {str(output)!r}; allowed: a name ending in .png.")
     pipe = load_pipeline(model, dtype, device)
-    guidance = resolve_guidance(pipe, model, None)
     pictures = [
-        Picture(prompt, seed + number, steps, guidance) for number, prompt in enumerate(embedded_prompts(num_prompts))
+        resolved(pipe, model, Picture(prompt, seed + number, steps))
+        for number, prompt in enumerate(embedded_prompts(num_prompts))
     ]
     with runs_progress("painting dense and with RAS", 2 * len(pictures) + 2) as advance:
         paint(pipe, pictures[0])

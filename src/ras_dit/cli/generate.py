@@ -113,12 +113,12 @@ def _paint_all(batch: Batch, pictures: list[Picture], device: str, console: Cons
 
 def _paint_one(pipe: Any, batch: Batch, picture: Picture, advance: Callable[[], None]) -> None:
     from ras_dit.cli.files import save_png, save_text
-    from ras_dit.cli.pipelines import Picture, paint, resolve_guidance
+    from ras_dit.cli.pipelines import paint, resolved
     from ras_dit.cli.versions import versions
     from ras_dit.engine import accelerate
 
     path = batch.path(picture)
-    asked = Picture(**{**picture.to_dict(), "guidance": resolve_guidance(pipe, batch.model, picture.guidance)})
+    asked = resolved(pipe, batch.model, picture)
     summary = "dense"
     if batch.config is None:
         image = paint(pipe, asked, advance)

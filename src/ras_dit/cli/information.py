@@ -25,17 +25,20 @@ def plan(
     height: options.Height = None,
     width: options.Width = None,
     max_sequence_length: Annotated[
-        int, typer.Option(help="Text tokens of the T5 encoder; they count in the cost.")
-    ] = 256,
+        int | None,
+        typer.Option(help="Text tokens of the T5 encoder, which count in the cost.  [default: 256; embedded: 1]"),
+    ] = None,
     dtype: options.DType = "auto",
 ) -> None:
     """Print what a run would compute, and how much faster it can be at most. Loads no weights."""
-    from ras_dit.cli.pipelines import pipeline_outline
+    from ras_dit.cli.pipelines import EMBEDDED, pipeline_outline
+    from ras_dit.embedded import MAX_SEQUENCE_LENGTH
     from ras_dit.engine import plan_for
 
     if steps < 1:
         raise ValueError(f"--steps: got {steps}; allowed: at least 1.")
-    result = plan_for(pipeline_outline(model, dtype), config, steps, height, width, max_sequence_length)
+    num_text = max_sequence_length or (MAX_SEQUENCE_LENGTH if model == EMBEDDED else 256)
+    result = plan_for(pipeline_outline(model, dtype), config, steps, height, width, num_text)
     console = Console(highlight=False)
     console.print(_plan_table(result, f"{model}, {steps} steps"))
     for line in _plan_lines(result):

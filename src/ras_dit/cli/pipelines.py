@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 EMBEDDED = "embedded"
-EMBEDDED_GUIDANCE = 4.0
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
@@ -30,6 +29,7 @@ class Picture:
     height: int | None = None
     width: int | None = None
     negative_prompt: str | None = None
+    max_sequence_length: int | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -186,12 +186,20 @@ def _tokenizer_length(source: str, index: dict[str, Any]) -> int:
     return int(AutoTokenizer.from_pretrained(source, subfolder="tokenizer").model_max_length)
 
 
-def resolve_guidance(pipe: Any, model: str, guidance: float | None) -> float | None:
-    """The guidance that a call will use: as asked, the embedded model's, or the pipeline's default."""
-    if guidance is not None or model == EMBEDDED:
-        return EMBEDDED_GUIDANCE if guidance is None else guidance
-    parameter = inspect.signature(pipe.__call__).parameters.get("guidance_scale")
-    return None if parameter is None else parameter.default
+def resolved(pipe: Any, model: str, picture: Picture) -> Picture:
+    """The picture with what a call will use where it leaves the choice: the embedded model's values, or the pipeline's.
+
+    The embedded model has no T5; a single zero row stands for it, instead of the pipeline's 256.
+    """
+    if model == EMBEDDED:
+        from ras_dit.embedded import GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH
+
+        guidance: float | None = GUIDANCE_SCALE
+        picture = replace(picture, max_sequence_length=picture.max_sequence_length or MAX_SEQUENCE_LENGTH)
+    else:
+        parameter = inspect.signature(pipe.__call__).parameters.get("guidance_scale")
+        guidance = None if parameter is None else parameter.default
+    return picture if picture.guidance is not None else replace(picture, guidance=guidance)
 
 
 def paint(pipe: Any, picture: Picture, on_step: Callable[[], None] | None = None) -> Image.Image:
@@ -204,6 +212,7 @@ def paint(pipe: Any, picture: Picture, on_step: Callable[[], None] | None = None
         "guidance_scale": picture.guidance,
         "height": picture.height,
         "width": picture.width,
+        "max_sequence_length": picture.max_sequence_length,
     }
     call = {name: value for name, value in wanted.items() if value is not None}
     for name in call:
