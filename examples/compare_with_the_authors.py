@@ -1,10 +1,10 @@
 """The authors' settings and ours at the same schedule: how far each ends from the dense picture."""
 
 import torch
-from ras_dit.quality import psnr
 
 import ras_dit
 from ras_dit import RASConfig
+from ras_dit.quality import psnr
 
 pipe = ras_dit.load_embedded()
 pipe.set_progress_bar_config(disable=True)

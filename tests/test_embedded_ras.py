@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ras_dit.quality import psnr
 
 import ras_dit
 from ras_dit import RASConfig
 from ras_dit.embedded import embedded_prompts
+from ras_dit.quality import psnr
 
 STEPS = 14
 PAPER = {"warmup_steps": 2, "refresh_steps": (6, 10)}
