@@ -27,7 +27,7 @@ RATIOS = (0.5, 0.25, 0.125)
 def methods() -> dict[str, tuple[RASConfig | None, int, str]]:
     """Name -> (config or None for dense, steps, solver)."""
     rows: dict[str, tuple[RASConfig | None, int, str]] = {}
-    for steps in (17, 12, 9, 6):
+    for steps in (20, 17, 14, 12, 9):
         rows[f"dense, Euler, {steps} steps"] = (None, steps, "euler")
         rows[f"dense, UniPC order 2, {steps} steps"] = (None, steps, "unipc")
     for ratio in RATIOS:
@@ -35,19 +35,25 @@ def methods() -> dict[str, tuple[RASConfig | None, int, str]]:
         reference = RASConfig.reference(ratio, reset_steps=(12, 20), high_ratio=0.3, starvation_scale=1.0)
         rows[f"the authors' settings, {ratio}"] = (reference, STEPS, "euler")
         for name, changes in {
-            "random": {"importance": "random", "forecast_order": 0},
-            "round robin": {"importance": "round_robin", "forecast_order": 0},
-            "std, sign mended": {"importance": "std", "forecast_order": 0},
-            "error, reuse": {"forecast_order": 0},
-            "error, order 1, damping 0.5": {},
-            "error, order 1, damping 1": {"forecast_damping": 1.0},
+            "random": {"importance": "random"},
+            "round robin": {"importance": "round_robin"},
+            "std, sign mended": {"importance": "std"},
+            "error": {},
+            "error, order 1, damping 0.5": {"forecast_order": 1},
+            "error, order 1, damping 1": {"forecast_order": 1, "forecast_damping": 1.0},
             "error, order 2, damping 0.5": {"forecast_order": 2},
         }.items():
             rows[f"{name}, {ratio}"] = (paper.replace(**changes), STEPS, "euler")
-    for every, ratio in ((2, 0.21), (3, 0.1), (4, 0.07)):
-        for order in (0, 1):
-            config = RASConfig(sample_ratio=ratio, warmup_steps=0.1, refresh_every=every, forecast_order=order)
-            rows[f"dense every {every}, {ratio} between, order {order}"] = (config, STEPS, "euler")
+    balanced = PRESETS["balanced"]
+    for name, changes in {
+        "random tokens": {"importance": "random"},
+        "order 1, damping 0.5": {"forecast_order": 1},
+        "order 1, damping 0.5, midpoint": {"forecast_order": 1, "forecast_midpoint": True},
+        "warm-up 0.15": {"warmup_steps": 0.15},
+        "dense every 3": {"refresh_every": 3},
+        "dense every 5": {"refresh_every": 5},
+    }.items():
+        rows[f"balanced, but {name}"] = (balanced.replace(**changes), STEPS, "euler")
     for name, preset in PRESETS.items():
         rows[f"preset {name}"] = (preset, STEPS, "euler")
     return rows

@@ -57,7 +57,7 @@ class RASConfig:
         important=True,
     )
     forecast_order: int = _option(
-        1, "Noise of tokens that are not computed: 0 reuses it, 1 and 2 extrapolate it in sigma.", important=True
+        0, "Noise of tokens that are not computed: 0 reuses it, 1 and 2 extrapolate it in sigma.", important=True
     )
 
     # To tinker with.
@@ -327,8 +327,8 @@ def _check_reference(config: RASConfig) -> None:
 
 
 PRESETS: dict[str, RASConfig] = {
-    "quality": RASConfig(sample_ratio=0.25, warmup_steps=0.1, refresh_every=2),
-    "balanced": RASConfig(sample_ratio=0.125, warmup_steps=0.1, refresh_every=3),
-    "fast": RASConfig(sample_ratio=0.0625, warmup_steps=0.1, refresh_every=4),
+    "quality": RASConfig(sample_ratio=0.25, warmup_steps=0.25, refresh_every=2),
+    "balanced": RASConfig(sample_ratio=0.1, warmup_steps=0.25, refresh_every=4),
+    "fast": RASConfig(sample_ratio=0.0625, warmup_steps=0.15, refresh_every=5),
 }
 """Presets by name; how they were chosen is in docs/quality.md."""
