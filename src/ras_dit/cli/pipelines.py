@@ -114,12 +114,12 @@ def load_pipeline(model: str, dtype: str = "auto", device: str = "auto") -> Any:
     if model == EMBEDDED:
         from ras_dit.embedded import load_embedded
 
-        pipe: Any = load_embedded(torch_dtype=kind, device=place)
+        pipe: Any = load_embedded(dtype=kind, device=place)
     else:
         from diffusers import DiffusionPipeline
 
         absent = _absent_text_encoders(DiffusionPipeline.load_config(source))
-        pipe = DiffusionPipeline.from_pretrained(source, torch_dtype=kind, **absent).to(place)
+        pipe = DiffusionPipeline.from_pretrained(source, dtype=kind, **absent).to(place)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

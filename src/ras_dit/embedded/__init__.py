@@ -47,13 +47,11 @@ def scene_tables() -> dict[str, Any]:
     return tables
 
 
-def load_embedded(
-    torch_dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
-) -> StableDiffusion3Pipeline:
+def load_embedded(dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> StableDiffusion3Pipeline:
     """Load the model that ships with the package as an ordinary `StableDiffusion3Pipeline`.
 
     Args:
-        torch_dtype: type of the weights; float32 when None.
+        dtype: type of the weights; float32 when None.
         device: where the pipeline goes.
 
     Returns:
@@ -71,9 +69,9 @@ def load_embedded(
             f"The embedded model is missing: no model_index.json in {folder}. Reinstall the package, or train the "
             "model with `python -m recipes.embedded_model.run --out runs/embedded` from the repository."
         )
-    dtype = torch.float32 if torch_dtype is None else torch_dtype
+    kind = torch.float32 if dtype is None else dtype
     pipeline: Any = StableDiffusion3Pipeline.from_pretrained(
-        str(folder), torch_dtype=dtype, text_encoder_3=None, tokenizer_3=None, local_files_only=True
+        str(folder), dtype=kind, text_encoder_3=None, tokenizer_3=None, local_files_only=True
     )
     return pipeline.to(device)
 
