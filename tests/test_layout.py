@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import ras_dit
 
 SOURCE = Path(ras_dit.__file__).parent
@@ -60,13 +62,25 @@ def test_imports_go_one_way() -> None:
             assert layer(other) <= layer(own), f"{own} imports {other}, which comes later"
 
 
-def test_import_is_light_and_quiet() -> None:
-    code = (
-        "import sys, ras_dit; heavy = {'triton', 'matplotlib', 'gradio', 'typer', 'diffusers', 'transformers'};"
-        "print(sorted(heavy & set(sys.modules)))"
-    )
+@pytest.mark.parametrize(
+    ("statement", "heavy"),
+    [
+        ("import ras_dit", {"torch", "diffusers", "typer"}),
+        ("import ras_dit.cli", {"torch", "diffusers", "transformers"}),
+        ("import ras_dit; ras_dit.enable", {"triton", "matplotlib", "gradio", "typer", "diffusers", "transformers"}),
+    ],
+)
+def test_import_is_light_and_quiet(statement: str, heavy: set[str]) -> None:
+    code = f"import sys; {statement}; print(sorted({heavy!r} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_every_public_name_is_there() -> None:
+    assert set(ras_dit.__all__) == {name for names in ras_dit._HOMES.values() for name in names}
+    assert set(ras_dit.__all__) <= set(dir(ras_dit))
+    with pytest.raises(AttributeError, match="no attribute 'enabel'"):
+        ras_dit.enabel  # noqa: B018
 
 
 def test_no_module_holds_state() -> None:

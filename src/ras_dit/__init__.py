@@ -6,14 +6,18 @@
 >>> handle.disable()
 """
 
-from ras_dit.attention import UnsupportedAttentionError
-from ras_dit.config import PRESETS, RASConfig
-from ras_dit.embedded import load_embedded
-from ras_dit.engine import Handle, Summary, accelerate, disable, enable, plan_for
-from ras_dit.geometry import TokenGrid
-from ras_dit.plan import Cost, Plan, StepPlan, build_plan
-from ras_dit.session import RASWarning
-from ras_dit.trace import StepTrace, Trace
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ras_dit.attention import UnsupportedAttentionError
+    from ras_dit.config import PRESETS, RASConfig
+    from ras_dit.embedded import load_embedded
+    from ras_dit.engine import Handle, Summary, accelerate, disable, enable, plan_for
+    from ras_dit.geometry import TokenGrid
+    from ras_dit.plan import Cost, Plan, StepPlan, build_plan
+    from ras_dit.session import RASWarning
+    from ras_dit.trace import StepTrace, Trace
 
 __version__ = "0.1.0"
 
@@ -37,3 +41,28 @@ __all__ = [
     "load_embedded",
     "plan_for",
 ]
+
+_HOMES = {
+    "attention": ("UnsupportedAttentionError",),
+    "config": ("PRESETS", "RASConfig"),
+    "embedded": ("load_embedded",),
+    "engine": ("Handle", "Summary", "accelerate", "disable", "enable", "plan_for"),
+    "geometry": ("TokenGrid",),
+    "plan": ("Cost", "Plan", "StepPlan", "build_plan"),
+    "session": ("RASWarning",),
+    "trace": ("StepTrace", "Trace"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported on first use (PEP 562), so that `ras-dit --help` need not wait for torch."""
+    for module, names in _HOMES.items():
+        if name in names:
+            value = getattr(import_module(f"ras_dit.{module}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module 'ras_dit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
