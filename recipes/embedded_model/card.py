@@ -110,6 +110,7 @@ def write_card(record: dict[str, Any], log: dict[str, Any], vae: dict[str, Any],
         classifier_decoded=f"{100 * classifier['decoded_subject_accuracy']:.2f}",
         failures=describe_failures(result),
         curve=curve_table(log["history"]),
+        notes="".join(f"{note}\n\n" for note in log.get("notes", [])),
     )
 
 

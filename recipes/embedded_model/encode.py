@@ -17,7 +17,7 @@ from recipes.embedded_model.train import EncodedScenes
 from recipes.embedded_model.vae import to_unit
 
 SCENES_SEED = 21
-SHARD = 2048  # scenes per file
+SHARD = 1024  # scenes per file
 
 
 class RenderedScenes(Dataset[tuple[Tensor, np.ndarray]]):

@@ -21,6 +21,8 @@ from ras_dit.embedded import describe, scene_tables
 DEFAULT_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 BITMAP_SIZE = 109  # the only size of the font's colour bitmaps
 SIZES: tuple[tuple[str, float], ...] = (("small", 0.4375), ("medium", 0.5625), ("big", 0.6875))
+SIZE_SHARES = (0.1, 0.45, 0.45)
+COLUMN_SHARES = (0.2, 0.6, 0.2)  # left, centre, right
 GRID_CELLS = 16  # places per side of the picture, the transformer's token grid
 GRAIN_STD = 1.5  # in 8-bit levels
 COLOUR_JITTER = 7  # in 8-bit levels
@@ -52,14 +54,14 @@ class Scene:
 
 def draw_scene(rng: np.random.Generator) -> Scene:
     """Draw the attributes of one scene."""
-    size = int(rng.integers(len(SIZES)))
+    size = int(rng.choice(len(SIZES), p=SIZE_SHARES))
     free = GRID_CELLS - round(SIZES[size][1] * GRID_CELLS)
     return Scene(
         subject=int(rng.integers(len(SUBJECTS))),
         background=int(rng.integers(len(BACKGROUNDS))),
         size=size,
-        column=int(rng.integers(free + 1)),
-        row=int(rng.integers(free + 1)),
+        column=int(rng.choice((0, free // 2, free), p=COLUMN_SHARES)),
+        row=free // 2,
     )
 
 

@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 MAX_WORDS = 16  # tokens of a prompt, start and end included
 WORD_END = "</w>"
+WORD_STD = 0.4  # of the first embeddings of known words
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -88,6 +92,26 @@ def build_text_encoder(tokenizer: CLIPTokenizer, width: int = 128) -> CLIPTextMo
     return CLIPTextModelWithProjection(config)
 
 
+@torch.no_grad()
+def tell_words_apart(encoder: CLIPTextModelWithProjection, tokenizer: CLIPTokenizer, words: Sequence[str]) -> None:
+    """Start the embeddings of `words` at WORD_STD and leave those of all other tokens small.
+
+    CLIP's usual start of 0.02 drowns beside positions and biases: 500 steps in, subjects were still ignored.
+    """
+    known = sorted({tokenizer(word).input_ids[1] for word in words} | {tokenizer.bos_token_id, tokenizer.eos_token_id})
+    table = encoder.get_input_embeddings().weight
+    table[known] *= WORD_STD / table[known].std()
+
+
+@dataclass(frozen=True)
+class LabelledPrompt:
+    """A prompt, the labels it implies (-1: not said), and how many values each label can take."""
+
+    prompt: str
+    labels: tuple[int, ...]
+    num_classes: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class TextConditioning:
     """What the transformer is told.
@@ -107,13 +131,16 @@ class TextEncoders(nn.Module):
     Args:
         tokenizer: the tokenizer both share.
         width: width of each; the conditioning is twice as wide.
+        words: the words that captions use.
     """
 
-    def __init__(self, tokenizer: CLIPTokenizer, width: int = 128) -> None:
+    def __init__(self, tokenizer: CLIPTokenizer, width: int = 128, words: Sequence[str] = ()) -> None:
         super().__init__()
         self.tokenizer = tokenizer
         self.first = build_text_encoder(tokenizer, width)
         self.second = build_text_encoder(tokenizer, width)
+        for encoder in (self.first, self.second):
+            tell_words_apart(encoder, tokenizer, words)
 
     def forward(self, prompts: list[str], num_zero_rows: int = 1) -> TextConditioning:
         """Encode prompts as the pipeline does, with `num_zero_rows` rows in the T5's place."""
@@ -125,3 +152,54 @@ class TextEncoders(nn.Module):
         zeros = words.new_zeros(words.shape[0], num_zero_rows, words.shape[2])
         pooled = torch.cat([output.text_embeds for output in outputs], dim=-1)  # [B, D]
         return TextConditioning(torch.cat([words, zeros], dim=1), pooled)
+
+
+def teach_text_encoders(
+    encoders: TextEncoders, draw: Callable[[random.Random], LabelledPrompt], steps: int, batch: int = 128, seed: int = 0
+) -> float:
+    """Teach the pooled projections to name what a prompt says, with linear heads that are thrown away.
+
+    A transformer trained from scratch uses backgrounds within minutes but for long ignores the subject, because its
+    text encoders have no reason yet to pass it on. After this they do.
+
+    Args:
+        encoders: trained in place.
+        draw: draws a prompt and its labels; a label of -1 is not said by the prompt.
+        steps: optimiser steps.
+        batch: prompts per step.
+        seed: of prompts and heads.
+
+    Returns:
+        The mean loss of the last tenth of the steps.
+    """
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    width = encoders.first.config.projection_dim + encoders.second.config.projection_dim
+    heads = nn.ModuleList(nn.Linear(width, classes) for classes in draw(rng).num_classes)
+    parameters = [*encoders.parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.1)
+    losses = []
+    for _ in tqdm(range(steps), desc="text", mininterval=5):
+        drawn = [draw(rng) for _ in range(batch)]
+        pooled = encoders([one.prompt for one in drawn]).pooled
+        labels = torch.tensor([one.labels for one in drawn]).T  # [heads, B]
+        pairs = zip(heads, labels, strict=True)
+        loss = sum(F.cross_entropy(head(pooled), label, ignore_index=-1) for head, label in pairs)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(float(loss.detach()))
+    scale_pooled(encoders, [draw(rng).prompt for _ in range(256)])
+    tail = losses[-max(1, steps // 10) :]
+    return sum(tail) / len(tail)
+
+
+@torch.no_grad()
+def scale_pooled(encoders: TextEncoders, prompts: list[str]) -> None:
+    """Scale the projections so that the pooled values of `prompts` have unit standard deviation."""
+    std = encoders(prompts).pooled.std()
+    for encoder in (encoders.first, encoders.second):
+        encoder.text_projection.weight /= std

@@ -1,4 +1,4 @@
-"""Stage 3: the diffusion transformer and its text encoders, trained jointly on encoded scenes.
+"""Stage 3: the text encoders, then the diffusion transformer on encoded scenes.
 
 Rectified flow as in Stable Diffusion 3: x_s = (1 - s) x_0 + s e, target velocity e - x_0, timestep 1000 s.
 The learning rate falls to zero at the end of the time (or step) budget.
@@ -7,6 +7,7 @@ The learning rate falls to zero at the end of the time (or step) budget.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import random
 import string
@@ -33,10 +34,11 @@ from recipes.embedded_model.checkpoint import (
     update_average,
     write_json,
 )
-from recipes.embedded_model.scenes import Scene, caption
-from recipes.embedded_model.text import TextEncoders
+from recipes.embedded_model.scenes import BACKGROUNDS, SUBJECTS, TABLES, Scene, caption, draw_scene, every_word
+from recipes.embedded_model.text import LabelledPrompt, TextEncoders, teach_text_encoders
 
 SAVE_EVERY = 180.0  # seconds
+LABEL_CLASSES = (len(SUBJECTS), len(BACKGROUNDS), 3, 3, 3)
 ZERO_ROWS = 256  # the pipeline's default max_sequence_length
 
 
@@ -50,6 +52,8 @@ class TrainSettings:
         batch: samples per step and process.
         width: channels of the transformer, a multiple of 64.
         layers: number of joint blocks.
+        text_width: width of each text encoder.
+        text_steps: steps in which the text encoders learn to name things before the joint training.
         learning_rate: peak learning rate of AdamW.
         muon_factor: Muon's learning rate (matched to AdamW's RMS) over AdamW's.
         warmup_steps: steps of linear warm-up.
@@ -67,15 +71,16 @@ class TrainSettings:
     width: int = 256
     layers: int = 7
     text_width: int = 128
-    learning_rate: float = 1e-3
-    muon_factor: float = 2.0
+    text_steps: int = 800
+    learning_rate: float = 1.5e-3
+    muon_factor: float = 1.33
     weight_decay: float = 0.01
     warmup_steps: int = 60
-    decay_from: float = 0.4
+    decay_from: float = 0.6
     caption_dropout: float = 0.1
     noise_words: float = 0.03
     logit_mean: float = 0.6
-    average_decay: float = 0.998
+    average_decay: float = 0.99
     seed: int = 0
     compile_model: bool = False
 
@@ -146,7 +151,7 @@ class PromptToVelocity(nn.Module):
         self, tokenizer: CLIPTokenizer, latent_size: int, settings: TrainSettings, latent_channels: int = 8
     ) -> None:
         super().__init__()
-        self.text = TextEncoders(tokenizer, settings.text_width)
+        self.text = TextEncoders(tokenizer, settings.text_width, every_word())
         self.transformer = SD3Transformer2DModel(
             sample_size=latent_size,
             patch_size=2,
@@ -253,7 +258,7 @@ def draw_batch(data: EncodedScenes, draw: int, settings: TrainSettings) -> Batch
     latents = data.latents[chosen].float()
     sigma = torch.sigmoid(torch.randn(settings.batch, generator=generator) + settings.logit_mean)
     prompts = [word_prompt(Scene.from_array(data.attributes[i]), rng, settings) for i in chosen.tolist()]
-    zero_rows = ZERO_ROWS if rng.random() < 0.5 else round(math.exp(rng.uniform(0, math.log(ZERO_ROWS))))
+    zero_rows = ZERO_ROWS if rng.random() < 0.25 else round(math.exp(rng.uniform(0, math.log(ZERO_ROWS))))
     return Batch(latents, torch.randn(latents.shape, generator=generator), sigma, prompts, zero_rows)
 
 
@@ -267,6 +272,21 @@ def word_prompt(scene: Scene, rng: random.Random, settings: TrainSettings) -> st
         words.insert(rng.randrange(len(words)), "".join(rng.choices(string.ascii_lowercase, k=rng.randint(2, 4))))
         text = " ".join(words)
     return text
+
+
+def draw_labelled_prompt(rng: random.Random, settings: TrainSettings) -> LabelledPrompt:
+    """Draw a prompt of a random scene with what it says: subject, background, size, and place across and down."""
+    scene = draw_scene(np.random.default_rng(rng.getrandbits(32)))
+    text = word_prompt(scene, rng, settings)
+    if not text:
+        return LabelledPrompt(text, (-1,) * 5, LABEL_CLASSES)
+    table = TABLES["backgrounds"][BACKGROUNDS[scene.background]]
+    says_background = text.endswith(table["phrase"]) or table["word"] in text.split()
+    size = 0 if {"small", "little"} & set(text.split()) else 1 if {"big", "large"} & set(text.split()) else 2
+    across = 0 if "on the left" in text else 1 if "on the right" in text else 2
+    down = 0 if "at the top" in text else 1 if "at the bottom" in text else 2
+    background = scene.background if says_background else -1
+    return LabelledPrompt(text, (scene.subject, background, size, across, down), LABEL_CLASSES)
 
 
 def flow_loss(model: Callable[..., Tensor], batch: Batch, device: str) -> Tensor:
@@ -301,7 +321,12 @@ class Trainer:
         torch.manual_seed(settings.seed)
         self.out, self.data, self.settings, self.device = out, data, settings, device
         self.ranks = Ranks.join()
-        self.model = PromptToVelocity(tokenizer, data.latents.shape[-1], settings, data.latents.shape[1]).to(device)
+        self.model = PromptToVelocity(tokenizer, data.latents.shape[-1], settings, data.latents.shape[1])
+        if not self.checkpoint.is_file() and settings.text_steps:
+            draw = functools.partial(draw_labelled_prompt, settings=settings)
+            teach_text_encoders(self.model.text, draw, settings.text_steps, seed=settings.seed)
+        self.model.text.requires_grad_(False)
+        self.model.to(device)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.model.transformer.set_attn_processor(self.model.attention)
         self.optimizers = Optimizers(self.model, settings)

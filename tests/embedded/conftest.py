@@ -13,7 +13,7 @@ from recipes.embedded_model.scenes import DEFAULT_FONT, Renderer, draw_scene, ev
 from recipes.embedded_model.text import write_tokenizer
 from recipes.embedded_model.train import EncodedScenes, TrainSettings
 
-MICRO = TrainSettings(steps=4, batch=2, width=64, layers=2, text_width=64, warmup_steps=1)
+MICRO = TrainSettings(steps=4, batch=2, width=64, layers=2, text_width=64, text_steps=2, warmup_steps=1)
 
 
 @pytest.fixture(scope="session")
