@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import ras_dit
-from test_pipelines import REGION
-from tiny import inputs, run, tiny_pipeline
+from tiny import REGION, inputs, run, tiny_pipeline
 
 pytestmark = [
     pytest.mark.gpu,

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
+import ras_dit
+from ras_dit import RASConfig
+
+REGION = RASConfig(sample_ratio=0.25, warmup_steps=2)
 TEXT_LENGTH, TEXT_WIDTH, POOLED_WIDTH = 7, 32, 24
 
 
@@ -101,3 +106,27 @@ def tiny_vae() -> Any:
         use_quant_conv=False,
         use_post_quant_conv=False,
     ).eval()
+
+
+def check_contract(pipe: Any, call: dict[str, Any], config: RASConfig = REGION) -> ras_dit.Trace:
+    """Dense, ratio 1, region, dense again; returns the trace of the region run."""
+    dense = run(pipe, **call)
+    with ras_dit.accelerate(pipe, RASConfig(sample_ratio=1.0)):
+        assert torch.equal(run(pipe, **call), dense)
+    with ras_dit.accelerate(pipe, config) as handle:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ras_dit.RASWarning)
+            fast = run(pipe, **call)
+        assert torch.equal(run(pipe, **call), fast), "a second run gives the same"
+    assert torch.isfinite(fast).all()
+    assert not torch.equal(fast, dense)
+    assert torch.equal(run(pipe, **call), dense)
+    trace = handle.trace
+    assert trace.notes == []
+    kinds = [step.kind for step in trace.steps]
+    assert kinds == ["dense"] * 2 + ["region"] * (len(kinds) - 2)
+    for step in trace.steps[2:]:
+        assert step.active is not None
+        assert step.active.shape[1] == round(0.25 * trace.num_tokens)
+        assert (step.active.diff(dim=1) > 0).all()
+    return trace

@@ -1,0 +1,224 @@
+"""What goes wrong: interrupts, exceptions, changes in the middle of a run, and things RAS cannot do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    FlowMatchLCMScheduler,
+    StableDiffusion3PAGPipeline,
+)
+
+import ras_dit
+from ras_dit import RASConfig
+from tiny import REGION, inputs, run, tiny_pipeline, tiny_transformer
+
+
+def test_callbacks_may_end_guidance_in_the_middle() -> None:
+    pipe = tiny_pipeline()
+
+    def stop_guidance(pipe: Any, index: int, _t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if index == 4:
+            pipe._guidance_scale = 0.0
+            tensors = {key: value[-1:] for key, value in tensors.items() if key != "latents"}
+        return tensors
+
+    names = ["latents", "prompt_embeds", "pooled_prompt_embeds"]
+    call = inputs(callback_on_step_end=stop_guidance, callback_on_step_end_tensor_inputs=names)
+    dense = run(pipe, **call)
+    with ras_dit.accelerate(pipe, REGION) as handle, pytest.warns(ras_dit.RASWarning, match="batch size"):
+        fast = run(pipe, **call)
+    kinds = [step.kind for step in handle.trace.steps]
+    assert kinds == ["dense"] * 2 + ["region"] * 3 + ["dense"] + ["region"] * 4
+    assert torch.isfinite(fast).all()
+    assert torch.equal(run(pipe, **call), dense)
+
+
+@pytest.mark.parametrize("config", [REGION, RASConfig.reference(0.25, start_step=2, end_step=6)])
+def test_images_may_leave_the_batch_in_the_middle(config: RASConfig) -> None:
+    pipe = tiny_pipeline()
+
+    def drop_one(_pipe: Any, index: int, _t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if index == 4:
+            tensors["latents"] = tensors["latents"][:1]
+            for name in ("prompt_embeds", "pooled_prompt_embeds"):
+                tensors[name] = tensors[name][::2]
+        return tensors
+
+    names = ["latents", "prompt_embeds", "pooled_prompt_embeds"]
+    call = inputs(batch=2, callback_on_step_end=drop_one, callback_on_step_end_tensor_inputs=names)
+    with ras_dit.accelerate(pipe, config) as handle, pytest.warns(ras_dit.RASWarning, match="changed in the middle"):
+        fast = run(pipe, **call)
+    assert fast.shape[0] == 1
+    assert torch.isfinite(fast).all()
+    assert [step.kind for step in handle.trace.steps] == ["dense"] * 2 + ["region"] * 3 + ["dense"] * 5
+
+
+def test_interrupt_and_exception_leave_the_next_run_correct() -> None:
+    pipe = tiny_pipeline()
+    handle = ras_dit.enable(pipe, REGION)
+    expected = run(pipe, **inputs())
+
+    def interrupt(pipe: Any, index: int, _t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        pipe._interrupt = index >= 4
+        return tensors
+
+    run(pipe, **inputs(callback_on_step_end=interrupt))
+    assert len(handle.trace.steps) == 5
+    assert torch.equal(run(pipe, **inputs()), expected)
+
+    for error in (RuntimeError("boom"), KeyboardInterrupt()):
+
+        def fail(
+            _pipe: Any, index: int, _t: Any, tensors: dict[str, Any], error: BaseException = error
+        ) -> dict[str, Any]:
+            if index == 5:
+                raise error
+            return tensors
+
+        with pytest.raises(type(error)):
+            run(pipe, **inputs(callback_on_step_end=fail))
+        assert torch.equal(run(pipe, **inputs()), expected)
+
+
+def test_interrupt_inside_an_attention_layer_leaves_no_function_mode() -> None:
+    pipe = tiny_pipeline()
+    ras_dit.enable(pipe, REGION)
+    expected = run(pipe, **inputs())
+    calls = []
+
+    def fail(*_: Any) -> None:
+        calls.append(1)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+
+    hook = pipe.transformer.transformer_blocks[1].attn.to_q.register_forward_pre_hook(fail)
+    with pytest.raises(KeyboardInterrupt):
+        run(pipe, **inputs())
+    hook.remove()
+    assert torch._C._len_torch_function_stack() == 0
+    assert torch.equal(run(pipe, **inputs()), expected)
+
+
+def test_the_transformer_called_by_hand_runs_dense() -> None:
+    pipe = tiny_pipeline()
+    call = inputs()
+    direct = {
+        "hidden_states": call["latents"],
+        "timestep": torch.tensor([321.0]),
+        "encoder_hidden_states": call["prompt_embeds"],
+        "pooled_projections": call["pooled_prompt_embeds"],
+    }
+
+    def stop(_pipe: Any, index: int, _t: Any, _tensors: Any) -> Any:
+        if index == 5:
+            raise RuntimeError
+        return {}
+
+    with torch.no_grad():
+        dense = pipe.transformer(**direct).sample
+        ras_dit.enable(pipe, REGION)
+        assert torch.equal(pipe.transformer(**direct).sample, dense)
+        run(pipe, **call)
+        assert torch.equal(pipe.transformer(**direct).sample, dense)
+        with pytest.raises(RuntimeError):
+            run(pipe, **inputs(callback_on_step_end=stop))
+        assert torch.equal(pipe.transformer(**direct).sample, dense)
+
+
+def test_a_transformer_swapped_while_enabled_is_reported() -> None:
+    pipe = tiny_pipeline()
+    handle = ras_dit.enable(pipe, REGION)
+    first = pipe.transformer
+    pipe.transformer = tiny_transformer(seed=1)
+    with pytest.warns(ras_dit.RASWarning, match="transformer was replaced"):
+        fast = run(pipe, **inputs())
+    assert "replaced" in handle.trace.notes[0]
+    assert torch.equal(fast, run(tiny_pipeline(1), **inputs()))
+    handle.disable()
+    assert "_ras_dit_handle" not in vars(first)
+
+
+def test_stochastic_schedulers_run_dense_and_say_so() -> None:
+    pipe = tiny_pipeline(scheduler=FlowMatchLCMScheduler(shift=3.0))
+
+    def seeded() -> dict[str, Any]:
+        return inputs(generator=torch.Generator().manual_seed(0))
+
+    torch.manual_seed(0)
+    dense = run(pipe, **seeded())
+    with pytest.warns(ras_dit.RASWarning, match="FlowMatchLCMScheduler adds fresh noise"):
+        handle = ras_dit.enable(pipe, REGION)
+    torch.manual_seed(0)
+    assert torch.equal(run(pipe, **seeded()), dense)
+    assert all(step.kind == "dense" for step in handle.trace.steps)
+    assert "fresh noise" in str(handle.summary())
+
+
+def test_nan_in_the_latents_runs_dense_and_says_so() -> None:
+    pipe = tiny_pipeline()
+    handle = ras_dit.enable(pipe, REGION)
+    expected = run(pipe, **inputs())
+
+    def spoil(_pipe: Any, index: int, _t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if index == 4:
+            tensors["latents"] = tensors["latents"].clone()
+            tensors["latents"][0, 0, 0, 0] = float("nan")
+        return tensors
+
+    with pytest.warns(ras_dit.RASWarning, match="not finite"):
+        run(pipe, **inputs(callback_on_step_end=spoil))
+    assert [step.kind for step in handle.trace.steps] == ["dense"] * 2 + ["region"] * 4 + ["dense"] * 4
+    assert "not finite" in str(handle.summary())
+    assert torch.equal(run(pipe, **inputs()), expected)
+
+
+def test_unsupported_things_are_refused() -> None:
+    class Custom(torch.nn.Module):
+        pass
+
+    pipe = tiny_pipeline()
+    with pytest.raises(ValueError, match="supported: SD3Transformer2DModel"):
+        ras_dit.enable(type("Pipe", (), {"transformer": Custom(), "scheduler": pipe.scheduler})())
+    with pytest.raises(ValueError, match="U-Net"):
+        ras_dit.enable(type("Pipe", (), {"unet": Custom()})())
+    with pytest.raises(ValueError, match="PAG"):
+        ras_dit.enable(tiny_pipeline(pipeline=StableDiffusion3PAGPipeline))
+    with pytest.raises(ValueError, match="not enabled"):
+        ras_dit.disable(pipe)
+    handle = ras_dit.enable(pipe, "fast")
+    with pytest.raises(ValueError, match="already enabled"):
+        ras_dit.enable(pipe, "fast")
+    ras_dit.disable(pipe)
+    with pytest.raises(ValueError, match="already disabled"):
+        handle.disable()
+    with pytest.raises(ValueError, match="not enabled"):
+        ras_dit.disable(pipe)
+    with pytest.raises(ValueError, match="quality, balanced, fast"):
+        ras_dit.enable(pipe, "fastest")
+
+
+def test_refresh_steps_outside_the_run() -> None:
+    pipe = tiny_pipeline()
+    handle = ras_dit.enable(pipe, RASConfig(refresh_steps=(12,)))
+    with pytest.raises(ValueError, match="this run has 10 transformer evaluations"):
+        handle.plan(10, 128, 192)
+    with pytest.raises(ValueError, match="this run has 10 transformer evaluations"):
+        run(pipe, **inputs())
+    assert torch.isfinite(run(pipe, **inputs(num_inference_steps=14))).all()
+
+
+def test_attention_that_cannot_be_merged_is_refused() -> None:
+    class Eager:
+        def __call__(
+            self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: Any
+        ) -> Any:
+            return hidden_states, encoder_hidden_states
+
+    pipe = tiny_pipeline()
+    pipe.transformer.set_attn_processor(Eager())
+    ras_dit.enable(pipe, REGION)
+    with pytest.raises(ras_dit.UnsupportedAttentionError, match=r"Eager in transformer_blocks\.0\.attn"):
+        run(pipe, **inputs())

@@ -1,0 +1,196 @@
+"""Runs beside and after one another, short ones, skipped steps, offloading: state begins and ends with a run."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    StableDiffusion3Img2ImgPipeline,
+    UniPCMultistepScheduler,
+)
+
+import ras_dit
+from ras_dit import RASConfig
+from tiny import REGION, inputs, run, tiny_pipeline, tiny_transformer, tiny_vae
+
+
+def test_different_calls_one_after_the_other() -> None:
+    calls = [inputs(), inputs(batch=2, height=5, width=9), inputs(guidance_scale=1.0, num_inference_steps=6), inputs()]
+    alone = []
+    for call in calls:
+        pipe = tiny_pipeline()
+        ras_dit.enable(pipe, REGION)
+        alone.append(run(pipe, **call))
+    pipe = tiny_pipeline()
+    ras_dit.enable(pipe, REGION)
+    for call, expected in zip(calls, alone, strict=True):
+        assert torch.equal(run(pipe, **call), expected)
+
+
+def test_images_of_a_batch_do_not_touch_each_other() -> None:
+    pipe = tiny_pipeline()
+    ras_dit.enable(pipe, REGION)
+    both = inputs(batch=2)
+    together = run(pipe, **both)
+    for index in range(2):
+        one = {k: v[index : index + 1] if isinstance(v, torch.Tensor) else v for k, v in both.items()}
+        assert (run(pipe, **one) - together[index : index + 1]).abs().max() < 1e-3  # batched kernels round differently
+
+
+def test_two_pipelines_interleaved_and_in_threads() -> None:
+    def make(seed: int) -> Any:
+        return tiny_pipeline(seed, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
+
+    alone = []
+    for seed in (0, 1):
+        pipe = make(seed)
+        ras_dit.enable(pipe, REGION)
+        alone.append(run(pipe, **inputs(seed=seed)))
+    first, second = make(0), make(1)
+    ras_dit.enable(first, REGION)
+    ras_dit.enable(second, REGION)
+    inner: list[torch.Tensor] = []
+
+    def nested(_pipe: Any, index: int, _t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if index == 4:
+            inner.append(run(second, **inputs(seed=1)))
+        return tensors
+
+    assert torch.equal(run(first, **inputs(seed=0, callback_on_step_end=nested)), alone[0])
+    assert torch.equal(inner[0], alone[1])
+    results: dict[int, torch.Tensor] = {}
+
+    def work(index: int, pipe: Any) -> None:
+        torch.set_num_threads(1)
+        for _ in range(3):
+            results[index] = run(pipe, **inputs(seed=index))
+
+    threads = [threading.Thread(target=work, args=(i, pipe)) for i, pipe in enumerate((first, second))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.equal(results[0], alone[0])
+    assert torch.equal(results[1], alone[1])
+
+
+def test_a_scheduler_swapped_while_enabled_is_observed() -> None:
+    pipe = tiny_pipeline()
+    handle = ras_dit.enable(pipe, REGION)
+    first = pipe.scheduler
+    run(pipe, **inputs())
+    pipe.scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    run(pipe, **inputs())
+    assert [step.kind for step in handle.trace.steps] == ["dense"] * 2 + ["region"] * 8
+    handle.disable()
+    assert "step" not in vars(first)
+    assert "step" not in vars(pipe.scheduler)
+
+
+def test_pipelines_made_of_the_same_parts_share_it() -> None:
+    pipe = tiny_pipeline(in_channels=16, out_channels=16)
+    handle = ras_dit.enable(pipe, REGION)
+    img2img = StableDiffusion3Img2ImgPipeline.from_pipe(pipe, vae=tiny_vae())
+    img2img.set_progress_bar_config(disable=True)
+    call = {**inputs(num_inference_steps=12), "latents": None, "strength": 0.5, "height": 32, "width": 48}
+    run(img2img, **call, image=torch.rand(1, 3, 32, 48))
+    assert [step.kind for step in handle.trace.steps] == ["dense"] * 2 + ["region"] * 4
+    ras_dit.disable(img2img)
+    assert not handle.is_enabled
+
+
+@pytest.mark.parametrize("steps", [5, 7, 10])
+def test_short_runs(steps: int) -> None:
+    pipe = tiny_pipeline()
+    for config in (RASConfig(sample_ratio=0.25), RASConfig.preset("fast"), RASConfig.reference(0.25, start_step=4)):
+        with ras_dit.accelerate(pipe, config) as handle:
+            assert torch.isfinite(run(pipe, **inputs(num_inference_steps=steps))).all()
+        assert len(handle.trace.steps) == steps
+        assert any(step.kind == "region" for step in handle.trace.steps)
+
+
+def test_nothing_is_kept_after_a_run_nor_after_disable() -> None:
+    def key_like() -> int:
+        gc.collect()
+        return sum(
+            isinstance(x, torch.Tensor) and x.dim() == 4 and x.shape[2:] == (96 + 7, 16) for x in gc.get_objects()
+        )
+
+    pipe = tiny_pipeline()
+    held: list[int] = []
+
+    def count(_pipe: Any, index: int, _t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        held.append(key_like())
+        return tensors
+
+    before = key_like()
+    handle = ras_dit.enable(pipe, REGION.replace(refresh_steps=[5], end_step=7))
+    run(pipe, **inputs(callback_on_step_end=count))
+    layers = 2 * 3
+    assert held == [before] + [before + layers] * 6 + [before] * 3
+
+    def fail(_pipe: Any, index: int, _t: Any, _tensors: Any) -> Any:
+        if index == 4:
+            raise RuntimeError
+        return {}
+
+    with pytest.raises(RuntimeError):
+        run(pipe, **inputs(callback_on_step_end=fail))
+    handle.disable()
+    assert key_like() == before
+
+
+def test_skipped_steps_compute_nothing() -> None:
+    pipe = tiny_pipeline()
+    calls = []
+    hook = pipe.transformer.proj_out.register_forward_hook(lambda *_: calls.append(1))
+    dense = run(pipe, **inputs())
+    calls.clear()
+    config = RASConfig(sample_ratio=0.25, warmup_steps=3, skip_steps=(3, 8))
+    with ras_dit.accelerate(pipe, config) as handle:
+        fast = run(pipe, **inputs())
+    assert len(calls) == 8
+    assert [handle.trace.steps[i].kind for i in (3, 4, 8)] == ["skip", "region", "skip"]
+    assert handle.trace.token_steps == pytest.approx(3 + 5 * 0.25)
+    assert handle.trace.steps[3].active.shape == (1, 0)  # type: ignore[union-attr]
+    assert torch.isfinite(fast).all()
+    hook.remove()
+    assert "forward" not in vars(pipe.transformer)
+    assert torch.equal(run(pipe, **inputs()), dense)
+
+
+class TestModelCpuOffload:
+    """accelerate takes every hook off and puts it on again after each picture."""
+
+    @pytest.mark.parametrize("config", [REGION, REGION.replace(skip_steps=[5])], ids=["region", "skip"])
+    @pytest.mark.parametrize("is_offloaded_first", [True, False])
+    def test_runs_alike(self, config: RASConfig, is_offloaded_first: bool) -> None:
+        pipe = tiny_pipeline()
+        dense = run(pipe, **inputs())
+        with ras_dit.accelerate(pipe, config):
+            expected = run(pipe, **inputs())
+        if is_offloaded_first:
+            pipe.enable_model_cpu_offload(device="cpu")
+        handle = ras_dit.enable(pipe, config)
+        if not is_offloaded_first:
+            pipe.enable_model_cpu_offload(device="cpu")
+        for _ in range(3):
+            assert torch.equal(run(pipe, **inputs()), expected)
+            assert handle.trace.token_steps < 6
+        handle.disable()
+        assert torch.equal(run(pipe, **inputs()), dense)
+        pipe.remove_all_hooks()
+        assert (
+            "forward" not in vars(pipe.transformer)
+            or pipe.transformer.forward.__func__ is type(pipe.transformer).forward
+        )
+        assert torch.equal(run(pipe, **inputs()), dense)
+
+
+def test_transformers_are_tiny_but_real() -> None:
+    assert sum(parameter.numel() for parameter in tiny_transformer().parameters()) > 10_000
