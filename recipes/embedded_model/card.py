@@ -47,7 +47,7 @@ def draw_curve(history: list[dict[str, float]], path: Path, width: int = 640, he
     pen.line([(left, top), (left, bottom), (right, bottom)], fill="black")
     for loss in (low, (low + high) / 2, high):
         pen.text((6, place(0, loss)[1] - 6), f"{10**loss:.2f}", fill="black", font_size=11)
-    for samples in range(0, last + 1, max(1, round(last / 5, -4) or last)):
+    for samples in range(0, last + 1, max(1, 10_000 * round(last / 50_000))):
         pen.text((place(samples, low)[0] - 10, bottom + 4), f"{samples // 1000}k", fill="black", font_size=11)
     pen.text((left + 180, bottom + 18), "samples seen; flow-matching loss, log scale", fill="black", font_size=11)
     pen.line([place(row["samples"], loss) for row, loss in zip(history, losses, strict=True)], fill="#2060c0", width=2)

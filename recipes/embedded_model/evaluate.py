@@ -28,8 +28,8 @@ from ras_dit.embedded import describe, model_folder, scene_tables
 from ras_dit.embedded.classifier import SceneClassifier, frechet_distance, load_classifier
 from recipes.embedded_model.checkpoint import Ranks, save_atomically, write_json
 from recipes.embedded_model.classifier import halve
+from recipes.embedded_model.model import ZERO_ROWS, CountedRowAttention
 from recipes.embedded_model.scenes import BACKGROUNDS, DEFAULT_FONT, SUBJECTS, Renderer
-from recipes.embedded_model.train import ZERO_ROWS, CountedRowAttention
 from recipes.embedded_model.vae import to_unit
 
 REFERENCE_SEED = 41

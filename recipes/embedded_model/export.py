@@ -18,7 +18,7 @@ from diffusers import (
 from transformers import CLIPTokenizer
 
 from ras_dit.embedded import model_folder
-from recipes.embedded_model.train import PromptToVelocity, TrainSettings
+from recipes.embedded_model.model import PromptToVelocity, TrainSettings
 
 SHIFT = 3.0
 SHARD_SIZE = "15MB"

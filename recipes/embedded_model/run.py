@@ -17,10 +17,11 @@ from transformers import CLIPTokenizer
 from recipes.embedded_model import card, classifier, evaluate, export
 from recipes.embedded_model.checkpoint import Ranks
 from recipes.embedded_model.encode import encode_scenes
+from recipes.embedded_model.model import TrainSettings
 from recipes.embedded_model.refine import RefineSettings, refine_decoder
 from recipes.embedded_model.scenes import DEFAULT_FONT, every_word
 from recipes.embedded_model.text import write_tokenizer
-from recipes.embedded_model.train import Trainer, TrainSettings
+from recipes.embedded_model.train import Trainer
 from recipes.embedded_model.vae import VAESettings, train_vae
 
 

@@ -3,7 +3,7 @@
 The embeddings are laid out as in `StableDiffusion3Pipeline.encode_prompt` without a T5: the penultimate
 hidden states of two CLIP encoders side by side, then rows of zeros where a T5's would be. All zero rows
 are alike, stay alike in every block, and so act as one key counted `num_zero_rows` times; training keeps
-one of them and adds log(num_zero_rows) to its attention logit (see `train.CountedRowAttention`).
+one of them and adds log(num_zero_rows) to its attention logit (see `model.CountedRowAttention`).
 """
 
 from __future__ import annotations

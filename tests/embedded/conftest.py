@@ -9,9 +9,10 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
+from recipes.embedded_model.model import TrainSettings
 from recipes.embedded_model.scenes import DEFAULT_FONT, Renderer, draw_scene, every_word, scene_rng
 from recipes.embedded_model.text import write_tokenizer
-from recipes.embedded_model.train import EncodedScenes, TrainSettings
+from recipes.embedded_model.train import EncodedScenes
 
 MICRO = TrainSettings(steps=4, batch=2, width=64, layers=2, text_width=64, text_steps=2, warmup_steps=1)
 

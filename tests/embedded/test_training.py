@@ -14,12 +14,11 @@ from transformers import CLIPTokenizer
 
 from recipes.embedded_model.checkpoint import Stopwatch
 from recipes.embedded_model.export import crop_positions
+from recipes.embedded_model.model import PromptToVelocity, TrainSettings
 from recipes.embedded_model.train import (
     EncodedScenes,
     Optimizers,
-    PromptToVelocity,
     Trainer,
-    TrainSettings,
     draw_batch,
     learning_rate,
 )
