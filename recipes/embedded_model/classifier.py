@@ -138,6 +138,7 @@ def main(command_line: list[str] | None = None) -> None:
     through_vae = measure(model, render_labelled(renderer, HELD_OUT_SEED, 4000, 512, vae))
     arguments.weights.parent.mkdir(parents=True, exist_ok=True)
     save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, arguments.weights)
+    arguments.weights.chmod(0o644)
     result = {
         "held_out_pictures": 4000,
         "held_out_subject_accuracy": held_out.subject,

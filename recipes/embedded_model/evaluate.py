@@ -174,7 +174,7 @@ def draw_sheet(pictures: Tensor, cases: list[Case], path: Path, columns: int = 1
         sheet.paste(Image.fromarray(pictures[index].permute(1, 2, 0).numpy()), (x, y))
         pen.text((x, y + side + 1), cases[index].prompt, fill="black", font_size=10)
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, quality=88)
+    sheet.quantize(256).save(path, optimize=True)
 
 
 def provenance() -> dict[str, Any]:
