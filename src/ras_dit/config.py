@@ -65,7 +65,7 @@ class RASConfig:
         None, "The ratio falls (or rises) linearly from sample_ratio to this over the region steps, in (0, 1]."
     )
     skip_steps: tuple[Position, ...] = _option(
-        (), "Evaluations that compute no token at all: everything is forecast. Never two in a row after a dense one."
+        (), "Evaluations that compute no token at all: everything is forecast. Not inside the warm-up."
     )
     end_step: int | None = _option(None, "Last evaluation that may be a region step (inclusive); all later ones dense.")
     starvation_scale: float = _option(
