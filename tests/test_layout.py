@@ -26,6 +26,8 @@ ORDER = [
     "state",
     "models",
     "flops",
+    "schedule",
+    "tokens",
     "session",
     "quality",
     "viz",

@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import ras_dit
 from ras_dit import PRESETS, RASConfig, build_plan
-from ras_dit.flops import plan_cost
-from ras_dit.models.sd3 import SD3, step_flops
+from ras_dit.flops import plan_cost, step_flops
+from ras_dit.models.sd3 import SD3
 from test_config import configs
 from tiny import inputs, run, tiny_pipeline, tiny_transformer
 
@@ -111,7 +111,7 @@ def test_flops_agree_with_torchs_counter(changes: dict[str, object]) -> None:
             encoder_hidden_states=torch.randn(1, 7, 32),
             pooled_projections=torch.randn(1, 24),
         )
-    assert step_flops(transformer, 96, 96, 7) == pytest.approx(counter.get_total_flops(), rel=1e-9)
+    assert step_flops(SD3, transformer, 96, 96, 7) == pytest.approx(counter.get_total_flops(), rel=1e-9)
 
 
 def test_flops_of_a_region_step_agree_with_torchs_counter() -> None:

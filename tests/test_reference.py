@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, LuminaNextDiT2DModel, SD3Transformer2DModel
 from safetensors.torch import load_file
 
 import ras_dit
+from families import lumina_next
 from tiny import tiny_pipeline
 
 GOLDENS = Path(__file__).parent / "goldens"
 MANIFEST = json.loads((GOLDENS / "manifest.json").read_text())
-CONFIGS = [name for name, config in MANIFEST["configs"].items() if config["kind"] == "sd3"]
+CONFIGS = [name for name, config in MANIFEST["configs"].items() if (GOLDENS / config["file"]).is_file()]
 TOLERANCE = 2e-4  # max-abs; replays in float64 differ by 3e-5, RAS from dense by 5-41 %
 
 
@@ -37,9 +38,14 @@ def reference_config(ras: dict[str, Any]) -> ras_dit.RASConfig:
 
 def golden_pipeline(config: dict[str, Any]) -> Any:
     model = MANIFEST["models"][config["model"]]
-    transformer = SD3Transformer2DModel(**model["config"]).eval()
+    classes = {"sd3": (SD3Transformer2DModel, tiny_pipeline), "lumina": (LuminaNextDiT2DModel, lumina_next.build)}
+    transformer_class, build = classes[config["kind"]]
+    transformer = transformer_class(**model["config"]).eval()
     transformer.load_state_dict(load_file(GOLDENS / model["weights"]))
-    pipe = tiny_pipeline(scheduler=FlowMatchEulerDiscreteScheduler(shift=config["scheduler_shift"]))
+    outline = build()
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=config["scheduler_shift"])
+    pipe = type(outline)(**{**outline.components, "transformer": transformer, "scheduler": scheduler})
+    pipe.set_progress_bar_config(disable=True)
     pipe.register_modules(transformer=transformer)
     return pipe
 

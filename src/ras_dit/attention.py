@@ -30,15 +30,15 @@ class AttentionMerge(TorchFunctionMode):
 
     Args:
         layer: where keys and values are kept.
-        rows: the active tokens of a region step; None captures the full keys and values of a dense one.
-        num_tokens: image tokens N of a full sequence.
+        rows: the computed rows of a region step; None captures the full keys and values of a dense one.
+        place: gives the rows their offset in the module's key sequence, from that sequence's length.
     """
 
-    def __init__(self, layer: LayerCache, rows: RowIndex | None, num_tokens: int) -> None:
+    def __init__(self, layer: LayerCache, rows: RowIndex | None, place: Callable[[RowIndex, int], RowIndex]) -> None:
         super().__init__()
         self.layer = layer
         self.rows = rows
-        self.num_tokens = num_tokens
+        self.place = place
         self.num_calls = 0
 
     def __torch_function__(
@@ -55,23 +55,34 @@ class AttentionMerge(TorchFunctionMode):
         key: torch.Tensor,
         value: torch.Tensor,
         attn_mask: torch.Tensor | None = None,
-        *args: Any,
-        **kwargs: Any,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
     ) -> torch.Tensor:
-        if attn_mask is not None:
-            raise UnsupportedAttentionError(
-                "attention: got a mask over the image tokens; RAS cannot yet merge cached keys under one. Use the "
-                "pipeline's default attention processors, or disable RAS."
-            )
         position = self.num_calls
         self.num_calls += 1
+        if is_causal:
+            raise UnsupportedAttentionError("attention: got causal attention over image tokens; RAS cannot merge that.")
         if self.rows is None:
-            self.layer.calls[position:] = [KVCache(key, value)]
+            self.layer.calls[position:] = [KVCache(key, value, attn_mask, scale)]
         else:
             if position >= len(self.layer.calls):
                 raise UnsupportedAttentionError(
                     "attention: a module made more attention calls than in the last dense step; RAS needs the same "
                     "adapters through a whole run."
                 )
-            key, value = self.layer.calls[position].merge(key, value, self.rows)
-        return functional.scaled_dot_product_attention(query, key, value, None, *args, **kwargs)
+            cached = self.layer.calls[position]
+            num_missing = cached.length - key.shape[2]
+            if num_missing == self.rows.num_dropped:
+                rows = self.place(self.rows, cached.length)
+                key, value = cached.merge(key, value, rows)
+                attn_mask, scale = cached.mask_for(attn_mask, rows), cached.scale
+            elif num_missing:  # none missing: keys of an image prompt, for instance, with no token of the grid
+                raise UnsupportedAttentionError(
+                    f"attention: {num_missing} keys fewer than in the last dense step, expected "
+                    f"{self.rows.num_dropped}; RAS needs text and adapters of the same length through a whole run."
+                )
+        return functional.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )

@@ -1,77 +1,181 @@
-"""Keys and values of all tokens, kept between steps; a region step writes its rows in place and reads the whole."""
+"""Which rows are computed, and the keys and values of all of them: a region step writes its rows in place."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 
 @dataclass(frozen=True)
 class RowIndex:
-    """Which image tokens the rows of a region step are.
+    """Which rows of a sequence a region step computes: the active tokens of the grid, and all rows beside the grid.
+
+    The N tokens of the grid lie side by side, from ``offset`` on; before and after them stand text, reference and
+    padding rows, which are always computed. The methods read how many there are from the length of the sequence.
 
     Attributes:
         active: LongTensor [R, K], ascending token ids for every row of the transformer's batch.
-        num_tokens: image tokens N of a full sequence.
-        is_shared: all rows have the same ids.
+        num_tokens: tokens N of the grid.
+        is_shared: all rows of the batch have the same ids.
+        offset: where the grid begins in the sequence: one number, or LongTensor [R] where that differs by row.
     """
 
     active: torch.Tensor
     num_tokens: int
     is_shared: bool
-    _made: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
+    offset: int | torch.Tensor = 0
+    _made: dict[object, torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
+    _placed: dict[int, RowIndex] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def num_active(self) -> int:
         return self.active.shape[1]
 
-    def gather(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Rows [R, K, D] of tokens [R, N, D]."""
-        if self.is_shared:
-            return tokens.index_select(1, self.active[0])
-        num_rows, _, width = tokens.shape
-        taken = tokens.reshape(-1, width).index_select(0, self._flat(1, self.num_tokens))
-        return taken.view(num_rows, self.num_active, width)
+    @property
+    def num_dropped(self) -> int:
+        return self.num_tokens - self.num_active
+
+    def at(self, offset: int | torch.Tensor) -> RowIndex:
+        """The same tokens in a sequence whose grid begins elsewhere."""
+        if isinstance(offset, torch.Tensor):
+            return replace(self, offset=offset, _made={}, _placed={})
+        if offset not in self._placed:
+            is_here = isinstance(self.offset, int) and offset == self.offset
+            self._placed[offset] = self if is_here else replace(self, offset=offset, _made={}, _placed={})
+        return self._placed[offset]
+
+    def positions(self, length: int) -> torch.Tensor:
+        """Rows that are computed of a sequence of this length, LongTensor [R, length - N + K], ascending."""
+        if length == self.num_tokens and isinstance(self.offset, int):
+            return self.active
+        if length not in self._made:
+            self._made[length] = self._positions(length)
+        return self._made[length]
+
+    def _positions(self, length: int) -> torch.Tensor:
+        num_rows, device = self.active.shape[0], self.active.device
+        if isinstance(self.offset, int):
+            before = torch.arange(self.offset, device=device).expand(num_rows, -1)
+            after = torch.arange(self.offset + self.num_tokens, length, device=device).expand(num_rows, -1)
+            return torch.cat([before, self.active + self.offset, after], dim=1)
+        at = torch.arange(length, device=device).expand(num_rows, -1)
+        in_grid = (at >= self.offset[:, None]) & (at < self.offset[:, None] + self.num_tokens)
+        is_kept = (~in_grid).scatter(1, self.active + self.offset[:, None], True)
+        order = (~is_kept).to(torch.uint8).argsort(dim=1, stable=True)  # kept rows first, in their order
+        return order[:, : length - self.num_dropped]
+
+    def gather(self, sequence: torch.Tensor, dim: int = 1) -> torch.Tensor:
+        """The computed rows of a sequence along ``dim``.
+
+        Rows that differ by image are taken from [R, length, ...] or [1, length, ...] with ``dim`` 1.
+        """
+        positions = self.positions(sequence.shape[dim])
+        if self._is_alike:
+            return sequence.index_select(dim, positions[0])
+        assert dim == 1, "rows that differ by image cannot be taken from a table without a batch dimension"
+        num_rows, count = positions.shape
+        if sequence.shape[0] == 1 and num_rows > 1:
+            return sequence[0].index_select(0, positions.reshape(-1)).view(num_rows, count, *sequence.shape[2:])
+        flat = sequence.reshape(num_rows * sequence.shape[1], *sequence.shape[2:])
+        taken = flat.index_select(0, self._flat(positions, 1, sequence.shape[1]))
+        return taken.view(num_rows, count, *sequence.shape[2:])
 
     def scatter(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows [R, K, D] at their places in zeros [R, N, D]."""
-        full = rows.new_zeros(rows.shape[0], self.num_tokens, rows.shape[-1])
-        if self.is_shared:
-            return full.index_copy_(1, self.active[0], rows)
-        full.view(-1, rows.shape[-1]).index_copy_(0, self._flat(1, self.num_tokens), rows.reshape(-1, rows.shape[-1]))
+        """Computed rows [R, P, D] at their places in zeros [R, P + N - K, D]."""
+        length = rows.shape[1] + self.num_dropped
+        full = rows.new_zeros(rows.shape[0], length, rows.shape[-1])
+        positions = self.positions(length)
+        if self._is_alike:
+            return full.index_copy_(1, positions[0], rows)
+        flat = self._flat(positions, 1, length)
+        full.view(-1, rows.shape[-1]).index_copy_(0, flat, rows.reshape(-1, rows.shape[-1]))
         return full
 
     def write_heads(self, full: torch.Tensor, rows: torch.Tensor) -> None:
-        """Write rows [R, H, K, d] into contiguous ``full`` [R, H, S, d] (S >= N, image tokens first), in place."""
-        if self.is_shared:
-            full.index_copy_(2, self.active[0], rows)
-            return
+        """Write computed rows [R, H, P, d] into contiguous ``full`` [R, H, length, d], in place."""
         num_heads, length, width = full.shape[1:]
-        full.view(-1, width).index_copy_(0, self._flat(num_heads, length), rows.reshape(-1, width))
+        if not isinstance(self.offset, int):
+            flat = self._flat(self.positions(length), num_heads, length)
+            full.view(-1, width).index_copy_(0, flat, rows.reshape(-1, width))
+            return
+        begin, middle, end = self.offset, self.offset + self.num_active, self.offset + self.num_tokens
+        if begin:
+            full[:, :, :begin] = rows[:, :, :begin]
+        if end < length:
+            full[:, :, end:] = rows[:, :, middle:]
+        fresh = rows[:, :, begin:middle]
+        if self.is_shared:
+            full.index_copy_(2, self.positions(length)[0, begin:middle] if begin else self.active[0], fresh)
+        else:
+            flat = self._flat(self.active + begin, num_heads, length)
+            full.view(-1, width).index_copy_(0, flat, fresh.reshape(-1, width))
 
-    def _flat(self, num_heads: int, length: int) -> torch.Tensor:
-        """Row numbers [R * H * K] of the active tokens in [R * H * length] rows; made once per step."""
-        if (num_heads, length) not in self._made:
-            num_rows = self.active.shape[0]
-            starts = torch.arange(num_rows * num_heads, device=self.active.device) * length
-            flat = self.active[:, None, :] + starts.view(num_rows, num_heads, 1)
-            self._made[num_heads, length] = flat.reshape(-1)
-        return self._made[num_heads, length]
+    @property
+    def _is_alike(self) -> bool:
+        """Whether one list of positions serves all rows of the batch."""
+        return self.is_shared and isinstance(self.offset, int)
+
+    def _flat(self, positions: torch.Tensor, num_heads: int, length: int) -> torch.Tensor:
+        """Row numbers [R * H * P] of positions [R, P] in [R * H * length] rows; made once per step."""
+        key = (positions.shape[1], num_heads, length)
+        if key not in self._made:
+            num_rows = positions.shape[0]
+            starts = torch.arange(num_rows * num_heads, device=positions.device) * length
+            self._made[key] = (positions[:, None, :] + starts.view(num_rows, num_heads, 1)).reshape(-1)
+        return self._made[key]
 
 
 class KVCache:
-    """Keys and values of one attention call: N image tokens first, then those of the text (always written fresh)."""
+    """Keys and values of one attention call, with the mask and scale that belong to the full sequence.
 
-    def __init__(self, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Keep the full key and value [R, H, N + L, d] of a dense step. They are not copied if they are contiguous."""
+    Args:
+        key, value: of a dense step [R, H, length, d]. They are not copied if they are contiguous.
+        mask: attention mask of that step, None without one.
+        scale: softmax scale of that step (Lumina's depends on the sequence length).
+    """
+
+    def __init__(
+        self,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        scale: float | None = None,
+    ) -> None:
         self.key = key.contiguous()
         self.value = value.contiguous()
+        self.mask = mask
+        self.scale = scale
+
+    @property
+    def length(self) -> int:
+        return self.key.shape[2]
 
     def merge(self, key: torch.Tensor, value: torch.Tensor, rows: RowIndex) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write a region step's key and value [R, H, K + L, d] and return the full ones [R, H, N + L, d]."""
-        num_active, num_tokens = rows.num_active, rows.num_tokens
-        for full, fresh in ((self.key, key), (self.value, value)):
-            rows.write_heads(full, fresh[:, :, :num_active])
-            full[:, :, num_tokens:] = fresh[:, :, num_active:]
+        """Write a region step's rows [R, H, P, d] and return the full keys and values [R, H, length, d]."""
+        rows.write_heads(self.key, key)
+        rows.write_heads(self.value, value)
         return self.key, self.value
+
+    def mask_for(self, given: torch.Tensor | None, rows: RowIndex) -> torch.Tensor | None:
+        """The mask of a region step: all keys, and the queries that are computed.
+
+        Args:
+            given: the mask as the model made it, over full or over computed rows.
+            rows: which rows are computed.
+        """
+        if given is None or self.mask is None:
+            return None
+        mask = given if given.shape[-1] == self.length else self.mask
+        if mask.ndim < 2 or mask.shape[-2] == 1:
+            return mask
+        if mask.stride(-2) == 0:  # alike for every query
+            return mask[..., :1, :]
+        if mask.shape[-2] != self.length:
+            return mask
+        positions = rows.positions(self.length)
+        if rows._is_alike or mask.ndim == 2:
+            return mask.index_select(-2, positions[0])
+        mask = mask.expand(positions.shape[0], *mask.shape[1:])
+        index = positions.view(positions.shape[0], *[1] * (mask.ndim - 3), -1, 1)
+        return mask.gather(-2, index.expand(*mask.shape[:-2], positions.shape[1], mask.shape[-1]))

@@ -11,8 +11,10 @@ from typing import Any
 from ras_dit.config import PRESETS, RASConfig
 from ras_dit.flops import plan_cost
 from ras_dit.models import token_plan_of
+from ras_dit.models.sizes import grid_for_size
 from ras_dit.plan import Plan, build_plan
-from ras_dit.session import Session, why_stochastic
+from ras_dit.schedule import why_stochastic
+from ras_dit.session import Session
 from ras_dit.trace import Trace
 
 _MARK = "_ras_dit_handle"
@@ -78,6 +80,7 @@ class Handle:
         height: int | None = None,
         width: int | None = None,
         max_sequence_length: int = 256,
+        num_frames: int | None = None,
     ) -> Plan:
         """What a call with these arguments would compute, with its cost per image and guidance branch.
 
@@ -85,12 +88,14 @@ class Handle:
             num_inference_steps: as for the pipeline (a Heun scheduler evaluates twice a step, once in the last).
             height: of the picture, in pixels; None is the pipeline's default.
             width: likewise.
-            max_sequence_length: text tokens of the T5 encoder, as for the pipeline; they count in the cost.
+            max_sequence_length: text tokens, as for the pipeline (of the T5 encoder, for Stable Diffusion 3); they
+                count in the cost.
+            num_frames: of a video; None is the pipeline's default.
 
         Raises:
             ValueError: a size that the pipeline cannot make, or a step of the config outside the run.
         """
-        return plan_for(self._pipe, self.config, num_inference_steps, height, width, max_sequence_length)
+        return plan_for(self._pipe, self.config, num_inference_steps, height, width, max_sequence_length, num_frames)
 
     def summary(self) -> Summary:
         """What the latest generation did, and why anything ran otherwise than planned."""
@@ -128,18 +133,13 @@ def plan_for(
     height: int | None = None,
     width: int | None = None,
     max_sequence_length: int = 256,
+    num_frames: int | None = None,
 ) -> Plan:
     """`Handle.plan` for a pipeline that RAS need not be enabled on."""
     token_plan = token_plan_of(pipe.transformer)
-    pixels = pipe.vae_scale_factor * token_plan.patch_size(pipe.transformer)
-    default = pipe.default_sample_size * pipe.vae_scale_factor
-    tokens = []
-    for name, size in (("height", height or default), ("width", width or default)):
-        if size < pixels or size % pixels:
-            raise ValueError(f"{name}: got {size}; allowed: multiples of {pixels} pixels, at least {pixels}.")
-        tokens.append(size // pixels)
+    grid = grid_for_size(pipe, token_plan, height, width, num_frames)
     order = getattr(pipe.scheduler, "order", 1)
-    plan = build_plan(config, num_inference_steps * order - (order - 1), tokens[0] * tokens[1])
+    plan = build_plan(config, num_inference_steps * order - (order - 1), grid.num_tokens)
     num_text = token_plan.num_text(pipe, max_sequence_length)
     return Plan(plan.steps, plan.num_tokens, plan_cost(plan, token_plan, pipe.transformer, num_text))
 

@@ -1,14 +1,72 @@
-"""What a plan costs before it runs: FLOPs from the transformer's dimensions, and the size of the K/V cache."""
+"""What a plan costs before it runs: FLOPs counted from the transformer's own layers, and the size of the K/V cache."""
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import Any
+
+from torch import nn
 
 from ras_dit.models import TokenPlan
 from ras_dit.plan import Cost, Plan
 
 
-def plan_cost(plan: Plan, token_plan: TokenPlan, transformer: Any, num_text: int) -> Cost:
+def step_flops(
+    token_plan: TokenPlan, transformer: nn.Module, num_active: int, num_tokens: int, num_text: int, num_extra: int = 0
+) -> float:
+    """Multiply-adds times two of one evaluation for one row of the batch.
+
+    Linear and convolution layers and attention count; norms, activations and rotary tables are left out.
+
+    Args:
+        token_plan: says what each layer works on.
+        transformer: its layers are read, not its weights.
+        num_active: computed tokens K of the grid.
+        num_tokens: tokens N of the grid.
+        num_text: text tokens L.
+        num_extra: reference tokens M beside the grid, always computed.
+    """
+    image = num_active + num_extra
+    rows = {
+        "image": image,
+        "all_image": num_tokens + num_extra,
+        "text": num_text,
+        "joint": image + num_text,
+        "row": 1,
+    }
+    total = 0
+    for name, module in transformer.named_modules():
+        size = _layer_size(module)
+        if size:
+            stream = next((s for pattern, s in token_plan.linears.items() if fnmatchcase(name, pattern)), "row")
+            total += size * rows[stream]
+        if any(fnmatchcase(name, pattern) for pattern in token_plan.cross_attention):
+            total += 2 * _width(module) * image * num_text
+    for module, stream in token_plan.attention_modules(transformer).values():
+        keys = num_tokens + num_extra + (num_text if stream == "joint" else 0)
+        total += 2 * _width(module) * rows[stream] * keys
+    return 2.0 * total
+
+
+def _layer_size(module: nn.Module) -> int:
+    """Multiply-adds of a layer for one row: 0 for a module that is none."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        size = module.in_channels * module.out_channels // module.groups
+        for side in module.kernel_size:
+            size *= side
+        return size
+    inputs, outputs = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    is_layer = isinstance(inputs, int) and isinstance(outputs, int) and not hasattr(module, "base_layer")
+    return inputs * outputs if is_layer else 0  # type: ignore[operator]
+
+
+def _width(module: nn.Module) -> int:
+    """Channels of all heads of an attention module together."""
+    width: Any = getattr(module, "inner_dim", None)
+    return int(width if width is not None else getattr(module, "heads", 0) * getattr(module, "head_dim", 0))
+
+
+def plan_cost(plan: Plan, token_plan: TokenPlan, transformer: Any, num_text: int, num_extra: int = 0) -> Cost:
     """The cost of a plan for one row of the batch (one image, one guidance branch).
 
     Region steps count attention over full-length keys and the text stream in full, as they are computed; text tokens
@@ -16,19 +74,21 @@ def plan_cost(plan: Plan, token_plan: TokenPlan, transformer: Any, num_text: int
 
     Args:
         plan: steps and active counts.
-        token_plan: formulas of the transformer class.
-        transformer: its ``config`` is read.
+        token_plan: describes the transformer class.
+        transformer: its layers are read.
         num_text: text tokens of the sequence.
+        num_extra: reference tokens beside the grid.
     """
-    total_tokens = plan.num_tokens
-    dense = token_plan.step_flops(transformer, total_tokens, total_tokens, num_text)
+    num_tokens = plan.num_tokens
     by_count = {
-        count: token_plan.step_flops(transformer, count, total_tokens, num_text)
-        for count in {step.num_active for step in plan if step.kind != "skip"}
+        count: step_flops(token_plan, transformer, count, num_tokens, num_text, num_extra)
+        for count in {num_tokens, *(step.num_active for step in plan if step.kind != "skip")}
     }
     total = sum(by_count[step.num_active] for step in plan if step.kind != "skip")
-    shape = token_plan.attention_shape(transformer)
     element = next((p.element_size() for p in transformer.parameters()), 4)
-    keeps_cache = any(step.captures for step in plan)
-    cache = 2 * shape.num_layers * (total_tokens + num_text) * shape.kv_width * element if keeps_cache else 0
-    return Cost(dense, total, cache)
+    cache = 0
+    if any(step.captures for step in plan):
+        for module, stream in token_plan.attention_modules(transformer).values():
+            length = num_tokens + num_extra + (num_text if stream == "joint" else 0)
+            cache += 2 * _width(module) * length * element
+    return Cost(by_count[num_tokens], total, cache)

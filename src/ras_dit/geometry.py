@@ -1,7 +1,8 @@
-"""The token grid: the sole owner of the order in which image tokens lie in a sequence (row-major)."""
+"""The token grid: the sole owner of the order in which image tokens lie in a sequence, and of how noise is cut up."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,39 +10,89 @@ import torch
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """Image tokens of a latent picture: ``height`` rows of ``width`` tokens, each ``patch_size`` latent pixels square.
+    """Image tokens of a latent picture or video: frames, then rows, then columns (row-major).
 
-    Token ``t`` covers row ``t // width`` and column ``t % width``.
+    Token ``t`` of a picture covers row ``t // width`` and column ``t % width``. Noise comes in three forms, told
+    apart by its number of dimensions: a picture [B, C, H, W], a video (see ``channel_dim``), and a sequence of tokens
+    [B, N + M, D] in which M reference tokens may follow those of the grid.
+
+    Attributes:
+        height: rows of tokens.
+        width: columns of tokens.
+        patch_size: latent pixels per token side.
+        num_frames: frames of tokens (1 for a picture).
+        patch_frames: latent frames per token.
+        channel_dim: where a video keeps its channels: 1 in [B, C, F, H, W], 2 in [B, F, C, H, W].
     """
 
     height: int
     width: int
     patch_size: int
+    num_frames: int = 1
+    patch_frames: int = 1
+    channel_dim: int = 1
 
     @property
     def num_tokens(self) -> int:
+        return self.num_frames * self.height * self.width
+
+    @property
+    def tokens_per_frame(self) -> int:
         return self.height * self.width
+
+    @property
+    def pixels_per_token(self) -> int:
+        """Latent pixels that one token covers."""
+        return self.patch_frames * self.patch_size**2
 
     @classmethod
     def of_latents(cls, latents: torch.Tensor, patch_size: int) -> TokenGrid:
-        """The grid of latents [B, C, H, W]; a remainder that fills no patch is cut off, as patch embeddings do."""
+        """The grid of a picture's latents [B, C, H, W]; a remainder that fills no patch is cut off."""
         return cls(latents.shape[-2] // patch_size, latents.shape[-1] // patch_size, patch_size)
 
-    def patchify(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents [B, C, H, W] to tokens [B, N, C * p * p]; inside a token the channel varies slowest."""
-        batch, channels = latents.shape[:2]
-        p = self.patch_size
-        patches = latents.reshape(batch, channels, self.height, p, self.width, p)
-        return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, self.num_tokens, channels * p * p)
+    @classmethod
+    def of_video(cls, latents: torch.Tensor, patch_size: int, patch_frames: int = 1, channel_dim: int = 1) -> TokenGrid:
+        """The grid of a video's latents, five-dimensional with the channels at ``channel_dim``."""
+        frames = latents.shape[3 - channel_dim]
+        height, width = latents.shape[-2:]
+        return cls(
+            height // patch_size, width // patch_size, patch_size, frames // patch_frames, patch_frames, channel_dim
+        )
 
-    def unpatchify(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens [B, N, C * p * p] back to latents [B, C, H, W]: the inverse of `patchify`."""
-        batch = tokens.shape[0]
-        p = self.patch_size
-        channels = tokens.shape[-1] // (p * p)
-        patches = tokens.reshape(batch, self.height, self.width, channels, p, p)
-        return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels, self.height * p, self.width * p)
+    def patchify(self, noise: torch.Tensor) -> torch.Tensor:
+        """Noise in any of its forms to tokens [B, N, C * pixels]; inside a token the channel varies slowest."""
+        if noise.ndim == 3:
+            return noise[:, : self.num_tokens]
+        if noise.ndim == 4:
+            noise = noise.unsqueeze(2)
+        else:
+            noise = noise.movedim(self.channel_dim, 1)
+        batch, channels = noise.shape[:2]
+        f, p = self.patch_frames, self.patch_size
+        patches = noise.reshape(batch, channels, self.num_frames, f, self.height, p, self.width, p)
+        return patches.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(batch, self.num_tokens, channels * self.pixels_per_token)
+
+    def unpatchify(self, tokens: torch.Tensor, shape: Sequence[int] | None = None) -> torch.Tensor:
+        """Tokens [B, N, D] back to noise: the inverse of `patchify`.
+
+        Args:
+            tokens: one row per token of the grid.
+            shape: shape of the noise; None is a picture's. Reference tokens of a sequence come back as zeros.
+        """
+        batch, _, depth = tokens.shape
+        if shape is not None and len(shape) == 3:
+            num_extra = shape[1] - self.num_tokens
+            return torch.nn.functional.pad(tokens, (0, 0, 0, num_extra)) if num_extra else tokens
+        f, p = self.patch_frames, self.patch_size
+        channels = depth // self.pixels_per_token
+        patches = tokens.reshape(batch, self.num_frames, self.height, self.width, channels, f, p, p)
+        video = patches.permute(0, 4, 1, 5, 2, 6, 3, 7)
+        video = video.reshape(batch, channels, self.num_frames * f, self.height * p, self.width * p)
+        if shape is None or len(shape) == 4:
+            return video.squeeze(2)
+        return video.movedim(1, self.channel_dim)
 
     def as_image(self, per_token: torch.Tensor) -> torch.Tensor:
-        """One value per token [..., N] laid out as a picture [..., height, width]."""
-        return per_token.reshape(*per_token.shape[:-1], self.height, self.width)
+        """Values per token [..., N] as a picture [..., height, width]; a video as [..., frames, height, width]."""
+        frames = (self.num_frames,) if self.num_frames > 1 else ()
+        return per_token.reshape(*per_token.shape[:-1], *frames, self.height, self.width)

@@ -14,7 +14,8 @@ def displacement_metric(displacement: torch.Tensor, grid: TokenGrid, metric: Lit
     """The paper's R: spread over channels of the step's displacement, averaged over the patch.
 
     Args:
-        displacement: ``(sigma_next - sigma) * velocity`` [B, C, H, W]; its dtype is the dtype of the result.
+        displacement: ``(sigma_next - sigma) * velocity`` in any form that `TokenGrid` knows; its dtype is that of the
+            result.
         grid: the token grid of those latents.
         metric: ``std`` (unbiased, over C) or ``l2norm`` (over C).
 
@@ -23,11 +24,10 @@ def displacement_metric(displacement: torch.Tensor, grid: TokenGrid, metric: Lit
 
     Source: arXiv 2502.10389, equation 2.
     """
-    if metric == "std":
-        per_pixel = displacement.std(dim=1, keepdim=True)
-    else:
-        per_pixel = displacement.norm(p=2, dim=1, keepdim=True)
-    return grid.patchify(per_pixel).mean(dim=-1)
+    tokens = grid.patchify(displacement)
+    pixels = tokens.unflatten(-1, (-1, grid.pixels_per_token))
+    per_pixel = pixels.std(dim=2) if metric == "std" else pixels.norm(p=2, dim=2)
+    return per_pixel.mean(dim=-1)
 
 
 def predicted_error(history: TokenHistory, sigma_next: float) -> torch.Tensor:

@@ -103,21 +103,25 @@ class Plan:
         return head + "\n" + "\n".join(rows)
 
 
-def build_plan(config: RASConfig, num_steps: int, num_tokens: int) -> Plan:
+def build_plan(config: RASConfig, num_steps: int, num_tokens: int, num_first: int = 0) -> Plan:
     """The plan of a run.
 
     Args:
         config: what the user chose.
         num_steps: transformer evaluations of the conditional branch (twice the steps, less one, for Heun).
         num_tokens: image tokens N.
+        num_first: tokens that every step computes (a given first frame); the ratio is one of the rest.
 
     Raises:
         ValueError: a step of the config lies outside the run.
     """
     if num_steps < 1 or num_tokens < 1:
         raise ValueError(f"plan: got {num_steps} steps of {num_tokens} tokens; allowed: at least 1 of each.")
-    steps = _reference_steps if config.rules == "reference" else _adaptive_steps
-    return Plan(_mark_captures(list(steps(config, num_steps, num_tokens))), num_tokens)
+    if config.rules == "reference":
+        steps = list(_reference_steps(config, num_steps, num_tokens))
+    else:
+        steps = list(_adaptive_steps(config, num_steps, num_tokens, num_first))
+    return Plan(_mark_captures(steps), num_tokens)
 
 
 def resolve_position(name: str, position: Position, num_steps: int) -> int:
@@ -142,7 +146,7 @@ def _num_warmup(config: RASConfig, num_steps: int) -> int:
     return config.warmup_steps
 
 
-def _adaptive_steps(config: RASConfig, num_steps: int, num_tokens: int) -> Iterable[StepPlan]:
+def _adaptive_steps(config: RASConfig, num_steps: int, num_tokens: int, num_first: int) -> Iterable[StepPlan]:
     warmup = _num_warmup(config, num_steps)
     refresh = {resolve_position("refresh_steps", step, num_steps) for step in config.refresh_steps}
     skip = {resolve_position("skip_steps", step, num_steps) for step in config.skip_steps}
@@ -163,19 +167,20 @@ def _adaptive_steps(config: RASConfig, num_steps: int, num_tokens: int) -> Itera
         if index in skip and index <= end:
             yield StepPlan(index, "skip", 0)
             continue
-        num_active = _num_active(config, num_tokens, positions[index]) if index in positions else num_tokens
+        num_active = _num_active(config, num_tokens, num_first, positions[index]) if index in positions else num_tokens
         if num_active >= num_tokens:
             yield StepPlan(index, "dense", num_tokens)
         else:
             yield StepPlan(index, "region", num_active, selects=True)
 
 
-def _num_active(config: RASConfig, num_tokens: int, position: float) -> int:
+def _num_active(config: RASConfig, num_tokens: int, num_first: int, position: float) -> int:
     """Tokens of a region step that lies at ``position`` (0 to 1) among the region steps."""
     final = config.sample_ratio if config.final_sample_ratio is None else config.final_sample_ratio
     ratio = config.sample_ratio + (final - config.sample_ratio) * position
     multiple = config.token_multiple
-    return min(num_tokens, max(1, -(-round(ratio * num_tokens) // multiple)) * multiple)
+    wanted = num_first + round(ratio * (num_tokens - num_first))
+    return min(num_tokens, max(1, -(-wanted // multiple)) * multiple)
 
 
 def _reference_steps(config: RASConfig, num_steps: int, num_tokens: int) -> Iterable[StepPlan]:

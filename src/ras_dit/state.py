@@ -23,17 +23,21 @@ class Branch:
 
     Attributes:
         num_rows: batch size R of the call.
+        transformer: the one that is called (a pipeline may have two).
         history: its noise before guidance, per token [R, N, D].
         layers: keys and values per attention module.
         last_index: evaluation it last took part in.
         kept: the merged noise at the last selection [R, N, D]; what the reference rules give to slow tokens.
+        noise_shape: shape of the call's output.
     """
 
     num_rows: int
+    transformer: object
     history: TokenHistory
     layers: dict[str, LayerCache] = field(default_factory=dict)
     last_index: int = -1
     kept: torch.Tensor | None = None
+    noise_shape: tuple[int, ...] = ()
 
 
 @dataclass
@@ -47,6 +51,8 @@ class Call:
         is_active: the same as a mask [R, N].
         captures: keys and values are to be kept.
         stopwatch: times it.
+        num_image_rows: tokens of the grid and reference tokens beside it, N + M.
+        joint_rows: the active tokens in a joint sequence whose grid begins at a place of its own in every row.
     """
 
     kind: StepKind
@@ -55,6 +61,8 @@ class Call:
     is_active: torch.Tensor | None
     captures: bool
     stopwatch: Stopwatch
+    num_image_rows: int
+    joint_rows: RowIndex | None = None
 
     def layer(self, name: str) -> LayerCache:
         assert self.branch is not None
@@ -69,11 +77,23 @@ class Generation:
         plan: what each evaluation should compute.
         grid: token grid of the latents.
         sigmas: S + 1 noise levels: the one of every evaluation, then the last one reached.
-        note: called with a reason whenever something runs otherwise than planned.
+        note: called with a reason whenever something runs otherwise than planned (False: not worth a warning).
+        num_extra: reference tokens M beside the grid, always computed.
+        num_first: tokens at the beginning of the grid that every step computes.
+        is_per_image: whether every image of a batch may have an active set of its own.
     """
 
     def __init__(
-        self, config: RASConfig, plan: Plan, grid: TokenGrid, sigmas: list[float], note: Callable[[str], None]
+        self,
+        config: RASConfig,
+        plan: Plan,
+        grid: TokenGrid,
+        sigmas: list[float],
+        note: Callable[..., None],
+        *,
+        num_extra: int = 0,
+        num_first: int = 0,
+        is_per_image: bool = True,
     ) -> None:
         assert len(sigmas) == len(plan) + 1
         self.config = config
@@ -81,6 +101,9 @@ class Generation:
         self.grid = grid
         self.sigmas = sigmas
         self.note = note
+        self.num_extra = num_extra
+        self.num_first = num_first
+        self.is_per_image = is_per_image
         self.trace = Trace(grid)
         self.index = 0
         self._num_calls = 0
@@ -101,19 +124,21 @@ class Generation:
 
     # ------------------------------------------------------------------ a transformer call
 
-    def begin_call(self, num_rows: int, device: torch.device) -> Call:
+    def begin_call(self, num_rows: int, device: torch.device, transformer: object = None) -> Call:
         """Decide what the next transformer call of this evaluation computes; branches are told apart by their order."""
         position = self._num_calls
         self._num_calls += 1
         planned = self.plan[self.index]
         kind = planned.kind
         branch = self._branches.get(position)
+        if branch is not None and branch.transformer is not transformer:
+            branch = None
         if kind != "dense" and (reason := self._why_dense(branch, num_rows)):
             self.note(reason)
             kind = "dense"
         needs_memory = self.plan.has_savings and self._why_all_dense is None
         if kind == "dense" and needs_memory and (branch is None or branch.num_rows != num_rows):
-            branch = Branch(num_rows, TokenHistory(max(1, self.config.forecast_order + 1)))
+            branch = Branch(num_rows, transformer, TokenHistory(max(1, self.config.forecast_order + 1)))
             self._branches[position] = branch
         rows, is_active = self._rows(num_rows) if kind == "region" else (None, None)
         step = StepTrace(kind, self.sigmas[self.index])
@@ -127,7 +152,8 @@ class Generation:
         else:
             step = self.trace.steps[-1]
         captures = kind == "dense" and needs_memory and self._reads_cache_later(planned.captures)
-        return Call(kind, branch, rows, is_active, captures, Stopwatch(step, device))
+        num_image_rows = self.grid.num_tokens + self.num_extra
+        return Call(kind, branch, rows, is_active, captures, Stopwatch(step, device), num_image_rows)
 
     def _why_dense(self, branch: Branch | None, num_rows: int) -> str | None:
         """The reason why a planned region or skipped step cannot be one."""
@@ -157,7 +183,7 @@ class Generation:
         num_images = self._active.shape[0]
         active = self._active.repeat(num_rows // num_images, 1)
         mask = selection.membership(self._active, self.grid.num_tokens).repeat(num_rows // num_images, 1)
-        return RowIndex(active, self.grid.num_tokens, is_shared=num_images == 1), mask
+        return RowIndex(active, self.grid.num_tokens, is_shared=num_images == 1 or not self.is_per_image), mask
 
     def _mask(self, kind: StepKind) -> torch.Tensor | None:
         if kind == "dense" or self._age is None:
@@ -172,7 +198,8 @@ class Generation:
 
         Args:
             call: what `begin_call` gave.
-            output: [R, C, H, W]; tokens that were not computed hold anything. None for a skipped step.
+            output: noise in any form that `TokenGrid` knows; tokens that were not computed hold anything. None for a
+                skipped step.
         """
         self._stopwatches.append(call.stopwatch.stop())
         branch = call.branch
@@ -183,6 +210,7 @@ class Generation:
         if call.kind == "dense":
             assert output is not None
             tokens = self.grid.patchify(output)
+            branch.noise_shape = tuple(output.shape)
             branch.history.record(tokens, sigma)
             self._keep(branch, tokens)
             return None
@@ -194,7 +222,7 @@ class Generation:
             branch.history.record(tokens, sigma, call.is_active)
             filled = torch.where(call.is_active[..., None], tokens, filled.to(tokens.dtype))
         self._keep(branch, filled)
-        return self.grid.unpatchify(filled)
+        return self.grid.unpatchify(filled, branch.noise_shape)
 
     def _fill(self, branch: Branch) -> torch.Tensor:
         """What tokens that are not computed are given [R, N, D]."""
@@ -219,7 +247,7 @@ class Generation:
         """Learn from the guided noise of an evaluation and choose the tokens of the next one.
 
         Args:
-            model_output: what the scheduler was given [B, C, H, W].
+            model_output: what the scheduler was given, in any form that `TokenGrid` knows.
             sample: the latents it was to advance, same shape.
         """
         if self._num_images not in (0, model_output.shape[0]):
@@ -262,7 +290,7 @@ class Generation:
             return self._select_reference(model_output)
         if config.importance in ("std", "l2norm"):
             metric = importance.displacement_metric(model_output.float(), self.grid, config.importance)  # type: ignore[arg-type]
-            score = importance.starved(metric, self._age, config.starvation_scale)
+            score = self._settled(importance.starved(metric, self._age, config.starvation_scale), wanted=-torch.inf)
             num_drop = self.grid.num_tokens - step.num_active
             num_high = round(num_drop * config.high_ratio)
             return selection.drop_ends(score, num_drop - num_high, num_high)
@@ -272,7 +300,25 @@ class Generation:
             score = self._shuffled(model_output.device, step.index)
             if config.importance == "round_robin":
                 score = score + self._age
-        return selection.top_k(score, step.num_active)
+        return selection.top_k(self._settled(score, wanted=torch.inf), step.num_active)
+
+    def _settled(self, score: torch.Tensor, wanted: float) -> torch.Tensor:
+        """The score after what the model asks for: tokens that every step computes, one set for all images.
+
+        Args:
+            score: [images, N].
+            wanted: the score that is chosen first.
+        """
+        if not self.is_per_image and score.shape[0] > 1:
+            self.note(
+                "The position tables of this transformer serve all images of a batch: they share one active set.",
+                is_warning=False,
+            )
+            score = score.mean(dim=0, keepdim=True).expand_as(score)
+        if self.num_first:
+            score = score.clone()
+            score[:, : self.num_first] = wanted
+        return score
 
     def _shuffled(self, device: torch.device, index: int) -> torch.Tensor:
         """Distinct random numbers in [0, 1) for every token [images, N]; round_robin keeps one order for the run."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -75,7 +75,7 @@ class Trace:
         return dense[len(dense) // 2] * len(times) / total if dense and total else None
 
     def times_computed(self) -> torch.Tensor:
-        """How often each token was computed, LongTensor [B, height, width]."""
+        """How often each token was computed, LongTensor [B, height, width] (video: [B, frames, height, width])."""
         if self.grid is None:
             raise ValueError("trace: got no generation yet; call the pipeline first.")
         batch = max((step.active.shape[0] for step in self.steps if step.active is not None), default=1)
@@ -89,7 +89,7 @@ class Trace:
         return self.grid.as_image(counts)
 
     def heatmap(self, image: Image.Image | None = None, *, index: int = 0, size: int = 512) -> Image.Image:
-        """Where the compute went: bright where a token was computed often.
+        """Where the compute went: bright where a token was computed often (the mean over a video's frames).
 
         Args:
             image: a picture to lay the map over; None draws the map alone.
@@ -98,12 +98,14 @@ class Trace:
         """
         from ras_dit.viz import draw_heatmap
 
-        return draw_heatmap(self.times_computed()[index], num_steps=len(self.steps), image=image, size=size)
+        counts = self.times_computed()[index].float()
+        counts = counts.mean(dim=0) if counts.ndim == 3 else counts
+        return draw_heatmap(counts, num_steps=len(self.steps), image=image, size=size)
 
     def to_dict(self) -> dict[str, Any]:
         grid = self.grid
         return {
-            "grid": None if grid is None else [grid.height, grid.width, grid.patch_size],
+            "grid": None if grid is None else list(astuple(grid)),
             "notes": list(self.notes),
             "steps": [
                 {

@@ -5,10 +5,18 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from ras_dit.models.plan import AttentionShape, TokenPlan, TokenSelect
+from ras_dit.models.lumina_next import LUMINA_NEXT
+from ras_dit.models.plan import TokenPlan, TokenSelect
+from ras_dit.models.refused import REFUSED
 from ras_dit.models.sd3 import SD3
 
-TOKEN_PLANS: dict[str, TokenPlan] = {plan.transformer: plan for plan in (SD3,)}
+TOKEN_PLANS: dict[str, TokenPlan] = {
+    plan.transformer: plan
+    for plan in (
+        SD3,
+        LUMINA_NEXT,
+    )
+}
 
 
 def token_plan_of(transformer: Any) -> TokenPlan:
@@ -21,6 +29,9 @@ def token_plan_of(transformer: Any) -> TokenPlan:
         if cls.__name__ in TOKEN_PLANS:
             return TOKEN_PLANS[cls.__name__]
     name = type(transformer).__name__
+    for cls in type(transformer).__mro__:
+        if cls.__name__ in REFUSED:
+            raise ValueError(f"transformer: got {name}; RAS cannot be exact on it: {REFUSED[cls.__name__]}")
     if name == "OptimizedModule":
         raise ValueError(
             "transformer: got a module wrapped by torch.compile(...). RAS needs the module itself: use "
@@ -29,8 +40,8 @@ def token_plan_of(transformer: Any) -> TokenPlan:
     close = difflib.get_close_matches(name, TOKEN_PLANS, n=1, cutoff=0.5)
     hint = f" The nearest supported one is {close[0]}." if close else ""
     raise ValueError(
-        f"transformer: got {name}; supported: {', '.join(TOKEN_PLANS)}.{hint} How to add one: docs/architecture.md."
+        f"transformer: got {name}; supported: {', '.join(TOKEN_PLANS)}.{hint} How to add one: docs/adding-a-model.md."
     )
 
 
-__all__ = ["TOKEN_PLANS", "AttentionShape", "TokenPlan", "TokenSelect", "token_plan_of"]
+__all__ = ["REFUSED", "TOKEN_PLANS", "TokenPlan", "TokenSelect", "token_plan_of"]

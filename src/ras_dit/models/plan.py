@@ -2,85 +2,139 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
 
+from ras_dit.geometry import TokenGrid
+
+Arguments = Mapping[str, Any]
+"""Arguments of the transformer's forward by name, as the pipeline called it."""
+
+Stream = Literal["image", "joint"]
+"""``image``: the tokens of the grid, then reference tokens. ``joint``: those and the text in one sequence."""
+
+FlopStream = Literal["image", "all_image", "text", "joint", "row"]
+"""What a linear layer works on: computed image rows, all of them (in front of the gather), text, computed image rows
+and text, or one vector per row of the batch."""
+
 
 @dataclass(frozen=True)
 class TokenSelect:
-    """An argument that carries one row per image token (a tensor, or a list of them), along this dimension."""
+    """A tensor (or list of them) with one row per token along ``dim``; others of the same name are left alone.
 
-    dim: int = 1
-
-
-@dataclass(frozen=True)
-class AttentionShape:
-    """Dimensions that the cost model needs.
-
-    Attributes:
-        num_layers: attention modules that see the image tokens (a dual-attention block has two).
-        width: channels of a token.
-        kv_width: channels of a token's key (equal to ``width`` without grouped queries).
+    ``dim`` 0 is a table without a batch dimension (rotary tables, mostly): all images then share one active set.
     """
 
-    num_layers: int
-    width: int
-    kv_width: int
+    dim: int = 1
+    stream: Stream = "image"
 
 
 @dataclass(frozen=True)
 class TokenPlan:
-    """One supported transformer class.
+    """One supported transformer class. docs/adding-a-model.md goes through the fields by example.
 
     Attributes:
         transformer: its class name in diffusers.
         family: the models people know it by.
         pipelines: diffusers pipelines this was tried with.
-        gather: module (dotted path, "" is the transformer itself) -> keyword argument -> which rows to take.
+        gather: module (dotted path with ``*`` inside its parts, "" is the transformer itself) -> argument name, or
+            index into the module's output -> which rows to take.
         scatter: module whose output rows go back to their places.
-        attention: patterns of the attention modules whose keys and values are kept.
-        layout: order of the sequence inside joint attention.
-        latents: name of the root argument with the latents [R, C, H, W].
-        timestep: name of the root argument with the timestep.
-        text: name of the root argument with the text tokens [R, L, D].
-        patch_size: latent pixels per token side.
-        step_flops: FLOPs of one evaluation per row of the batch: (transformer, computed image tokens, all image tokens,
-            text tokens) -> float.
-        attention_shape: dimensions for the K/V cache estimate.
+        scatter_stream: sequence that this output is.
+        attention: attention modules whose keys and values are kept -> the sequence they attend over.
+        layout: order inside joint attention. Reference tokens follow the grid in either.
+        grid: the token grid of a call: (transformer, arguments) -> TokenGrid.
+        linears: linear and convolution layers by pattern (``*`` matches anything) -> what they work on; the first
+            match counts, layers without one work on one vector per row. For the cost model.
+        cross_attention: patterns of attention modules from image to text, for the cost model.
+        latents: argument with the latents.
+        timestep: argument with the timestep.
+        scheduler_timestep: that argument -> the scheduler's timestep it stands for.
+        text: argument with the text tokens [R, L, D].
+        patch: latent frames and latent pixels per token side: transformer -> (frames, pixels).
         num_text: text tokens per prompt, (pipeline, max_sequence_length) -> int, for estimates made before a run.
+        joint_offset: where the grid begins in a joint sequence, by row of the batch, where the model makes that depend
+            on the prompt: arguments -> LongTensor [R].
+        num_first: grid tokens at the beginning (a given first frame) that every step computes:
+            (transformer, arguments, grid) -> int.
+        check: refuses calls that cannot be accelerated: (transformer, arguments) -> reason, or None.
         caveats: what a user should know.
     """
 
     transformer: str
     family: str
     pipelines: tuple[str, ...]
-    gather: dict[str, dict[str, TokenSelect]]
+    gather: Mapping[str, Mapping[str | int, TokenSelect]]
     scatter: str
-    attention: tuple[str, ...]
-    layout: Literal["image", "image_first"]
-    patch_size: Callable[[Any], int]
-    step_flops: Callable[[Any, int, int, int], float]
-    attention_shape: Callable[[Any], AttentionShape]
-    num_text: Callable[[Any, int], int]
+    attention: Mapping[str, Stream]
+    grid: Callable[[Any, Arguments], TokenGrid]
+    linears: Mapping[str, FlopStream]
+    scatter_stream: Stream = "image"
+    layout: Literal["image_first", "text_first"] = "image_first"
+    cross_attention: tuple[str, ...] = ()
     latents: str = "hidden_states"
     timestep: str = "timestep"
+    scheduler_timestep: Callable[[torch.Tensor], torch.Tensor] = lambda timestep: timestep
     text: str = "encoder_hidden_states"
+    patch: Callable[[Any], tuple[int, int]] = lambda transformer: (1, transformer.config.patch_size)
+    num_text: Callable[[Any, int], int] = lambda pipe, max_sequence_length: max_sequence_length
+    joint_offset: Callable[[Arguments], torch.Tensor] | None = None
+    num_first: Callable[[Any, Arguments, TokenGrid], int] = lambda transformer, arguments, grid: 0
+    check: Callable[[Any, Arguments], str | None] = lambda transformer, arguments: None
     caveats: tuple[str, ...] = field(default=())
 
-    def attention_modules(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    @property
+    def is_per_image(self) -> bool:
+        """Whether the images of a batch can have active sets of their own."""
+        return all(select.dim != 0 for chosen in self.gather.values() for select in chosen.values())
+
+    def attention_modules(self, transformer: torch.nn.Module) -> dict[str, tuple[torch.nn.Module, Stream]]:
         """The attention modules by their dotted path, in the order of the layers."""
-        return {
-            name: module
+        found = {}
+        for name, module in transformer.named_modules():
+            stream = next((stream for pattern, stream in self.attention.items() if matches(name, pattern)), None)
+            if stream is not None:
+                found[name] = (module, stream)
+        return found
+
+    def gather_modules(
+        self, transformer: torch.nn.Module
+    ) -> list[tuple[torch.nn.Module, Mapping[str | int, TokenSelect]]]:
+        """The modules below the transformer where rows are taken."""
+        return [
+            (module, chosen)
+            for pattern, chosen in self.gather.items()
+            if pattern
             for name, module in transformer.named_modules()
-            if module is not None and any(_matches(name, pattern) for pattern in self.attention)
-        }
+            if matches(name, pattern)
+        ]
 
 
-def _matches(name: str, pattern: str) -> bool:
+def matches(name: str, pattern: str) -> bool:
     """A glob in which ``*`` stays inside one part of a dotted path."""
     parts, wanted = name.split("."), pattern.split(".")
     return len(parts) == len(wanted) and all(fnmatchcase(part, want) for part, want in zip(parts, wanted, strict=True))
+
+
+def picture_grid(transformer: Any, arguments: Arguments) -> TokenGrid:
+    """The grid of ``hidden_states`` [R, C, H, W] with ``config.patch_size``."""
+    return TokenGrid.of_latents(arguments["hidden_states"], transformer.config.patch_size)
+
+
+def grid_of_ids(ids: torch.Tensor, patch_size: int) -> TokenGrid:
+    """The grid of tokens that carry their place: ids [N + M, 3 or more] of (kind, row, column, ...).
+
+    Tokens of the picture have kind 0 and come first; reference tokens have another kind.
+
+    Args:
+        ids: position ids of all image tokens.
+        patch_size: latent pixels per token side.
+    """
+    ids = ids[0] if ids.ndim == 3 else ids
+    of_picture = ids[ids[:, 0] == 0]
+    height, width = int(of_picture[:, 1].max()) + 1, int(of_picture[:, 2].max()) + 1
+    return TokenGrid(height, width, patch_size)

@@ -1,0 +1,30 @@
+"""Lumina-Next-T2I: self-attention with rotary tables, uncached cross-attention to the text, learned sigma.
+
+The proportional attention scale depends on the sequence length; the one of the last dense step is kept with its keys.
+"""
+
+from __future__ import annotations
+
+from ras_dit.models.plan import TokenPlan, TokenSelect, picture_grid
+
+LUMINA_NEXT = TokenPlan(
+    transformer="LuminaNextDiT2DModel",
+    family="Lumina-Next-T2I",
+    pipelines=("LuminaPipeline", "LuminaText2ImgPipeline"),
+    gather={"patch_embedder": {0: TokenSelect(), 3: TokenSelect()}},
+    scatter="norm_out",
+    attention={"layers.*.attn1": "image"},
+    grid=picture_grid,
+    linears={
+        "*.norm1.*": "row",
+        "layers.*.attn2.to_k": "text",
+        "layers.*.attn2.to_v": "text",
+        "layers.*": "image",
+        "patch_embedder.*": "all_image",
+        "norm_out.linear_1": "row",
+        "norm_out.linear_2": "image",
+    },
+    cross_attention=("layers.*.attn2",),
+    scheduler_timestep=lambda timestep: (1 - timestep) * 1000,
+    caveats=("Grouped queries: diffusers repeats keys and values before attention, and the cache holds them so.",),
+)

@@ -1,0 +1,52 @@
+"""From the size of a picture or video in pixels to its token grid, before anything runs."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from ras_dit.geometry import TokenGrid
+from ras_dit.models.plan import TokenPlan
+
+_SPATIAL = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_scale_factor")
+_TEMPORAL = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
+
+
+def grid_for_size(
+    pipe: Any,
+    token_plan: TokenPlan,
+    height: int | None = None,
+    width: int | None = None,
+    num_frames: int | None = None,
+) -> TokenGrid:
+    """The token grid of a call of the pipeline.
+
+    Args:
+        pipe: the pipeline; its defaults stand in for None.
+        token_plan: describes its transformer.
+        height: in pixels.
+        width: in pixels.
+        num_frames: of a video.
+
+    Raises:
+        ValueError: a size that the pipeline cannot make.
+    """
+    scale = next((int(getattr(pipe, name)) for name in _SPATIAL if hasattr(pipe, name)), 8)
+    patch_frames, patch_size = token_plan.patch(pipe.transformer)
+    pixels = scale * patch_size
+    tokens = []
+    for name, size in (("height", height), ("width", width)):
+        size = size or _default(pipe, name) or getattr(pipe, "default_sample_size", 128) * scale
+        if size < pixels or size % pixels:
+            raise ValueError(f"{name}: got {size}; allowed: multiples of {pixels} pixels, at least {pixels}.")
+        tokens.append(size // pixels)
+    frames = num_frames or _default(pipe, "num_frames") or 1
+    temporal = next((int(getattr(pipe, name)) for name in _TEMPORAL if hasattr(pipe, name)), 4)
+    latent_frames = (frames - 1) // temporal + 1
+    return TokenGrid(tokens[0], tokens[1], patch_size, -(-latent_frames // patch_frames), patch_frames)
+
+
+def _default(pipe: Any, name: str) -> int | None:
+    """The default of an argument of the pipeline's call, None without a number."""
+    parameter = inspect.signature(type(pipe).__call__).parameters.get(name)
+    return parameter.default if parameter is not None and isinstance(parameter.default, int) else None

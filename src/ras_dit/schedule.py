@@ -1,0 +1,59 @@
+"""Reading a diffusers scheduler: noise levels, where a run begins in them, and whether noise can be carried along."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def first_index(scheduler: Any, timestep: Any) -> int:
+    """Where in ``scheduler.timesteps`` a run begins (img2img begins in the middle)."""
+    begin = getattr(scheduler, "begin_index", None)
+    if begin is not None:
+        return int(begin)
+    at = float(timestep.flatten()[-1]) if isinstance(timestep, torch.Tensor) else float(timestep)
+    return int((scheduler.timesteps.float() - at).abs().argmin())
+
+
+def noise_levels(scheduler: Any) -> list[float]:
+    """The noise level in 0..1 of every evaluation of the schedule, and the last one reached (S + 1 numbers).
+
+    Flow-matching schedulers say it themselves (sigma); for all others it is the timestep over the number of training
+    timesteps.
+    """
+    timesteps = scheduler.timesteps
+    sigmas = getattr(scheduler, "sigmas", None)
+    if sigmas is not None and len(sigmas) == len(timesteps) + 1 and float(sigmas[0]) <= 1.0:
+        return [float(sigma) for sigma in sigmas.tolist()]
+    return [float(t) / scheduler.config.num_train_timesteps for t in timesteps.tolist()] + [0.0]
+
+
+_STOCHASTIC_CLASSES = ("LCM", "Ancestral", "SDE", "TCD", "DDPM", "SASolver")
+
+
+def why_stochastic(scheduler: Any) -> str | None:
+    """The reason why a scheduler adds fresh noise at every step, None if it does not."""
+    name = type(scheduler).__name__
+    if any(word in name for word in _STOCHASTIC_CLASSES):
+        return f"{name} adds fresh noise at every step"
+    if scheduler.config.get("stochastic_sampling", False):
+        return f"{name} with stochastic_sampling=True adds fresh noise at every step"
+    if "sde" in str(scheduler.config.get("algorithm_type", "")):
+        return f"{name} with algorithm_type={scheduler.config['algorithm_type']!r} adds fresh noise at every step"
+    return None
+
+
+def observing(step: Callable[..., Any], observe: Callable[[torch.Tensor, torch.Tensor], None]) -> Callable[..., Any]:
+    """A scheduler's ``step`` that then hands its ``model_output`` and ``sample`` on, whatever their order."""
+    signature = inspect.signature(step)
+
+    def observed_step(*args: Any, **kwargs: Any) -> Any:
+        result = step(*args, **kwargs)
+        given = signature.bind(*args, **kwargs).arguments
+        observe(given["model_output"], given["sample"])
+        return result
+
+    return observed_step

@@ -1,0 +1,171 @@
+"""Rows in, rows out, attention between: the hooks on one transformer, as its token plan describes it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from ras_dit.attention import AttentionMerge, UnsupportedAttentionError
+from ras_dit.cache import RowIndex
+from ras_dit.models import TokenPlan, TokenSelect
+from ras_dit.models.plan import Stream, matches
+from ras_dit.seams import PatchedMethod
+from ras_dit.state import Call
+
+
+class TokenSeams:
+    """All hooks inside one transformer; idle unless a region step (or a dense one that fills the cache) is under way.
+
+    Args:
+        root: the transformer.
+        token_plan: where its tokens enter, leave and attend.
+        current: gives the transformer call under way, None outside of one.
+    """
+
+    def __init__(self, root: torch.nn.Module, token_plan: TokenPlan, current: Callable[[], Call | None]) -> None:
+        self.root = root
+        self.token_plan = token_plan
+        self._current = current
+        self._root_signature = inspect.signature(type(root).forward)
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._patches: list[PatchedMethod] = []
+
+    def attach(self) -> None:
+        """Put the hooks in. They fire in the order rows are gathered, attended with, scattered."""
+        plan = self.token_plan
+        for module, chosen in plan.gather_modules(self.root):
+            named = {name: select for name, select in chosen.items() if isinstance(name, str)}
+            outputs = {index: select for index, select in chosen.items() if isinstance(index, int)}
+            if named:
+                signature = inspect.signature(type(module).forward)
+                hook = functools.partial(self._gather_arguments, named, signature)
+                self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            if outputs:
+                self._hooks.append(module.register_forward_hook(functools.partial(self._gather_outputs, outputs)))
+        for name, module in self.root.named_modules():
+            if matches(name, plan.scatter):
+                self._hooks.append(module.register_forward_hook(self._scatter))
+        for name, (module, stream) in plan.attention_modules(self.root).items():
+            self._patches.append(PatchedMethod(module, "forward", self._attention_seam(name, module, stream)))
+
+    def ensure(self) -> None:
+        """Put back what somebody else took out (accelerate's offload does, when its hooks are removed)."""
+        for patch in self._patches:
+            patch.ensure()
+
+    def close(self) -> None:
+        """Take everything out."""
+        for hook in self._hooks:
+            hook.remove()
+        for patch in self._patches:
+            patch.release()
+        self._hooks, self._patches = [], []
+
+    def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a call of the transformer, by name."""
+        return self._root_signature.bind_partial(self.root, *args, **kwargs).arguments
+
+    def gather_root(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Take the rows of the transformer's own arguments."""
+        chosen = {str(name): select for name, select in self.token_plan.gather.get("", {}).items()}
+        return self._gathered(chosen, self._root_signature, self.root, args, kwargs)
+
+    # ------------------------------------------------------------------ rows
+
+    def _gather_arguments(
+        self,
+        chosen: Mapping[str, TokenSelect],
+        signature: inspect.Signature,
+        module: torch.nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        call = self._current()
+        if call is None or call.rows is None:
+            return None
+        return self._gathered(chosen, signature, module, args, kwargs)
+
+    def _gathered(
+        self,
+        chosen: Mapping[str, TokenSelect],
+        signature: inspect.Signature,
+        module: torch.nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        call = self._current()
+        assert call is not None
+        bound = signature.bind_partial(module, *args, **kwargs)
+        for name, select in chosen.items():
+            if name in bound.arguments:
+                bound.arguments[name] = self._rows_of(bound.arguments[name], select, call)
+        return bound.args[1:], bound.kwargs
+
+    def _gather_outputs(
+        self, chosen: Mapping[int, TokenSelect], module: torch.nn.Module, args: tuple[Any, ...], output: Any
+    ) -> Any:
+        call = self._current()
+        if call is None or call.rows is None:
+            return None
+        if isinstance(output, torch.Tensor):
+            return self._rows_of(output, chosen[0], call)
+        parts = list(output)
+        for index, select in chosen.items():
+            parts[index] = self._rows_of(parts[index], select, call)
+        return type(output)(parts)
+
+    def _rows_of(self, value: Any, select: TokenSelect, call: Call) -> Any:
+        if isinstance(value, (list, tuple)):
+            return type(value)(self._rows_of(part, select, call) for part in value)
+        if isinstance(value, dict):
+            return {key: self._rows_of(part, select, call) for key, part in value.items()}
+        if not isinstance(value, torch.Tensor) or value.ndim <= select.dim:
+            return value
+        length = value.shape[select.dim]
+        if length != call.num_image_rows if select.stream == "image" else length < call.num_image_rows:
+            return value
+        assert call.rows is not None
+        return self._place(select.stream, call, call.rows, length).gather(value, select.dim)
+
+    def _place(self, stream: Stream, call: Call, rows: RowIndex, length: int) -> RowIndex:
+        """Where the grid begins in a sequence of this length."""
+        if stream == "image":
+            return rows
+        if call.joint_rows is not None:
+            return call.joint_rows
+        return rows if self.token_plan.layout == "image_first" else rows.at(length - call.num_image_rows)
+
+    def _scatter(self, module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> Any:
+        call = self._current()
+        if call is None or call.rows is None:
+            return None
+        length = output.shape[1] + call.rows.num_dropped
+        return self._place(self.token_plan.scatter_stream, call, call.rows, length).scatter(output)
+
+    # ------------------------------------------------------------------ attention
+
+    def _attention_seam(self, name: str, module: torch.nn.Module, stream: Stream) -> Callable[..., Any]:
+        def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                call = self._current()
+                if call is None or not (call.captures or call.rows is not None):
+                    return original(*args, **kwargs)
+                place = functools.partial(self._place, stream, call)
+                with AttentionMerge(call.layer(name), call.rows, place) as merge:
+                    result = original(*args, **kwargs)
+                if merge.num_calls == 0:
+                    processor = type(getattr(module, "processor", module)).__name__
+                    raise UnsupportedAttentionError(
+                        f"attention: {processor} in {name} does not use scaled_dot_product_attention; RAS cannot merge "
+                        "cached keys into it. Use the default processor (pipe.transformer.set_attn_processor(...)) and "
+                        'the native backend (pipe.transformer.set_attention_backend("native")).'
+                    )
+                return result
+
+            return forward
+
+        return wrap

@@ -1,0 +1,36 @@
+"""One pipeline class of one family: how to build it tiny, and how to call it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+def first_output(output: Any) -> torch.Tensor:
+    """The latents of a pipeline's output (``images`` or ``frames``)."""
+    return output[0]
+
+
+@dataclass(frozen=True)
+class FamilyCase:
+    """A case of the generic suite.
+
+    Attributes:
+        name: test id.
+        build: gives a fresh real pipeline with tiny random components, every transformer parameter re-drawn.
+        call: ``call(batch=1, height=4, width=6)`` gives the arguments of a call that returns latents; height and width
+            in tokens of the transformer (per frame).
+        num_calls: transformer calls per denoising evaluation (2 where guidance makes two).
+        output: takes the latents out of what the pipeline returns.
+        max_batch: largest batch the pipeline takes.
+    """
+
+    name: str
+    build: Callable[[], Any]
+    call: Callable[..., dict[str, Any]]
+    num_calls: int = 1
+    output: Callable[[Any], torch.Tensor] = first_output
+    max_batch: int = 2

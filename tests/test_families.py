@@ -1,0 +1,252 @@
+"""What holds for every supported transformer class, on tiny real pipelines: see tests/families for the cases."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import ras_dit
+from families import all_cases
+from families.case import FamilyCase
+from ras_dit import RASConfig
+from ras_dit.models import token_plan_of
+from ras_dit.seams import PatchedMethod
+from ras_dit.session import transformers_of
+
+REGION = RASConfig(sample_ratio=0.25, warmup_steps=2)
+CASES = {case.name: case for case in all_cases()}
+SIZES = [(1, 4, 6), (2, 6, 4)]  # batch, height, width
+
+
+def run(case: FamilyCase, pipe: Any, size: tuple[int, int, int]) -> torch.Tensor:
+    """The latents of a call; whatever draws from the global generator draws the same every time."""
+    torch.manual_seed(0)
+    batch, height, width = size
+    return case.output(pipe(**case.call(batch=batch, height=height, width=width)))
+
+
+def sizes_of(case: FamilyCase) -> list[tuple[int, int, int]]:
+    return [(min(batch, case.max_batch), height, width) for batch, height, width in SIZES]
+
+
+def fingerprint(pipe: Any) -> list[Any]:
+    """Every attribute and hook of every module of the transformers, and of the scheduler."""
+    modules = [
+        (name, sorted(vars(module)), len(module._forward_hooks), len(module._forward_pre_hooks))
+        for transformer in transformers_of(pipe)
+        for name, module in transformer.named_modules()
+    ]
+    return [modules, sorted(vars(pipe.scheduler)), sorted(vars(pipe))]
+
+
+@contextmanager
+def moving_by(pipe: Any, factor: float) -> Iterator[None]:
+    """A scheduler whose steps all have the same timestep and multiply the sample by a factor; 1 keeps it as it is."""
+
+    def even_timesteps(original: Any) -> Any:
+        def set_timesteps(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            middle = pipe.scheduler.timesteps[len(pipe.scheduler.timesteps) // 2].clone()
+            pipe.scheduler.timesteps[:] = middle
+            return result
+
+        return set_timesteps
+
+    def scaled(original: Any) -> Any:
+        signature = inspect.signature(original)
+
+        def step(*args: Any, **kwargs: Any) -> Any:
+            sample = signature.bind(*args, **kwargs).arguments["sample"] * factor
+            return (sample, None) if "old_pred_original_sample" in signature.parameters else (sample,)
+
+        return step
+
+    patches = [
+        PatchedMethod(pipe.scheduler, "set_timesteps", even_timesteps),
+        PatchedMethod(pipe.scheduler, "step", scaled),
+    ]
+    try:
+        yield
+    finally:
+        for patch in patches:
+            patch.release()
+
+
+def noise_of(output: Any) -> torch.Tensor:
+    """A copy of what a transformer returned."""
+    sample = output[0] if isinstance(output, tuple) else output.sample
+    return (torch.stack(sample) if isinstance(sample, list) else sample).clone()
+
+
+@contextmanager
+def recorded(pipe: Any) -> Iterator[list[torch.Tensor]]:
+    """The noise of every transformer call. Enter it after RAS is enabled, so that it sees what the pipeline gets."""
+    seen: list[torch.Tensor] = []
+    hooks = [
+        transformer.register_forward_hook(lambda module, args, output: seen.append(noise_of(output)))
+        for transformer in transformers_of(pipe)
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def region_noises(
+    case: FamilyCase, pipe: Any, size: tuple[int, int, int], factor: float
+) -> tuple[list[torch.Tensor], ras_dit.Trace]:
+    """The noise of every transformer call of a region run over a scheduler that moves by a factor, and the trace."""
+    config = RASConfig(sample_ratio=0.4, warmup_steps=2, importance="random")
+    with moving_by(pipe, factor), ras_dit.accelerate(pipe, config) as handle, recorded(pipe) as seen:
+        run(case, pipe, size)
+    return seen, handle.trace
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_idle_ratio_one_region_and_undo(name: str) -> None:
+    case = CASES[name]
+    pipe = case.build()
+    for size in sizes_of(case):
+        dense = run(case, pipe, size)
+        before = fingerprint(pipe)
+        assert dense.isfinite().all()
+        assert dense.std() > 0
+        assert torch.equal(run(case, pipe, size), dense), "the case itself is repeatable"
+        with ras_dit.accelerate(pipe, RASConfig(sample_ratio=1.0)):
+            assert torch.equal(run(case, pipe, size), dense)
+        with ras_dit.accelerate(pipe, REGION) as handle:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", ras_dit.RASWarning)
+                fast = run(case, pipe, size)
+            assert torch.equal(run(case, pipe, size), fast), "a second run gives the same"
+        assert fast.isfinite().all()
+        assert fast.shape == dense.shape
+        assert not torch.equal(fast, dense)
+        plan = handle._session.plan
+        assert plan is not None
+        assert [step.kind for step in handle.trace.steps] == [step.kind for step in plan]
+        assert plan.num_region_steps >= len(plan) // 2
+        check_trace(handle.trace, plan, size)
+        assert fingerprint(pipe) == before
+        assert torch.equal(run(case, pipe, size), dense)
+
+
+def check_trace(trace: ras_dit.Trace, plan: Any, size: tuple[int, int, int]) -> None:
+    batch, height, width = size
+    assert trace.grid is not None
+    assert (trace.grid.height, trace.grid.width) == (height, width)
+    for step, planned in zip(trace.steps, plan, strict=True):
+        if step.kind == "region":
+            assert step.active is not None
+            assert step.active.shape == (batch, planned.num_active)
+            assert planned.num_active < trace.num_tokens
+            assert (step.active.diff(dim=1) > 0).all()
+            assert int(step.active.min()) >= 0
+            assert int(step.active.max()) < trace.num_tokens
+    assert trace.times_computed().numel() == batch * trace.num_tokens
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_fresh_keys_and_values_give_the_dense_tokens(name: str) -> None:
+    """On an input that stays the same every step, region steps give what the dense ones gave: difference 0.0."""
+    case = CASES[name]
+    pipe = case.build()
+    for size in sizes_of(case):
+        outputs, trace = region_noises(case, pipe, size, factor=1.0)
+        assert len(outputs) == case.num_calls * len(trace.steps)
+        assert trace.steps[-1].kind == "region"
+        grid = trace.grid
+        assert grid is not None
+        for index, output in enumerate(outputs):
+            dense = outputs[index % case.num_calls]
+            difference = grid.patchify(output) - grid.patchify(dense)
+            assert difference.abs().max() == 0.0, f"call {index} of size {size}"
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_stale_keys_and_values_differ(name: str) -> None:
+    """Negative control: on an input that moves, a region step is not the dense run's."""
+    case = CASES[name]
+    pipe = case.build()
+    size = sizes_of(case)[0]
+    stale, trace = region_noises(case, pipe, size, factor=0.8)
+    with moving_by(pipe, 0.8), recorded(pipe) as dense:
+        run(case, pipe, size)
+    grid, active = trace.grid, trace.steps[2].active
+    assert grid is not None
+    assert active is not None
+    index = 2 * case.num_calls
+    for got, expected in zip(stale[:index], dense[:index], strict=True):
+        assert torch.equal(got, expected), "dense steps"
+    rows = grid.patchify(stale[index])[:1, active[0]] - grid.patchify(dense[index])[:1, active[0]]
+    assert rows.abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_images_of_a_batch_have_their_own_sets_or_share_one(name: str) -> None:
+    case = CASES[name]
+    if case.max_batch < 2:
+        pytest.skip("the pipeline takes one image at a time")
+    pipe = case.build()
+    with ras_dit.accelerate(pipe, REGION.replace(importance="random")) as handle:
+        run(case, pipe, (2, 4, 6))
+    sets = [step.active for step in handle.trace.steps if step.active is not None]
+    are_alike = all(torch.equal(active[0], active[1]) for active in sets)
+    assert are_alike != token_plan_of(pipe.transformer).is_per_image
+    assert any("share one active set" in note for note in handle.summary().notes) == are_alike
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_flops_agree_with_torchs_counter(name: str) -> None:
+    """The planned cost against what torch counts in the transformer calls of a whole region run."""
+    case = CASES[name]
+    pipe = case.build()
+    counted: list[float] = []
+    rows: list[int] = []
+    with ras_dit.accelerate(pipe, REGION) as handle, counting(pipe, counted, rows), sdpa_kernel(SDPBackend.MATH):
+        run(case, pipe, (1, 6, 8))
+    plan = handle._session.plan
+    assert plan is not None
+    assert plan.cost is not None
+    rows_per_evaluation = sum(rows) / len(plan)
+    assert plan.cost.total_flops * rows_per_evaluation == pytest.approx(sum(counted), rel=0.03)
+
+
+@contextmanager
+def counting(pipe: Any, counted: list[float], rows: list[int]) -> Iterator[None]:
+    """Note the FLOPs and the rows of the batch of every transformer call."""
+    counter = FlopCounterMode(display=False)
+    latents = token_plan_of(pipe.transformer).latents
+
+    def wrap(forward: Any) -> Any:
+        signature = inspect.signature(forward)
+
+        def counted_forward(*args: Any, **kwargs: Any) -> Any:
+            rows.append(len(signature.bind(*args, **kwargs).arguments[latents]))
+            with counter:
+                result = forward(*args, **kwargs)
+            counted.append(counter.get_total_flops())
+            return result
+
+        return counted_forward
+
+    patches = [PatchedMethod(transformer, "forward", wrap) for transformer in transformers_of(pipe)]
+    try:
+        yield
+    finally:
+        for patch in patches:
+            patch.release()
