@@ -119,20 +119,49 @@ def test_rows_in_and_out(is_shared: bool) -> None:
 
 
 @pytest.mark.parametrize("is_shared", [True, False])
-def test_keys_and_values_merge_in_place(is_shared: bool) -> None:
+@pytest.mark.parametrize("offset", [0, 2, torch.tensor([1, 2])], ids=["image first", "text first", "by row"])
+def test_keys_and_values_merge_in_place(is_shared: bool, offset: int | torch.Tensor) -> None:
     active = torch.tensor([[1, 4]] * 2) if is_shared else torch.tensor([[1, 4], [0, 3]])
-    key, value = torch.randn(2, 3, 5 + 2, 4), torch.randn(2, 3, 5 + 2, 4)
+    rows = RowIndex(active, 5, is_shared).at(offset)
+    key, value = torch.randn(2, 3, 5 + 3, 4), torch.randn(2, 3, 5 + 3, 4)
     cache = KVCache(key.clone(), value.transpose(1, 2).contiguous().transpose(1, 2))
-    fresh_key, fresh_value = torch.randn(2, 3, 2 + 2, 4), torch.randn(2, 3, 2 + 2, 4)
+    fresh_key, fresh_value = torch.randn(2, 3, 2 + 3, 4), torch.randn(2, 3, 2 + 3, 4)
     storage = cache.key.data_ptr()
-    merged = cache.merge(fresh_key, fresh_value, RowIndex(active, 5, is_shared))
+    cache.aim(rows)
+    merged = cache.merge(fresh_key, fresh_value)
     for got, before, fresh in zip(merged, (key, value), (fresh_key, fresh_value), strict=True):
         expected = before.clone()
         for row in range(2):
-            expected[row, :, active[row]] = fresh[row, :, :2]
-        expected[:, :, 5:] = fresh[:, :, 2:]
+            begin = int(offset) if isinstance(offset, int) else int(offset[row])
+            kept = [*range(begin), *(active[row] + begin).tolist(), *range(begin + 5, 8)]
+            assert rows.positions(8)[row].tolist() == kept
+            expected[row, :, kept] = fresh[row]
         assert torch.equal(got, expected)
     assert cache.key.data_ptr() == storage
+    sequence = torch.randn(2, 8, 4)
+    scattered = rows.scatter(rows.gather(sequence))
+    is_kept = membership(rows.positions(8), 8)[..., None]
+    assert torch.equal(scattered, sequence * is_kept)
+
+
+def test_masks_follow_the_computed_queries() -> None:
+    active = torch.tensor([[1, 4], [0, 3]])
+    by_query = torch.randn(2, 1, 8, 8)
+    cache = KVCache(torch.zeros(2, 3, 8, 4), torch.zeros(2, 3, 8, 4), mask=by_query)
+    rows = RowIndex(active, 5, False).at(2)
+    cache.aim(rows)
+    mask = cache.mask_for(by_query)
+    assert mask is not None
+    for row in range(2):
+        assert torch.equal(mask[row, 0], by_query[row, 0, rows.positions(8)[row]])
+    alike = torch.randn(2, 1, 1, 8).expand(-1, 3, 8, -1)
+    short = cache.mask_for(torch.zeros(2, 1, 1, 5))
+    assert short is not None
+    assert torch.equal(short, mask), "a mask over computed keys alone gives way to the kept one"
+    broad = cache.mask_for(alike)
+    assert broad is not None
+    assert broad.shape == (2, 3, 1, 8)
+    assert cache.mask_for(None) is None
 
 
 def test_trace_round_trip_and_counts() -> None:

@@ -1,55 +1,51 @@
-"""The one place where attention is touched: cached keys and values are merged in as the kernel is called."""
+"""The one place where attention is touched: cached keys and values are merged in as the kernel is called.
+
+Everything here may be traced into a compiled block, so what a call needs is laid out in plain attributes before it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from ras_dit.cache import KVCache, RowIndex
+from ras_dit.cache import KVCache
 
 
 class UnsupportedAttentionError(ValueError):
     """The attention of a transformer block goes another way than through scaled_dot_product_attention."""
 
 
-class LayerCache:
-    """The caches of one attention module: one per attention call inside it (an IP-Adapter makes a second one)."""
+class LayerSeam:
+    """What one attention module does in the transformer call under way.
 
-    def __init__(self) -> None:
-        self.calls: list[KVCache] = []
-
-
-class AttentionMerge(TorchFunctionMode):
-    """While entered, every scaled_dot_product_attention either fills a layer's cache or attends over it.
-
-    Entered around one attention module's forward only, on the thread that runs it.
-
-    Args:
-        layer: where keys and values are kept.
-        rows: the computed rows of a region step; None captures the full keys and values of a dense one.
-        place: gives the rows their offset in the module's key sequence, from that sequence's length.
+    Attributes:
+        kind: ``idle`` leaves the module alone, ``capture`` keeps the keys and values of a dense step, ``region`` merges
+            those of a region step into them.
+        calls: the caches of the branch under way: one per attention call inside the module (an IP-Adapter makes a
+            second one). A capture fills it.
+        num_dropped: tokens of the grid that a region step does not compute.
+        position: attention calls made so far.
     """
 
-    def __init__(self, layer: LayerCache, rows: RowIndex | None, place: Callable[[RowIndex, int], RowIndex]) -> None:
-        super().__init__()
-        self.layer = layer
-        self.rows = rows
-        self.place = place
-        self.num_calls = 0
+    def __init__(self) -> None:
+        self.clear()
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is not functional.scaled_dot_product_attention:
-            return func(*args, **kwargs)
-        return self._attend(*args, **kwargs)
+    def clear(self) -> None:
+        """Leave the module alone and keep nothing."""
+        self.aim("idle", [], 0)
 
-    def _attend(
+    def aim(self, kind: Literal["idle", "capture", "region"], calls: list[KVCache], num_dropped: int) -> None:
+        """Say what the next call does."""
+        self.kind = kind
+        self.calls = calls
+        self.num_dropped = num_dropped
+        self.position = 0
+
+    def attend(
         self,
         query: torch.Tensor,
         key: torch.Tensor,
@@ -60,29 +56,48 @@ class AttentionMerge(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> torch.Tensor:
-        position = self.num_calls
-        self.num_calls += 1
+        """Scaled dot-product attention over fresh and cached keys; arguments as in torch."""
         if is_causal:
             raise UnsupportedAttentionError("attention: got causal attention over image tokens; RAS cannot merge that.")
-        if self.rows is None:
-            self.layer.calls[position:] = [KVCache(key, value, attn_mask, scale)]
+        position = self.position
+        self.position = position + 1
+        if self.kind == "capture":
+            self.calls.append(KVCache(key, value, attn_mask, scale))
         else:
-            if position >= len(self.layer.calls):
+            if position >= len(self.calls):
                 raise UnsupportedAttentionError(
                     "attention: a module made more attention calls than in the last dense step; RAS needs the same "
                     "adapters through a whole run."
                 )
-            cached = self.layer.calls[position]
+            cached = self.calls[position]
             num_missing = cached.length - key.shape[2]
-            if num_missing == self.rows.num_dropped:
-                rows = self.place(self.rows, cached.length)
-                key, value = cached.merge(key, value, rows)
-                attn_mask, scale = cached.mask_for(attn_mask, rows), cached.scale
+            if num_missing == self.num_dropped:
+                key, value = cached.merge(key, value)
+                attn_mask, scale = cached.mask_for(attn_mask), cached.scale
             elif num_missing:  # none missing: keys of an image prompt, for instance, with no token of the grid
                 raise UnsupportedAttentionError(
-                    f"attention: {num_missing} keys fewer than in the last dense step, expected "
-                    f"{self.rows.num_dropped}; RAS needs text and adapters of the same length through a whole run."
+                    f"attention: {num_missing} keys fewer than in the last dense step, expected {self.num_dropped}; "
+                    "RAS needs text and adapters of the same length through a whole run."
                 )
         return functional.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
+
+
+class AttentionMerge(TorchFunctionMode):
+    """While entered, every scaled_dot_product_attention goes to a layer's seam.
+
+    Entered around one attention module's forward only, on the thread that runs it.
+    """
+
+    def __init__(self, layer: LayerSeam) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is functional.scaled_dot_product_attention:
+            return self.layer.attend(*args, **kwargs)
+        return func(*args, **kwargs)

@@ -71,7 +71,7 @@ class RowIndex:
         Rows that differ by image are taken from [R, length, ...] or [1, length, ...] with ``dim`` 1.
         """
         positions = self.positions(sequence.shape[dim])
-        if self._is_alike:
+        if self.is_alike:
             return sequence.index_select(dim, positions[0])
         assert dim == 1, "rows that differ by image cannot be taken from a table without a batch dimension"
         num_rows, count = positions.shape
@@ -86,33 +86,29 @@ class RowIndex:
         length = rows.shape[1] + self.num_dropped
         full = rows.new_zeros(rows.shape[0], length, rows.shape[-1])
         positions = self.positions(length)
-        if self._is_alike:
+        if self.is_alike:
             return full.index_copy_(1, positions[0], rows)
         flat = self._flat(positions, 1, length)
         full.view(-1, rows.shape[-1]).index_copy_(0, flat, rows.reshape(-1, rows.shape[-1]))
         return full
 
-    def write_heads(self, full: torch.Tensor, rows: torch.Tensor) -> None:
-        """Write computed rows [R, H, P, d] into contiguous ``full`` [R, H, length, d], in place."""
-        num_heads, length, width = full.shape[1:]
+    def heads_index(self, num_heads: int, length: int) -> torch.Tensor:
+        """Where the rows that move lie in [R, H, length, d]: along ``length`` if all rows of the batch are alike, else
+        in the flat [R * H * length, d]. With one offset for all only the rows of the grid move (see `KVCache.aim`)."""
         if not isinstance(self.offset, int):
-            flat = self._flat(self.positions(length), num_heads, length)
-            full.view(-1, width).index_copy_(0, flat, rows.reshape(-1, width))
-            return
-        begin, middle, end = self.offset, self.offset + self.num_active, self.offset + self.num_tokens
-        if begin:
-            full[:, :, :begin] = rows[:, :, :begin]
-        if end < length:
-            full[:, :, end:] = rows[:, :, middle:]
-        fresh = rows[:, :, begin:middle]
-        if self.is_shared:
-            full.index_copy_(2, self.positions(length)[0, begin:middle] if begin else self.active[0], fresh)
-        else:
-            flat = self._flat(self.active + begin, num_heads, length)
-            full.view(-1, width).index_copy_(0, flat, fresh.reshape(-1, width))
+            return self._flat(self.positions(length), num_heads, length)
+        moving = self.active if self.offset == 0 else self._moved
+        return moving[0] if self.is_shared else self._flat(moving, num_heads, length)
 
     @property
-    def _is_alike(self) -> bool:
+    def _moved(self) -> torch.Tensor:
+        """The active tokens' places in the sequence [R, K]."""
+        if "moved" not in self._made:
+            self._made["moved"] = self.active + self.offset
+        return self._made["moved"]
+
+    @property
+    def is_alike(self) -> bool:
         """Whether one list of positions serves all rows of the batch."""
         return self.is_shared and isinstance(self.offset, int)
 
@@ -146,25 +142,50 @@ class KVCache:
         self.value = value.contiguous()
         self.mask = mask
         self.scale = scale
+        self.length = key.shape[2]
 
-    @property
-    def length(self) -> int:
-        return self.key.shape[2]
+    def aim(self, rows: RowIndex) -> None:
+        """Lay out where the rows of a region step go; `merge` and `mask_for` then only read tensors and numbers.
 
-    def merge(self, key: torch.Tensor, value: torch.Tensor, rows: RowIndex) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write a region step's rows [R, H, P, d] and return the full keys and values [R, H, length, d]."""
-        rows.write_heads(self.key, key)
-        rows.write_heads(self.value, value)
+        Args:
+            rows: computed rows, placed in this sequence.
+        """
+        self.index = rows.heads_index(self.key.shape[1], self.length)
+        is_uniform = isinstance(rows.offset, int)
+        self.is_flat = not (is_uniform and rows.is_shared)
+        # rows that stay in place lie before `begin` and from `end` on; in the fresh ones from `middle` on
+        self.begin = rows.offset if isinstance(rows.offset, int) else 0
+        self.middle = self.begin + rows.num_active if is_uniform else self.length
+        self.end = self.begin + rows.num_tokens if is_uniform else self.length
+        self.queries = rows.positions(self.length) if self.mask is not None else None
+        self.queries_are_alike = rows.is_alike
+
+    def merge(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write a region step's rows [R, H, P, d] in place and return the full keys and values [R, H, length, d]."""
+        self._write(self.key, key)
+        self._write(self.value, value)
         return self.key, self.value
 
-    def mask_for(self, given: torch.Tensor | None, rows: RowIndex) -> torch.Tensor | None:
+    def _write(self, full: torch.Tensor, rows: torch.Tensor) -> None:
+        begin, middle, end = self.begin, self.middle, self.end
+        if begin:
+            full[:, :, :begin] = rows[:, :, :begin]
+        if end < self.length:
+            full[:, :, end:] = rows[:, :, middle:]
+        fresh = rows[:, :, begin:middle]
+        if self.is_flat:
+            width = full.shape[-1]
+            full.view(-1, width).index_copy_(0, self.index, fresh.reshape(-1, width))
+        else:
+            full.index_copy_(2, self.index, fresh)
+
+    def mask_for(self, given: torch.Tensor | None) -> torch.Tensor | None:
         """The mask of a region step: all keys, and the queries that are computed.
 
         Args:
             given: the mask as the model made it, over full or over computed rows.
-            rows: which rows are computed.
         """
-        if given is None or self.mask is None:
+        if given is None or self.mask is None or self.queries is None:
             return None
         mask = given if given.shape[-1] == self.length else self.mask
         if mask.ndim < 2 or mask.shape[-2] == 1:
@@ -173,9 +194,8 @@ class KVCache:
             return mask[..., :1, :]
         if mask.shape[-2] != self.length:
             return mask
-        positions = rows.positions(self.length)
-        if rows._is_alike or mask.ndim == 2:
-            return mask.index_select(-2, positions[0])
-        mask = mask.expand(positions.shape[0], *mask.shape[1:])
-        index = positions.view(positions.shape[0], *[1] * (mask.ndim - 3), -1, 1)
-        return mask.gather(-2, index.expand(*mask.shape[:-2], positions.shape[1], mask.shape[-1]))
+        if self.queries_are_alike or mask.ndim == 2:
+            return mask.index_select(-2, self.queries[0])
+        mask = mask.expand(self.queries.shape[0], *mask.shape[1:])
+        index = self.queries.view(self.queries.shape[0], *[1] * (mask.ndim - 3), -1, 1)
+        return mask.gather(-2, index.expand(*mask.shape[:-2], self.queries.shape[1], mask.shape[-1]))

@@ -106,6 +106,7 @@ class Session:
         for patch in self._forward_patches:
             patch.ensure()
         for seams in self._seams.values():
+            seams.end(None)
             seams.ensure()
         if self._pipe.transformer is not self.transformer:
             self.trace = Trace()
@@ -124,6 +125,7 @@ class Session:
     def _before_transformer(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._call = None
         seams = self._seams[module]
+        seams.end(None)
         arguments = seams.arguments(args, kwargs)
         if self._pipe.scheduler is not self._scheduler:
             self._attach_scheduler(self._pipe.scheduler)
@@ -139,6 +141,7 @@ class Session:
         if call.rows is not None and self.token_plan.joint_offset is not None:
             call.joint_rows = call.rows.at(self.token_plan.joint_offset(arguments))
         self._call = call
+        seams.begin(call)
         return None if call.rows is None else seams.gather_root(args, kwargs)
 
     def _begin_generation(self, transformer: torch.nn.Module, arguments: dict[str, Any]) -> None:
@@ -202,6 +205,7 @@ class Session:
     ) -> Any:
         call, generation = self._call, self._generation
         self._call = None
+        self._seams[module].end(call)
         if call is None or generation is None or call.kind == "skip":
             return None
         is_tuple = isinstance(output, tuple)

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ras_dit import importance, selection
-from ras_dit.attention import LayerCache
-from ras_dit.cache import RowIndex
+from ras_dit.cache import KVCache, RowIndex
 from ras_dit.config import RASConfig
 from ras_dit.forecast import TokenHistory
 from ras_dit.geometry import TokenGrid
@@ -34,7 +33,7 @@ class Branch:
     num_rows: int
     transformer: object
     history: TokenHistory
-    layers: dict[str, LayerCache] = field(default_factory=dict)
+    layers: dict[str, list[KVCache]] = field(default_factory=dict)
     last_index: int = -1
     kept: torch.Tensor | None = None
     noise_shape: tuple[int, ...] = ()
@@ -63,10 +62,6 @@ class Call:
     stopwatch: Stopwatch
     num_image_rows: int
     joint_rows: RowIndex | None = None
-
-    def layer(self, name: str) -> LayerCache:
-        assert self.branch is not None
-        return self.branch.layers.setdefault(name, LayerCache())
 
 
 class Generation:

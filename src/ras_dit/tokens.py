@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ras_dit.attention import AttentionMerge, UnsupportedAttentionError
+from ras_dit.attention import AttentionMerge, LayerSeam, UnsupportedAttentionError
 from ras_dit.cache import RowIndex
 from ras_dit.models import TokenPlan, TokenSelect
 from ras_dit.models.plan import Stream, matches
@@ -33,6 +33,7 @@ class TokenSeams:
         self._root_signature = inspect.signature(type(root).forward)
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._patches: list[PatchedMethod] = []
+        self._layers: dict[str, tuple[LayerSeam, Stream]] = {}
 
     def attach(self) -> None:
         """Put the hooks in. They fire in the order rows are gathered, attended with, scattered."""
@@ -50,7 +51,9 @@ class TokenSeams:
             if matches(name, plan.scatter):
                 self._hooks.append(module.register_forward_hook(self._scatter))
         for name, (module, stream) in plan.attention_modules(self.root).items():
-            self._patches.append(PatchedMethod(module, "forward", self._attention_seam(name, module, stream)))
+            self._layers[name] = (LayerSeam(), stream)
+            seam = functools.partial(attention_seam, self._layers[name][0], name, module)
+            self._patches.append(PatchedMethod(module, "forward", seam))
 
     def ensure(self) -> None:
         """Put back what somebody else took out (accelerate's offload does, when its hooks are removed)."""
@@ -63,7 +66,31 @@ class TokenSeams:
             hook.remove()
         for patch in self._patches:
             patch.release()
-        self._hooks, self._patches = [], []
+        self._hooks, self._patches, self._layers = [], [], {}
+
+    def begin(self, call: Call) -> None:
+        """Tell every attention module what the call does. Nothing has to be worked out inside the modules then."""
+        if call.rows is None and not call.captures:
+            return
+        assert call.branch is not None
+        if call.rows is None:
+            call.branch.layers.clear()  # two generations of keys and values never stand side by side
+        for name, (layer, stream) in self._layers.items():
+            if call.rows is None:
+                layer.aim("capture", [], 0)
+                continue
+            cached_calls = call.branch.layers[name]
+            for cached in cached_calls:
+                if cached.length >= call.num_image_rows:
+                    cached.aim(self._place(stream, call, call.rows, cached.length))
+            layer.aim("region", cached_calls, call.rows.num_dropped)
+
+    def end(self, call: Call | None) -> None:
+        """Hand what a capture kept to the call's branch; attention is left alone again."""
+        for name, (layer, _) in self._layers.items():
+            if call is not None and call.captures and call.branch is not None:
+                call.branch.layers[name] = layer.calls
+            layer.clear()
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of a call of the transformer, by name."""
@@ -146,26 +173,24 @@ class TokenSeams:
         length = output.shape[1] + call.rows.num_dropped
         return self._place(self.token_plan.scatter_stream, call, call.rows, length).scatter(output)
 
-    # ------------------------------------------------------------------ attention
 
-    def _attention_seam(self, name: str, module: torch.nn.Module, stream: Stream) -> Callable[..., Any]:
-        def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                call = self._current()
-                if call is None or not (call.captures or call.rows is not None):
-                    return original(*args, **kwargs)
-                place = functools.partial(self._place, stream, call)
-                with AttentionMerge(call.layer(name), call.rows, place) as merge:
-                    result = original(*args, **kwargs)
-                if merge.num_calls == 0:
-                    processor = type(getattr(module, "processor", module)).__name__
-                    raise UnsupportedAttentionError(
-                        f"attention: {processor} in {name} does not use scaled_dot_product_attention; RAS cannot merge "
-                        "cached keys into it. Use the default processor (pipe.transformer.set_attn_processor(...)) and "
-                        'the native backend (pipe.transformer.set_attention_backend("native")).'
-                    )
-                return result
+def attention_seam(
+    layer: LayerSeam, name: str, module: torch.nn.Module, original: Callable[..., Any]
+) -> Callable[..., Any]:
+    """A forward of an attention module whose attention calls go to a seam, unless that is idle."""
 
-            return forward
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if layer.kind == "idle":
+            return original(*args, **kwargs)
+        with AttentionMerge(layer):
+            result = original(*args, **kwargs)
+        if layer.position == 0:
+            processor = type(getattr(module, "processor", module)).__name__
+            raise UnsupportedAttentionError(
+                f"attention: {processor} in {name} does not use scaled_dot_product_attention; RAS cannot merge cached "
+                "keys into it. Use the default processor (pipe.transformer.set_attn_processor(...)) and the native "
+                'backend (pipe.transformer.set_attention_backend("native")).'
+            )
+        return result
 
-        return wrap
+    return forward

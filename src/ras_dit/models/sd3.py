@@ -24,7 +24,7 @@ SD3 = TokenPlan(
     ),
     gather={
         "": {"block_controlnet_hidden_states": TokenSelect()},
-        "transformer_blocks.0": {"hidden_states": TokenSelect()},
+        "pos_embed": {0: TokenSelect()},
     },
     scatter="proj_out",
     attention={"transformer_blocks.*.attn": "joint", "transformer_blocks.*.attn2": "image"},
