@@ -19,8 +19,10 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from peft import LoraConfig
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import ras_dit
+from ras_dit import RASConfig
 from tiny import REGION, check_contract, inputs, redraw, run, tiny_pipeline, tiny_vae
 
 SCHEDULERS: dict[str, Any] = {
@@ -196,3 +198,26 @@ def test_half_precision(dtype: torch.dtype) -> None:
     pipe = tiny_pipeline(qk_norm="rms_norm").to(dtype)
     call = {k: v.to(dtype) if isinstance(v, torch.Tensor) else v for k, v in inputs(batch=2).items()}
     check_contract(pipe, call)
+
+
+def test_compiled_blocks_stay_whole_and_are_compiled_once_per_shape() -> None:
+    """fullgraph=True, the same results as eager, and nothing compiled again after the first image of a shape."""
+    torch.compiler.reset()
+    pipe = tiny_pipeline()
+    config = RASConfig(sample_ratio=0.25, warmup_steps=2, refresh_steps=(6,))
+    dense = run(pipe, **inputs())
+    with ras_dit.accelerate(pipe, config):
+        fast = run(pipe, **inputs())
+    counter = CompileCounterWithBackend("aot_eager")
+    for block in pipe.transformer.transformer_blocks:
+        block.compile(fullgraph=True, backend=counter)
+    with ras_dit.accelerate(pipe, config):
+        assert torch.allclose(run(pipe, **inputs()), fast, atol=1e-5)
+        assert counter.frame_count > 0
+        num_compiled = counter.frame_count
+        for seed in (2, 3):
+            assert run(pipe, **inputs(seed=seed)).isfinite().all()
+        assert torch.allclose(run(pipe, **inputs()), fast, atol=1e-5)
+        assert counter.frame_count == num_compiled
+    assert torch.allclose(run(pipe, **inputs()), dense, atol=1e-5)
+    torch.compiler.reset()

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from ras_dit.cache import KVCache
+from ras_dit.cache import AS_COMPUTED, KVCache, KVStorage
 
 
 class UnsupportedAttentionError(ValueError):
@@ -27,6 +27,7 @@ class LayerSeam:
             those of a region step into them.
         calls: the caches of the branch under way: one per attention call inside the module (an IP-Adapter makes a
             second one). A capture fills it.
+        storage: how a capture keeps keys and values.
         num_dropped: tokens of the grid that a region step does not compute.
         position: attention calls made so far.
     """
@@ -38,11 +39,18 @@ class LayerSeam:
         """Leave the module alone and keep nothing."""
         self.aim("idle", [], 0)
 
-    def aim(self, kind: Literal["idle", "capture", "region"], calls: list[KVCache], num_dropped: int) -> None:
+    def aim(
+        self,
+        kind: Literal["idle", "capture", "region"],
+        calls: list[KVCache],
+        num_dropped: int,
+        storage: KVStorage = AS_COMPUTED,
+    ) -> None:
         """Say what the next call does."""
         self.kind = kind
         self.calls = calls
         self.num_dropped = num_dropped
+        self.storage = storage
         self.position = 0
 
     def attend(
@@ -62,7 +70,7 @@ class LayerSeam:
         position = self.position
         self.position = position + 1
         if self.kind == "capture":
-            self.calls.append(KVCache(key, value, attn_mask, scale))
+            self.calls.append(KVCache(key, value, attn_mask, scale, self.storage))
         else:
             if position >= len(self.calls):
                 raise UnsupportedAttentionError(
@@ -73,7 +81,8 @@ class LayerSeam:
             num_missing = cached.length - key.shape[2]
             if num_missing == self.num_dropped:
                 key, value = cached.merge(key, value)
-                attn_mask, scale = cached.mask_for(attn_mask), cached.scale
+                attn_mask = cached.mask_for(attn_mask)
+                scale = cached.scale if cached.keeps else scale
             elif num_missing:  # none missing: keys of an image prompt, for instance, with no token of the grid
                 raise UnsupportedAttentionError(
                     f"attention: {num_missing} keys fewer than in the last dense step, expected {self.num_dropped}; "

@@ -122,13 +122,39 @@ class RowIndex:
         return self._made[key]
 
 
+@dataclass(frozen=True)
+class KVStorage:
+    """How keys and values are kept between steps.
+
+    Attributes:
+        dtype: type they are kept in; None as computed. Rows of the step under way are attended to as computed.
+        device: where they are kept; None where they are computed.
+        keeps: False keeps none: computed rows then attend among themselves.
+    """
+
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
+    keeps: bool = True
+
+    def store(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A key or value as it is kept, contiguous."""
+        if self.dtype is not None and self.dtype.itemsize == 1:
+            limit = torch.finfo(self.dtype).max
+            tensor = tensor.clamp(-limit, limit)
+        return tensor.to(device=self.device, dtype=self.dtype).contiguous()
+
+
+AS_COMPUTED = KVStorage()
+
+
 class KVCache:
     """Keys and values of one attention call, with the mask and scale that belong to the full sequence.
 
     Args:
-        key, value: of a dense step [R, H, length, d]. They are not copied if they are contiguous.
+        key, value: of a dense step [R, H, length, d]. They are not copied if they are contiguous and kept as they are.
         mask: attention mask of that step, None without one.
         scale: softmax scale of that step (Lumina's depends on the sequence length).
+        storage: how keys and values are kept.
     """
 
     def __init__(
@@ -137,11 +163,15 @@ class KVCache:
         value: torch.Tensor,
         mask: torch.Tensor | None = None,
         scale: float | None = None,
+        storage: KVStorage = AS_COMPUTED,
     ) -> None:
-        self.key = key.contiguous()
-        self.value = value.contiguous()
+        self.keeps = storage.keeps
+        self.is_converted = storage.dtype is not None or storage.device is not None
+        self.key = storage.store(key) if storage.keeps else key[:, :, :0]
+        self.value = storage.store(value) if storage.keeps else value[:, :, :0]
         self.mask = mask
         self.scale = scale
+        self.num_heads = key.shape[1]
         self.length = key.shape[2]
 
     def aim(self, rows: RowIndex) -> None:
@@ -150,7 +180,7 @@ class KVCache:
         Args:
             rows: computed rows, placed in this sequence.
         """
-        self.index = rows.heads_index(self.key.shape[1], self.length)
+        self.index = rows.heads_index(self.num_heads, self.length)
         is_uniform = isinstance(rows.offset, int)
         self.is_flat = not (is_uniform and rows.is_shared)
         # rows that stay in place lie before `begin` and from `end` on; in the fresh ones from `middle` on
@@ -161,12 +191,34 @@ class KVCache:
         self.queries_are_alike = rows.is_alike
 
     def merge(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write a region step's rows [R, H, P, d] in place and return the full keys and values [R, H, length, d]."""
-        self._write(self.key, key)
-        self._write(self.value, value)
-        return self.key, self.value
+        """Write a region step's rows [R, H, P, d] in place and return the full keys and values [R, H, length, d].
 
-    def _write(self, full: torch.Tensor, rows: torch.Tensor) -> None:
+        A cache that keeps nothing gives the rows back as they are.
+        """
+        if not self.keeps:
+            return key, value
+        return self._merged(self.key, key), self._merged(self.value, value)
+
+    def _merged(self, kept: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        if not self.is_converted:
+            self._write(kept, rows, self.index)
+            return kept
+        full = kept.to(device=rows.device, dtype=rows.dtype, copy=True)
+        self._write(full, rows, self.index)
+        stored = rows
+        if kept.dtype.itemsize == 1:
+            limit = torch.finfo(kept.dtype).max
+            stored = rows.clamp(-limit, limit)
+        stored = stored.to(device=kept.device, dtype=kept.dtype)
+        as_bytes = kept.dtype.itemsize == 1  # eight-bit floats cannot be indexed; their bytes can
+        self._write(
+            kept.view(torch.uint8) if as_bytes else kept,
+            stored.view(torch.uint8) if as_bytes else stored,
+            self.index.to(kept.device),
+        )
+        return full
+
+    def _write(self, full: torch.Tensor, rows: torch.Tensor, index: torch.Tensor) -> None:
         begin, middle, end = self.begin, self.middle, self.end
         if begin:
             full[:, :, :begin] = rows[:, :, :begin]
@@ -175,9 +227,9 @@ class KVCache:
         fresh = rows[:, :, begin:middle]
         if self.is_flat:
             width = full.shape[-1]
-            full.view(-1, width).index_copy_(0, self.index, fresh.reshape(-1, width))
+            full.view(-1, width).index_copy_(0, index, fresh.reshape(-1, width))
         else:
-            full.index_copy_(2, self.index, fresh)
+            full.index_copy_(2, index, fresh)
 
     def mask_for(self, given: torch.Tensor | None) -> torch.Tensor | None:
         """The mask of a region step: all keys, and the queries that are computed.
@@ -188,14 +240,19 @@ class KVCache:
         if given is None or self.mask is None or self.queries is None:
             return None
         mask = given if given.shape[-1] == self.length else self.mask
-        if mask.ndim < 2 or mask.shape[-2] == 1:
-            return mask
-        if mask.stride(-2) == 0:  # alike for every query
-            return mask[..., :1, :]
-        if mask.shape[-2] != self.length:
-            return mask
-        if self.queries_are_alike or mask.ndim == 2:
-            return mask.index_select(-2, self.queries[0])
-        mask = mask.expand(self.queries.shape[0], *mask.shape[1:])
-        index = self.queries.view(self.queries.shape[0], *[1] * (mask.ndim - 3), -1, 1)
-        return mask.gather(-2, index.expand(*mask.shape[:-2], self.queries.shape[1], mask.shape[-1]))
+        if mask.ndim >= 2 and mask.shape[-2] == self.length:
+            mask = mask[..., :1, :] if mask.stride(-2) == 0 else self._taken(mask, -2)  # alike for all queries, or not
+        return mask if self.keeps else self._taken(mask, -1)
+
+    def _taken(self, mask: torch.Tensor, dim: int) -> torch.Tensor:
+        """Entries of the computed rows along one of a mask's last two dimensions."""
+        assert self.queries is not None
+        if self.queries_are_alike:
+            return mask.index_select(dim, self.queries[0])
+        num_rows, count = self.queries.shape
+        mask = mask.expand(num_rows, *mask.shape[1:]) if mask.ndim > 2 or dim == -1 else mask.expand(num_rows, -1, -1)
+        sizes = [1] * mask.ndim
+        sizes[0], sizes[dim] = num_rows, count
+        shape = list(mask.shape)
+        shape[dim] = count
+        return mask.gather(dim, self.queries.view(sizes).expand(shape))

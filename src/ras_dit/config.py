@@ -14,8 +14,11 @@ from typing import Any, Literal, get_args
 
 import yaml
 
+from ras_dit.region import RegionOfInterest
+
 Importance = Literal["error", "std", "l2norm", "random", "round_robin"]
 Rules = Literal["ras_dit", "reference"]
+KVCacheDType = Literal["float8_e4m3fn", "float8_e5m2", "bfloat16", "float16"]
 Position = int | float
 """A step of the run: an int is an evaluation index, a float in (0, 1) a share of the run."""
 
@@ -60,6 +63,13 @@ class RASConfig:
         0, "Noise of tokens that are not computed: 0 reuses it, 1 and 2 extrapolate it in sigma.", important=True
     )
 
+    region_of_interest: RegionOfInterest | Literal["inpaint"] | None = _option(
+        None,
+        "Where the picture may change: a mask (PIL image, array, tensor, path), or 'inpaint' for the inpainting "
+        "pipeline's own. Tokens outside are computed in dense steps only.",
+        important=True,
+    )
+
     # To tinker with.
     final_sample_ratio: float | None = _option(
         None, "The ratio falls (or rises) linearly from sample_ratio to this over the region steps, in (0, 1]."
@@ -81,6 +91,17 @@ class RASConfig:
         False, "Forecast at the middle of the step's sigma interval (Euler schedulers only)."
     )
     token_multiple: int = _option(1, "Active tokens per region step are rounded up to a multiple of this (>= 1).")
+    kv_cache_dtype: KVCacheDType | None = _option(
+        None, "Keep keys and values in this type between steps: float8_e4m3fn, bfloat16 or float16; None as computed."
+    )
+    kv_cache_device: str | None = _option(
+        None, "Keep keys and values on this device between steps: 'cpu' spares GPU memory, at the price of transfers."
+    )
+    kv_cache_layers: float = _option(
+        1.0,
+        "Share of the layers that keep keys and values, in (0, 1], spread evenly; in the others computed tokens attend "
+        "among themselves (and to the text) on region steps.",
+    )
     seed: int = _option(0, "Seed of random selection and of round_robin's tie-break.")
     rules: Rules = _option("ras_dit", "Use RASConfig.reference(...) for 'reference', the authors' exact behaviour.")
     skip_num_step: int = _option(0, "Reference rules only: change of the dropped-token count, in tokens.")
@@ -94,6 +115,7 @@ class RASConfig:
             if not isinstance(value, (tuple, list)):
                 raise ValueError(f"{name}: got {value!r}; allowed: a tuple of step indices or shares of the run.")
             object.__setattr__(self, name, tuple(value))
+        object.__setattr__(self, "region_of_interest", _region(self.region_of_interest))
         _check_ratios(self)
         _check_steps(self)
         _check_choices(self)
@@ -234,14 +256,15 @@ def _is_number(value: Any, *kinds: type) -> bool:
 
 
 def _check_ratios(config: RASConfig) -> None:
-    for name in ("sample_ratio", "final_sample_ratio"):
+    for name in ("sample_ratio", "final_sample_ratio", "kv_cache_layers"):
         value = getattr(config, name)
         if value is None and name == "final_sample_ratio":
             continue
         if not _is_number(value) or not 0 < value <= 1:
+            of_what = "layers" if name == "kv_cache_layers" else "tokens"
             raise ValueError(
-                f"{name}: got {value!r}; allowed: a share of the tokens in (0, 1]. Use 0.25 to compute a quarter of "
-                "them, 1.0 to run dense."
+                f"{name}: got {value!r}; allowed: a share of the {of_what} in (0, 1]. Use 0.25 for a quarter of them, "
+                "1.0 for all."
             )
     for name in ("high_ratio", "forecast_damping"):
         value = getattr(config, name)
@@ -249,6 +272,16 @@ def _check_ratios(config: RASConfig) -> None:
             raise ValueError(f"{name}: got {value!r}; allowed: a number in [0, 1].")
     if not _is_number(config.starvation_scale) or not config.starvation_scale >= 0:
         raise ValueError(f"starvation_scale: got {config.starvation_scale!r}; allowed: a number of at least 0.")
+
+
+def _region(value: Any) -> RegionOfInterest | Literal["inpaint"] | None:
+    if value is None or isinstance(value, RegionOfInterest):
+        return value
+    if isinstance(value, str) and value == "inpaint":
+        return "inpaint"
+    if isinstance(value, Mapping):
+        return RegionOfInterest(**value)
+    return RegionOfInterest.of(value)
 
 
 def _check_position(name: str, value: Any) -> None:
@@ -289,6 +322,11 @@ def _check_choices(config: RASConfig) -> None:
         raise ValueError(f"forecast_midpoint: got {config.forecast_midpoint!r}; allowed: True or False.")
     if not _is_number(config.token_multiple, int) or config.token_multiple < 1:
         raise ValueError(f"token_multiple: got {config.token_multiple!r}; allowed: an int of at least 1.")
+    if config.kv_cache_dtype not in (None, *get_args(KVCacheDType)):
+        dtypes = ", ".join(get_args(KVCacheDType))
+        raise ValueError(f"kv_cache_dtype: got {config.kv_cache_dtype!r}; allowed: {dtypes}, or None.")
+    if config.kv_cache_device is not None and not isinstance(config.kv_cache_device, str):
+        raise ValueError(f"kv_cache_device: got {config.kv_cache_device!r}; allowed: a device such as 'cpu', or None.")
     for name in ("seed", "skip_num_step", "skip_num_step_length"):
         if not _is_number(getattr(config, name), int):
             raise ValueError(f"{name}: got {getattr(config, name)!r}; allowed: an int.")
@@ -306,7 +344,14 @@ def _check_rules(config: RASConfig) -> None:
 
 def _check_reference(config: RASConfig) -> None:
     defaults = {f.name: f.default for f in dataclasses.fields(config)}
-    for name in ("final_sample_ratio", "skip_steps", "refresh_every", "token_multiple", "forecast_midpoint"):
+    for name in (
+        "final_sample_ratio",
+        "skip_steps",
+        "refresh_every",
+        "token_multiple",
+        "forecast_midpoint",
+        "region_of_interest",
+    ):
         if getattr(config, name) != defaults[name]:
             raise ValueError(f"{name}: got {getattr(config, name)!r}; the reference rules have no such option.")
     if config.importance not in ("std", "l2norm") or config.forecast_order != 0:

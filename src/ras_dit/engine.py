@@ -141,7 +141,7 @@ def plan_for(
     order = getattr(pipe.scheduler, "order", 1)
     plan = build_plan(config, num_inference_steps * order - (order - 1), grid.num_tokens)
     num_text = token_plan.num_text(pipe, max_sequence_length)
-    return Plan(plan.steps, plan.num_tokens, plan_cost(plan, token_plan, pipe.transformer, num_text))
+    return Plan(plan.steps, plan.num_tokens, plan_cost(plan, token_plan, pipe.transformer, num_text, config=config))
 
 
 def resolve_config(config: RASConfig | str | Path | None) -> RASConfig:

@@ -7,12 +7,19 @@ from typing import Any
 
 from torch import nn
 
+from ras_dit.config import RASConfig
 from ras_dit.models import TokenPlan
 from ras_dit.plan import Cost, Plan
 
 
 def step_flops(
-    token_plan: TokenPlan, transformer: nn.Module, num_active: int, num_tokens: int, num_text: int, num_extra: int = 0
+    token_plan: TokenPlan,
+    transformer: nn.Module,
+    num_active: int,
+    num_tokens: int,
+    num_text: int,
+    num_extra: int = 0,
+    kv_cache_layers: float = 1.0,
 ) -> float:
     """Multiply-adds times two of one evaluation for one row of the batch.
 
@@ -25,6 +32,7 @@ def step_flops(
         num_tokens: tokens N of the grid.
         num_text: text tokens L.
         num_extra: reference tokens M beside the grid, always computed.
+        kv_cache_layers: share of the layers that attend over all keys in a region step.
     """
     image = num_active + num_extra
     rows = {
@@ -42,8 +50,9 @@ def step_flops(
             total += size * rows[stream]
         if any(fnmatchcase(name, pattern) for pattern in token_plan.cross_attention):
             total += 2 * _width(module) * image * num_text
-    for module, stream in token_plan.attention_modules(transformer).values():
-        keys = num_tokens + num_extra + (num_text if stream == "joint" else 0)
+    modules = token_plan.attention_modules(transformer).values()
+    for (module, stream), keeps in zip(modules, keeping_layers(kv_cache_layers, len(modules)), strict=True):
+        keys = num_tokens + num_extra + (num_text if stream == "joint" else 0) if keeps else rows[stream]
         total += 2 * _width(module) * rows[stream] * keys
     return 2.0 * total
 
@@ -66,7 +75,20 @@ def _width(module: nn.Module) -> int:
     return int(width if width is not None else getattr(module, "heads", 0) * getattr(module, "head_dim", 0))
 
 
-def plan_cost(plan: Plan, token_plan: TokenPlan, transformer: Any, num_text: int, num_extra: int = 0) -> Cost:
+def keeping_layers(share: float, num_layers: int) -> list[bool]:
+    """Which layers keep keys and values: a share of them, at least one, spread evenly."""
+    count = max(1, round(share * num_layers))
+    return [(number + 1) * count // num_layers > number * count // num_layers for number in range(num_layers)]
+
+
+def plan_cost(
+    plan: Plan,
+    token_plan: TokenPlan,
+    transformer: Any,
+    num_text: int,
+    num_extra: int = 0,
+    config: RASConfig = RASConfig(),  # noqa: B008 (frozen)
+) -> Cost:
     """The cost of a plan for one row of the batch (one image, one guidance branch).
 
     Region steps count attention over full-length keys and the text stream in full, as they are computed; text tokens
@@ -78,17 +100,21 @@ def plan_cost(plan: Plan, token_plan: TokenPlan, transformer: Any, num_text: int
         transformer: its layers are read.
         num_text: text tokens of the sequence.
         num_extra: reference tokens beside the grid.
+        config: its ``kv_cache_*`` options count.
     """
     num_tokens = plan.num_tokens
     by_count = {
-        count: step_flops(token_plan, transformer, count, num_tokens, num_text, num_extra)
+        count: step_flops(token_plan, transformer, count, num_tokens, num_text, num_extra, config.kv_cache_layers)
         for count in {num_tokens, *(step.num_active for step in plan if step.kind != "skip")}
     }
     total = sum(by_count[step.num_active] for step in plan if step.kind != "skip")
     element = next((p.element_size() for p in transformer.parameters()), 4)
+    if config.kv_cache_dtype is not None:
+        element = 1 if config.kv_cache_dtype.startswith("float8") else 2
     cache = 0
     if any(step.captures for step in plan):
-        for module, stream in token_plan.attention_modules(transformer).values():
+        modules = token_plan.attention_modules(transformer).values()
+        for (module, stream), keeps in zip(modules, keeping_layers(config.kv_cache_layers, len(modules)), strict=True):
             length = num_tokens + num_extra + (num_text if stream == "joint" else 0)
-            cache += 2 * _width(module) * length * element
+            cache += 2 * _width(module) * length * element * keeps
     return Cost(by_count[num_tokens], total, cache)

@@ -103,7 +103,9 @@ class Plan:
         return head + "\n" + "\n".join(rows)
 
 
-def build_plan(config: RASConfig, num_steps: int, num_tokens: int, num_first: int = 0) -> Plan:
+def build_plan(
+    config: RASConfig, num_steps: int, num_tokens: int, num_first: int = 0, num_allowed: int | None = None
+) -> Plan:
     """The plan of a run.
 
     Args:
@@ -111,6 +113,7 @@ def build_plan(config: RASConfig, num_steps: int, num_tokens: int, num_first: in
         num_steps: transformer evaluations of the conditional branch (twice the steps, less one, for Heun).
         num_tokens: image tokens N.
         num_first: tokens that every step computes (a given first frame); the ratio is one of the rest.
+        num_allowed: tokens that region steps may compute (inside a region of interest); None for all.
 
     Raises:
         ValueError: a step of the config lies outside the run.
@@ -120,7 +123,8 @@ def build_plan(config: RASConfig, num_steps: int, num_tokens: int, num_first: in
     if config.rules == "reference":
         steps = list(_reference_steps(config, num_steps, num_tokens))
     else:
-        steps = list(_adaptive_steps(config, num_steps, num_tokens, num_first))
+        allowed = num_tokens if num_allowed is None else num_allowed
+        steps = list(_adaptive_steps(config, num_steps, num_tokens, num_first, allowed))
     return Plan(_mark_captures(steps), num_tokens)
 
 
@@ -146,7 +150,9 @@ def _num_warmup(config: RASConfig, num_steps: int) -> int:
     return config.warmup_steps
 
 
-def _adaptive_steps(config: RASConfig, num_steps: int, num_tokens: int, num_first: int) -> Iterable[StepPlan]:
+def _adaptive_steps(
+    config: RASConfig, num_steps: int, num_tokens: int, num_first: int, num_allowed: int
+) -> Iterable[StepPlan]:
     warmup = _num_warmup(config, num_steps)
     refresh = {resolve_position("refresh_steps", step, num_steps) for step in config.refresh_steps}
     skip = {resolve_position("skip_steps", step, num_steps) for step in config.skip_steps}
@@ -167,7 +173,9 @@ def _adaptive_steps(config: RASConfig, num_steps: int, num_tokens: int, num_firs
         if index in skip and index <= end:
             yield StepPlan(index, "skip", 0)
             continue
-        num_active = _num_active(config, num_tokens, num_first, positions[index]) if index in positions else num_tokens
+        num_active = num_tokens
+        if index in positions:
+            num_active = min(num_allowed, _num_active(config, num_tokens, num_first, positions[index]))
         if num_active >= num_tokens:
             yield StepPlan(index, "dense", num_tokens)
         else:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from ras_dit.cache import KVStorage
 from ras_dit.config import RASConfig
-from ras_dit.flops import plan_cost
+from ras_dit.flops import keeping_layers, plan_cost
+from ras_dit.geometry import TokenGrid
 from ras_dit.models import TokenPlan
 from ras_dit.plan import Plan, build_plan
+from ras_dit.region import tokens_touched
 from ras_dit.schedule import first_index, noise_levels, observing, why_stochastic
 from ras_dit.seams import PatchedMethod
 from ras_dit.state import Call, Generation
@@ -50,10 +54,13 @@ class Session:
         self._forward_patches: list[PatchedMethod] = []
         self._seams: dict[torch.nn.Module, TokenSeams] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._inpaint_mask: torch.Tensor | None = None
         try:
             for transformer in transformers_of(pipe):
                 self._attach_transformer(transformer)
             self._attach_scheduler(pipe.scheduler)
+            if config.region_of_interest == "inpaint" and hasattr(pipe, "prepare_mask_latents"):
+                self._forward_patches.append(PatchedMethod(pipe, "prepare_mask_latents", self._observed_mask))
         except BaseException:
             self.close()
             raise
@@ -63,7 +70,8 @@ class Session:
     def _attach_transformer(self, root: torch.nn.Module) -> None:
         self._hooks.append(root.register_forward_pre_hook(self._before_transformer, with_kwargs=True))
         self._hooks.append(root.register_forward_hook(self._after_transformer, with_kwargs=True))
-        self._seams[root] = TokenSeams(root, self.token_plan, lambda: self._call)
+        storages = storages_of(self.config, len(self.token_plan.attention_modules(root)))
+        self._seams[root] = TokenSeams(root, self.token_plan, lambda: self._call, storages)
         self._seams[root].attach()
         if self.config.skip_steps:
             self._forward_patches.append(PatchedMethod(root, "forward", self._skipping_forward))
@@ -154,7 +162,9 @@ class Session:
         self._first = first_index(scheduler, token_plan.scheduler_timestep(arguments[token_plan.timestep]))
         sigmas = noise_levels(scheduler)[self._first :]
         num_first = token_plan.num_first(transformer, arguments, grid)
-        plan = build_plan(self.config, len(sigmas) - 1, grid.num_tokens, num_first)
+        allowed = self._allowed_tokens(grid)
+        num_allowed = None if allowed is None else max(num_first + 1, int(allowed.sum(dim=1).min()))
+        plan = build_plan(self.config, len(sigmas) - 1, grid.num_tokens, num_first, num_allowed)
         num_text = text.shape[1] if isinstance(text, torch.Tensor) else 0
         reason = why_stochastic(scheduler)
         if reason:
@@ -169,7 +179,7 @@ class Session:
                 f"The run has {len(plan)} evaluations, all of them dense by the plan (warm-up or refresh steps): take "
                 "more steps or a shorter warm-up."
             )
-        cost = plan_cost(plan, token_plan, transformer, num_text, num_extra)
+        cost = plan_cost(plan, token_plan, transformer, num_text, num_extra, self.config)
         self.plan = Plan(plan.steps, plan.num_tokens, cost)
         notes = list(self._early_notes)
         self._early_notes.clear()
@@ -182,9 +192,34 @@ class Session:
             num_extra=num_extra,
             num_first=num_first,
             is_per_image=token_plan.is_per_image,
+            allowed=allowed,
         )
         self.trace = self._generation.trace
         self.trace.notes.extend(notes)
+
+    def _allowed_tokens(self, grid: TokenGrid) -> torch.Tensor | None:
+        """Tokens inside the region of interest, bool [1 or images, N]; None for all."""
+        region = self.config.region_of_interest
+        if region is None:
+            return None
+        if region != "inpaint":
+            return region.tokens(grid)
+        if self._inpaint_mask is None:
+            self.note(
+                "region_of_interest='inpaint': this call has no inpainting mask (the pipeline has no "
+                "prepare_mask_latents, or did not call it): all tokens were candidates."
+            )
+            return None
+        mask = self._inpaint_mask.detach().float().cpu()
+        return tokens_touched(mask.reshape(-1, *mask.shape[-2:]) > 0.5, grid)
+
+    def _observed_mask(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def prepare_mask_latents(*args: Any, **kwargs: Any) -> Any:
+            given = inspect.signature(original).bind(*args, **kwargs).arguments.get("mask")
+            self._inpaint_mask = given if isinstance(given, torch.Tensor) else None
+            return original(*args, **kwargs)
+
+        return prepare_mask_latents
 
     def _is_expected(self, timestep: Any) -> bool:
         """Whether a call belongs to the run: its timestep is that of the evaluation due. On an accelerator it is taken
@@ -244,6 +279,13 @@ class Session:
         if is_warning and reason not in self._warned:
             self._warned.add(reason)
             warnings.warn(reason, RASWarning, stacklevel=2)
+
+
+def storages_of(config: RASConfig, num_layers: int) -> list[KVStorage]:
+    """How each attention module keeps its keys and values."""
+    dtype = None if config.kv_cache_dtype is None else getattr(torch, config.kv_cache_dtype)
+    device = None if config.kv_cache_device is None else torch.device(config.kv_cache_device)
+    return [KVStorage(dtype, device, keeps) for keeps in keeping_layers(config.kv_cache_layers, num_layers)]
 
 
 def transformers_of(pipe: Any) -> list[torch.nn.Module]:

@@ -76,6 +76,7 @@ class Generation:
         num_extra: reference tokens M beside the grid, always computed.
         num_first: tokens at the beginning of the grid that every step computes.
         is_per_image: whether every image of a batch may have an active set of its own.
+        allowed: tokens inside a region of interest, bool [1 or images, N]; None for all.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Generation:
         num_extra: int = 0,
         num_first: int = 0,
         is_per_image: bool = True,
+        allowed: torch.Tensor | None = None,
     ) -> None:
         assert len(sigmas) == len(plan) + 1
         self.config = config
@@ -99,6 +101,7 @@ class Generation:
         self.num_extra = num_extra
         self.num_first = num_first
         self.is_per_image = is_per_image
+        self.allowed = allowed
         self.trace = Trace(grid)
         self.index = 0
         self._num_calls = 0
@@ -287,7 +290,8 @@ class Generation:
             metric = importance.displacement_metric(model_output.float(), self.grid, config.importance)  # type: ignore[arg-type]
             score = self._settled(importance.starved(metric, self._age, config.starvation_scale), wanted=-torch.inf)
             num_drop = self.grid.num_tokens - step.num_active
-            num_high = round(num_drop * config.high_ratio)
+            num_outside = 0 if self.allowed is None else int((~self.allowed).sum(dim=1).max())
+            num_high = min(num_drop, max(round(num_drop * config.high_ratio), num_outside))
             return selection.drop_ends(score, num_drop - num_high, num_high)
         if config.importance == "error":
             score = importance.predicted_error(self._guided, self.sigmas[step.index])
@@ -310,10 +314,22 @@ class Generation:
                 is_warning=False,
             )
             score = score.mean(dim=0, keepdim=True).expand_as(score)
+        if self.allowed is not None:
+            is_outside = ~self._allowed_in(score)
+            score = score.masked_fill(is_outside, -wanted)
         if self.num_first:
             score = score.clone()
             score[:, : self.num_first] = wanted
         return score
+
+    def _allowed_in(self, score: torch.Tensor) -> torch.Tensor:
+        """The tokens that may be computed, bool [images, N]."""
+        assert self.allowed is not None
+        allowed = self.allowed.to(score.device)
+        if not self.is_per_image:
+            allowed = allowed.any(dim=0, keepdim=True)
+        num_images = score.shape[0]
+        return allowed.repeat(num_images // allowed.shape[0], 1) if num_images % allowed.shape[0] == 0 else allowed[:1]
 
     def _shuffled(self, device: torch.device, index: int) -> torch.Tensor:
         """Distinct random numbers in [0, 1) for every token [images, N]; round_robin keeps one order for the run."""

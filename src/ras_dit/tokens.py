@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ras_dit.attention import AttentionMerge, LayerSeam, UnsupportedAttentionError
-from ras_dit.cache import RowIndex
+from ras_dit.cache import AS_COMPUTED, KVStorage, RowIndex
 from ras_dit.models import TokenPlan, TokenSelect
 from ras_dit.models.plan import Stream, matches
 from ras_dit.seams import PatchedMethod
@@ -24,12 +24,20 @@ class TokenSeams:
         root: the transformer.
         token_plan: where its tokens enter, leave and attend.
         current: gives the transformer call under way, None outside of one.
+        storages: how the attention modules keep keys and values, one after the other; the last is repeated.
     """
 
-    def __init__(self, root: torch.nn.Module, token_plan: TokenPlan, current: Callable[[], Call | None]) -> None:
+    def __init__(
+        self,
+        root: torch.nn.Module,
+        token_plan: TokenPlan,
+        current: Callable[[], Call | None],
+        storages: Sequence[KVStorage] = (AS_COMPUTED,),
+    ) -> None:
         self.root = root
         self.token_plan = token_plan
         self._current = current
+        self._storages = storages
         self._root_signature = inspect.signature(type(root).forward)
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._patches: list[PatchedMethod] = []
@@ -75,9 +83,9 @@ class TokenSeams:
         assert call.branch is not None
         if call.rows is None:
             call.branch.layers.clear()  # two generations of keys and values never stand side by side
-        for name, (layer, stream) in self._layers.items():
+        for number, (name, (layer, stream)) in enumerate(self._layers.items()):
             if call.rows is None:
-                layer.aim("capture", [], 0)
+                layer.aim("capture", [], 0, self._storages[min(number, len(self._storages) - 1)])
                 continue
             cached_calls = call.branch.layers[name]
             for cached in cached_calls:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 
 from ras_dit.config import PRESETS, RASConfig
+from ras_dit.region import RegionOfInterest
 
 IMPORTANT, TINKER = "Important", "To tinker with"
 RENAMED = {"seed": "selection_seed"}  # --seed is the picture's
@@ -82,10 +83,12 @@ def _parse(name: str, value: str, kind: Any) -> Any:
         return {"true": True, "false": False}.get(value.lower(), value)
     if get_origin(kind) is Literal:
         return value
+    if value.lower() == "none" and _is_optional(kind):
+        return None
+    if not _takes_numbers(kind):
+        return value
     if get_origin(kind) is tuple:
         return tuple(_number(name, word, kind) for word in value.split(",") if word.strip() not in ("", "none"))
-    if value == "none" and _is_optional(kind):
-        return None
     return _number(name, value, kind)
 
 
@@ -100,6 +103,10 @@ def _number(name: str, text: str, kind: Any) -> int | float:
         raise ValueError(f"{flag_of(name)}: got {text!r}; allowed: {_metavar(kind)}.") from None
 
 
+def _takes_numbers(kind: Any) -> bool:
+    return get_origin(kind) is tuple or any(k in (int, float) for k in (get_args(kind) or (kind,)))
+
+
 def _is_optional(kind: Any) -> bool:
     return get_origin(kind) in (Union, types.UnionType) and type(None) in get_args(kind)
 
@@ -111,6 +118,8 @@ def _metavar(kind: Any) -> str:
         return "NAME"
     if get_origin(kind) is tuple:
         return "STEP,STEP"
+    if not _takes_numbers(kind):
+        return "MASK|inpaint" if RegionOfInterest in get_args(kind) else "NAME|none"
     numbers = [k for k in (get_args(kind) or (kind,)) if k in (int, float)]
     word = "NUMBER" if float in numbers else "INT"
     return f"{word}|none" if _is_optional(kind) else word

@@ -1,0 +1,96 @@
+"""The K/V cache: what it holds against what the plan says, and the options that make it smaller."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import ras_dit
+from ras_dit import RASConfig
+from ras_dit.cache import KVCache, KVStorage, RowIndex
+from ras_dit.flops import keeping_layers
+from tiny import inputs, run, tiny_pipeline
+
+REGION = RASConfig(sample_ratio=0.25, warmup_steps=2)
+
+
+def kept_bytes(handle: Any) -> int:
+    """What the caches of the generation under way hold."""
+    branches = handle._session._generation._branches.values()
+    caches = [cached for branch in branches for calls in branch.layers.values() for cached in calls]
+    return sum(tensor.nbytes for cached in caches for tensor in (cached.key, cached.value))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"kv_cache_dtype": "float8_e4m3fn"},
+        {"kv_cache_dtype": "bfloat16"},
+        {"kv_cache_layers": 0.34},
+        {"kv_cache_layers": 0.67, "kv_cache_dtype": "float8_e5m2"},
+    ],
+)
+def test_the_plan_says_how_large_the_cache_is(options: dict[str, Any]) -> None:
+    pipe = tiny_pipeline()
+    seen: list[int] = []
+
+    def look(_pipe: Any, _index: int, _t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        seen.append(kept_bytes(handle))
+        return tensors
+
+    with ras_dit.accelerate(pipe, REGION.replace(**options)) as handle:
+        run(pipe, **inputs(batch=2), callback_on_step_end=look)
+        plan = handle.plan(10, 128, 192, max_sequence_length=7 - 77)
+    assert plan.cost is not None
+    rows = 4  # two images, two guidance branches
+    assert seen[0] == 0, "a dense step that no region step follows keeps nothing"
+    assert set(seen[1:-1]) == {rows * plan.cost.kv_cache_bytes}
+    assert seen[-1] == 0
+
+
+def test_eight_bit_caches_stay_close_and_other_devices_exact() -> None:
+    pipe = tiny_pipeline()
+    results = {}
+    for name, options in {
+        "plain": {},
+        "float8": {"kv_cache_dtype": "float8_e4m3fn"},
+        "bfloat16": {"kv_cache_dtype": "bfloat16"},
+        "cpu": {"kv_cache_device": "cpu"},
+        "half of the layers": {"kv_cache_layers": 0.67},
+    }.items():
+        with ras_dit.accelerate(pipe, REGION.replace(**options)):  # type: ignore[arg-type]
+            results[name] = run(pipe, **inputs(batch=2))
+    error = {name: float((result - results["plain"]).norm()) for name, result in results.items()}
+    assert error["cpu"] == 0
+    assert 0 < error["bfloat16"] < error["float8"] < error["half of the layers"]
+    assert error["half of the layers"] < float(results["plain"].norm())
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16])
+def test_rows_of_the_step_are_attended_to_as_computed(is_shared: bool, dtype: torch.dtype) -> None:
+    active = torch.tensor([[1, 4]] * 2) if is_shared else torch.tensor([[1, 4], [0, 3]])
+    key = 600 * torch.randn(2, 3, 7, 4)  # beyond what eight bits hold: kept at their limit, not as infinity
+    cache = KVCache(key, key, storage=KVStorage(dtype))
+    cache.aim(RowIndex(active, 5, is_shared))
+    fresh = torch.randn(2, 3, 4, 4)
+    merged, _ = cache.merge(fresh, fresh)
+    limit = torch.finfo(dtype).max
+    for row in range(2):
+        assert torch.equal(merged[row, :, active[row]], fresh[row, :, :2])
+        slow = [token for token in range(5) if token not in active[row]]
+        assert torch.equal(merged[row, :, slow], key[row, :, slow].clamp(-limit, limit).to(dtype).float())
+    assert torch.equal(merged[:, :, 5:], fresh[:, :, 2:])
+    later, _ = cache.merge(fresh, fresh)
+    assert torch.equal(later, merged)
+    assert torch.equal(cache.key[0, :, active[0]].float(), fresh[0, :, :2].to(dtype).float())
+
+
+def test_layers_that_keep_are_spread_evenly() -> None:
+    assert keeping_layers(1.0, 4) == [True] * 4
+    assert keeping_layers(0.5, 4) == [False, True, False, True]
+    assert keeping_layers(0.25, 8) == [False, False, False, True] * 2
+    assert sum(keeping_layers(0.01, 8)) == 1

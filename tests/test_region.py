@@ -1,0 +1,149 @@
+"""Regions of interest: masks in, tokens out, and runs that keep to them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusion3InpaintPipeline
+from PIL import Image
+
+import ras_dit
+from ras_dit import RASConfig, TokenGrid
+from ras_dit.plan import build_plan
+from ras_dit.region import RegionOfInterest, tokens_touched
+from tiny import inputs, run, tiny_pipeline, tiny_vae
+
+
+def box(height: int = 16, width: int = 24) -> torch.Tensor:
+    """A mask with its lower right quarter inside."""
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    mask[height // 2 :, width // 2 :] = True
+    return mask
+
+
+@pytest.mark.parametrize("form", ["bool", "float", "uint8", "array", "picture", "path", "batch of one"])
+def test_every_form_of_a_mask_is_the_same_region(form: str, tmp_path: Path) -> None:
+    mask = box()
+    picture = Image.fromarray(mask.numpy().astype(np.uint8) * 255)
+    picture.save(tmp_path / "mask.png")
+    forms: dict[str, Any] = {
+        "bool": mask,
+        "float": mask.float(),
+        "uint8": mask.to(torch.uint8) * 255,
+        "array": mask.numpy(),
+        "picture": picture.convert("RGB"),
+        "path": tmp_path / "mask.png",
+        "batch of one": mask[None, None].half(),
+    }
+    config = RASConfig(region_of_interest=forms[form])
+    assert config == RASConfig(region_of_interest=mask)
+    assert RASConfig.from_json(config.to_json()) == config
+    assert RASConfig.from_yaml(config.to_yaml()) == config
+    assert isinstance(config.region_of_interest, RegionOfInterest)
+    assert torch.equal(config.region_of_interest.to_tensor(), mask)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.zeros(4, 4), "nothing inside"),
+        (torch.ones(2, 3, 4), "of shape \\(2, 3, 4\\); allowed: one mask"),
+        ("nowhere.png", "which is no file"),
+        ({"height": 2, "width": 2, "bits": "@"}, "could not be read"),
+    ],
+)
+def test_bad_masks_are_refused(mask: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RASConfig(region_of_interest=mask)
+
+
+def test_tokens_that_a_mask_touches() -> None:
+    grid = TokenGrid(2, 3, 2)
+    mask = torch.zeros(1, 32, 48, dtype=torch.bool)
+    mask[0, 16, 15] = True  # one pixel, first of the second row of tokens, last column of the first token
+    assert tokens_touched(mask, grid).tolist() == [[False, False, False, True, False, False]]
+    video = TokenGrid(2, 3, 2, num_frames=2)
+    assert tokens_touched(mask, video).tolist() == [[False, False, False, True, False, False] * 2]
+    with pytest.raises(ValueError, match="proportions"):
+        tokens_touched(mask.transpose(1, 2), grid)
+
+
+@pytest.mark.parametrize("importance", ["error", "std", "random", "round_robin"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_region_steps_stay_inside(importance: str, batch: int) -> None:
+    pipe = tiny_pipeline()
+    config = RASConfig(
+        sample_ratio=0.2,
+        warmup_steps=2,
+        importance=importance,  # type: ignore[arg-type]
+        high_ratio=0.3,
+        region_of_interest=box(),
+    )
+    with ras_dit.accelerate(pipe, config) as handle:
+        assert run(pipe, **inputs(batch=batch)).isfinite().all()
+    inside = tokens_touched(box()[None], TokenGrid(8, 12, 2))[0]
+    assert inside.sum() == 24
+    for step in handle.trace.steps[2:]:
+        assert step.active is not None
+        assert step.active.shape == (batch, 19)
+        assert inside[step.active].all()
+
+
+def test_a_region_smaller_than_the_ratio_caps_it() -> None:
+    plan = build_plan(RASConfig(sample_ratio=0.5, warmup_steps=1), 4, 96, num_allowed=24)
+    assert [step.num_active for step in plan] == [96, 24, 24, 24]
+    pipe = tiny_pipeline()
+    with ras_dit.accelerate(pipe, RASConfig(sample_ratio=0.5, warmup_steps=2, region_of_interest=box())) as handle:
+        run(pipe, **inputs())
+    inside = tokens_touched(box()[None], TokenGrid(8, 12, 2))[0]
+    assert handle.trace.steps[-1].active is not None
+    assert handle.trace.steps[-1].active[0].tolist() == inside.nonzero().flatten().tolist()
+
+
+def inpainting() -> tuple[Any, dict[str, Any]]:
+    components = {**tiny_pipeline(in_channels=16, out_channels=16).components, "vae": tiny_vae()}
+    pipe = StableDiffusion3InpaintPipeline(**components)
+    pipe.set_progress_bar_config(disable=True)
+    mask = torch.zeros(1, 1, 32, 48)
+    mask[..., 16:, 24:] = 1
+    call = {**inputs(num_inference_steps=10), "latents": None, "strength": 1.0, "height": 32, "width": 48}
+    return pipe, {**call, "image": torch.rand(1, 3, 32, 48), "mask_image": mask}
+
+
+def test_the_inpainting_mask_is_picked_up_on_request() -> None:
+    pipe, call = inpainting()
+    config = RASConfig(sample_ratio=0.2, warmup_steps=2, region_of_interest="inpaint")
+    with ras_dit.accelerate(pipe, config) as handle:
+        run(pipe, **call, generator=torch.Generator().manual_seed(0))
+    assert "prepare_mask_latents" not in vars(pipe)
+    assert handle.summary().notes == ()
+    grid = handle.trace.grid
+    assert grid is not None
+    inside = tokens_touched(call["mask_image"][0] > 0.5, grid)[0]
+    assert 0 < inside.sum() < grid.num_tokens
+    for step in handle.trace.steps[2:]:
+        assert step.active is not None
+        assert inside[step.active].all()
+
+
+def test_a_pipeline_without_a_mask_says_so() -> None:
+    pipe = tiny_pipeline()
+    with (
+        ras_dit.accelerate(pipe, RASConfig(warmup_steps=2, region_of_interest="inpaint")) as handle,
+        pytest.warns(ras_dit.RASWarning, match="no inpainting mask"),
+    ):
+        run(pipe, **inputs())
+    assert any("no inpainting mask" in note for note in handle.summary().notes)
+
+
+def test_a_mask_of_other_proportions_is_refused_before_the_first_step() -> None:
+    pipe = tiny_pipeline()
+    dense = run(pipe, **inputs())
+    config = RASConfig(region_of_interest=torch.ones(64, 8))
+    with ras_dit.accelerate(pipe, config), pytest.raises(ValueError, match="proportions"):
+        run(pipe, **inputs())
+    assert torch.equal(run(pipe, **inputs()), dense)
