@@ -1,4 +1,5 @@
-"""Fills the README's tables from ``benchmarks/results/*.json``: no number there is typed by hand.
+"""Fills the README's tables from ``benchmarks/results/*.json`` (no number there is typed by hand) and writes
+docs/models.md from the registry.
 
 ``python -m benchmarks.readme`` writes; ``--check`` fails if the README is not what the results say.
 """
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import record
+from ras_dit.models.table import markdown as models_table
 
 ROOT = Path(__file__).parent.parent
 
@@ -121,17 +123,17 @@ def main() -> None:
         "docs/quality.md": {"quality": quality_table(quality)},
         "docs/performance.md": {"speed": speed_table() + "\n", "profile": profile_table()},
     }
+    texts = {name: filled((ROOT / name).read_text(encoding="utf-8"), blocks) for name, blocks in files.items()}
+    texts["docs/models.md"] = models_table()
     stale = []
-    for name, blocks in files.items():
+    for name, new in texts.items():
         path = ROOT / name
-        text = path.read_text(encoding="utf-8")
-        new = filled(text, blocks)
-        if new != text:
+        if not path.is_file() or new != path.read_text(encoding="utf-8"):
             stale.append(name)
             if not arguments.check:
                 path.write_text(new, encoding="utf-8")
     if stale and arguments.check:
-        sys.exit(f"{', '.join(stale)}: the tables are not those of benchmarks/results; run `make readme`.")
+        sys.exit(f"{', '.join(stale)}: not what benchmarks/results and the registry of models say; run `make readme`.")
     print("up to date" if not stale else f"wrote {', '.join(stale)}")
 
 

@@ -69,6 +69,10 @@ class LayerSeam:
             raise UnsupportedAttentionError("attention: got causal attention over image tokens; RAS cannot merge that.")
         position = self.position
         self.position = position + 1
+        if _skips_scores():  # every row is its own answer: nothing to keep, nothing to merge
+            if self.kind == "capture":
+                self.calls.append(KVCache(key, value, attn_mask, scale, KVStorage(keeps=False)))
+            return functional.scaled_dot_product_attention(query, key, value)
         if self.kind == "capture":
             self.calls.append(KVCache(key, value, attn_mask, scale, self.storage))
         else:
@@ -91,6 +95,14 @@ class LayerSeam:
         return functional.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
+
+
+def _skips_scores() -> bool:
+    """Whether perturbed-attention guidance (diffusers' layer-skip hook) answers attention calls with the values."""
+    if torch.compiler.is_compiling():
+        return False
+    outer = torch.overrides._get_current_function_mode()
+    return type(outer).__name__ == "AttentionScoreSkipFunctionMode"
 
 
 class AttentionMerge(TorchFunctionMode):

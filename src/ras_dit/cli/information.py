@@ -77,16 +77,19 @@ def _plan_lines(result: Plan) -> list[str]:
 
 def models() -> None:
     """Show the supported transformers and their pipelines."""
-    from ras_dit.models import TOKEN_PLANS
+    from ras_dit.models import REFUSED, TOKEN_PLANS
+    from ras_dit.models.table import layout_of
 
-    layouts = {"image": "image tokens alone", "image_first": "image tokens, then text"}
     table = Table(title="Supported transformers", title_justify="left", show_header=False, show_lines=True)
     table.add_column("transformer", no_wrap=True)
     table.add_column("about")
     for name, plan_ in TOKEN_PLANS.items():
-        lines = [plan_.family, f"Attention over {layouts[plan_.layout]}.", "Pipelines:"]
+        sets = "an active set per image" if plan_.is_per_image else "one active set for all images of a batch"
+        lines = [plan_.family, f"Attention over {layout_of(plan_)}; {sets}.", "Pipelines:"]
         lines += [f"  {pipeline}" for pipeline in plan_.pipelines]
         table.add_row(name, "\n".join([*lines, *plan_.caveats]))
+    for name, reason in REFUSED.items():
+        table.add_row(name, f"Refused: {reason}")
     Console(highlight=False).print(table)
 
 

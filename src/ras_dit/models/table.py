@@ -1,0 +1,39 @@
+"""The table of supported transformers, for the terminal and for docs/models.md."""
+
+from __future__ import annotations
+
+from ras_dit.models import REFUSED, TOKEN_PLANS
+from ras_dit.models.plan import TokenPlan
+
+_LAYOUTS = {"image_first": "image, then text", "text_first": "text, then image"}
+
+
+def layout_of(plan: TokenPlan) -> str:
+    """What its attention is over, in words."""
+    return _LAYOUTS[plan.layout] if "joint" in plan.attention.values() else "image alone"
+
+
+def markdown() -> str:
+    """The whole of docs/models.md."""
+    lines = [
+        "# Supported transformers",
+        "",
+        "Written by `make readme` from the registry in `src/ras_dit/models` (`ras-dit models` prints the same). Every row",
+        "is held to the tests of `tests/test_families.py`, on real pipelines with tiny random weights: ratio 1 and the",
+        "pipeline after `disable` are bit-equal to the untouched one, and a region step over fresh keys and values gives",
+        "the dense result with difference 0.0. A pipeline is listed when it was run so. A subclass of a listed transformer",
+        "takes its row. How to add one: [adding-a-model.md](adding-a-model.md).",
+        "",
+        "*Sets*: whether every image of a batch has an active set of its own. Where position tables have no batch",
+        "dimension all images share one set, chosen by their mean score, and `summary()` says so.",
+        "",
+        "| transformer | models | pipelines | attention over | sets | caveats |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, plan in TOKEN_PLANS.items():
+        sets = "per image" if plan.is_per_image else "shared"
+        cells = [f"`{name}`", plan.family, ", ".join(plan.pipelines), layout_of(plan), sets, " ".join(plan.caveats)]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "## Refused", "", "| transformer | reason |", "| --- | --- |"]
+    lines += [f"| `{name}` | {reason} |" for name, reason in REFUSED.items()]
+    return "\n".join(lines) + "\n"
