@@ -4,13 +4,19 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types bench readme clean
+.PHONY: demo test test-lowest lint types bench readme clean
 
 demo: $(STAMP)
 	$(BIN)/ras-dit demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# the suite against the lowest supported diffusers, put in front of the installed one
+LOWEST := $(VENV)/lowest
+test-lowest: $(STAMP)
+	test -d $(LOWEST)/diffusers || $(BIN)/python -m pip install --quiet --no-deps --target $(LOWEST) diffusers==0.41.0
+	PYTHONPATH=$(LOWEST) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
