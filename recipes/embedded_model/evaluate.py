@@ -24,11 +24,11 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from tqdm import tqdm
 
-from ras_dit.embedded import describe, model_folder, scene_tables
+from ras_dit.embedded import GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH, describe, model_folder, scene_tables
 from ras_dit.embedded.classifier import SceneClassifier, frechet_distance, load_classifier
 from recipes.embedded_model.checkpoint import Ranks, save_atomically, write_json
 from recipes.embedded_model.classifier import halve
-from recipes.embedded_model.model import ZERO_ROWS, CountedRowAttention
+from recipes.embedded_model.model import CountedRowAttention
 from recipes.embedded_model.scenes import BACKGROUNDS, DEFAULT_FONT, SUBJECTS, Renderer
 from recipes.embedded_model.vae import to_unit
 
@@ -74,8 +74,8 @@ def all_cases(per_subject: int) -> list[Case]:
     return cases
 
 
-def fast_pipeline(folder: Path) -> StableDiffusion3Pipeline:
-    """Load the exported pipeline; one zero row counts for all, which changes nothing but the time."""
+def fast_pipeline(folder: Path, zero_rows: int) -> StableDiffusion3Pipeline:
+    """Load the exported pipeline; one zero row counts for `zero_rows`, which changes nothing but the time."""
     pipeline = StableDiffusion3Pipeline.from_pretrained(
         folder, torch_dtype=torch.float32, text_encoder_3=None, tokenizer_3=None
     )
@@ -83,7 +83,7 @@ def fast_pipeline(folder: Path) -> StableDiffusion3Pipeline:
     attention = CountedRowAttention()
     size = pipeline.transformer.config.sample_size
     num_tokens = size * size // 4 + pipeline.tokenizer_max_length + 1
-    attention.set_count(ZERO_ROWS, num_tokens, pipeline.transformer.proj_out.weight)
+    attention.set_count(zero_rows, num_tokens, pipeline.transformer.proj_out.weight)
     pipeline.transformer.set_attn_processor(attention)
     return pipeline
 
@@ -119,10 +119,12 @@ def classify(classifier: SceneClassifier, small: Tensor) -> dict[str, Tensor]:
     return {"subject": torch.cat(subjects), "background": torch.cat(backgrounds), "features": torch.cat(features)}
 
 
-def sample_all(folder: Path, cases: list[Case], steps: int, guidance: float, batch: int, scratch: Path) -> Tensor:
+def sample_all(
+    folder: Path, cases: list[Case], steps: int, guidance: float, batch: int, scratch: Path, zero_rows: int
+) -> Tensor:
     """Sample all cases, shared among the processes; returns uint8 [N, 3, H, W] in each of them."""
     ranks = Ranks.join()
-    pipeline = fast_pipeline(folder)
+    pipeline = fast_pipeline(folder, zero_rows)
     mine = cases[ranks.rank :: ranks.count]
     pictures = []
     for start in tqdm(range(0, len(mine), batch), desc=f"guidance {guidance}", disable=not ranks.is_first):
@@ -201,7 +203,10 @@ def main(command_line: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--folder", type=Path, default=model_folder(), help="the exported model")
     parser.add_argument("--font", type=Path, default=DEFAULT_FONT, help="NotoColorEmoji.ttf")
-    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--guidance", type=float, default=GUIDANCE_SCALE)
+    parser.add_argument(
+        "--max-sequence-length", type=int, default=MAX_SEQUENCE_LENGTH, help="rows of zeros that stand for T5's"
+    )
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--per-subject", type=int, default=4, help="samples per subject")
     parser.add_argument("--first", type=int, default=None, help="use only the first cases, to compare settings")
@@ -211,11 +216,12 @@ def main(command_line: list[str] | None = None) -> None:
     a = parser.parse_args(command_line)
     started = time.monotonic()
     cases = all_cases(a.per_subject)[: a.first]
-    pictures = sample_all(a.folder, cases, a.steps, a.guidance, a.batch, a.out)
+    pictures = sample_all(a.folder, cases, a.steps, a.guidance, a.batch, a.out, a.max_sequence_length)
     if not Ranks.join().is_first:
         return
     result = score(pictures, cases, a.font)
     config = {"steps": a.steps, "guidance_scale": a.guidance, "size": pictures.shape[-1], "samples": len(cases)}
+    config["max_sequence_length"] = a.max_sequence_length
     record = {"schema": "ras-dit/embedded-model/1", **provenance(), "config": config, "results": result}
     classifier = a.out / "classifier_result.json"
     if classifier.is_file():
