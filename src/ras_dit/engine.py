@@ -140,7 +140,7 @@ def plan_for(
     grid = grid_for_size(pipe, token_plan, height, width, num_frames)
     order = getattr(pipe.scheduler, "order", 1)
     plan = build_plan(config, num_inference_steps * order - (order - 1), grid.num_tokens)
-    num_text = token_plan.num_text(pipe, max_sequence_length)
+    num_text = token_plan.num_text(pipe, max_sequence_length) + token_plan.num_registers
     return Plan(plan.steps, plan.num_tokens, plan_cost(plan, token_plan, pipe.transformer, num_text, config=config))
 
 

@@ -60,7 +60,10 @@ class TokenGrid:
         )
 
     def patchify(self, noise: torch.Tensor) -> torch.Tensor:
-        """Noise in any of its forms to tokens [B, N, C * pixels]; inside a token the channel varies slowest."""
+        """Noise in any of its forms to tokens [B, N, C * pixels]; inside a token the channel varies slowest.
+
+        Frames that are missing at the beginning of a video are given (image to video): their tokens are zero.
+        """
         if noise.ndim == 3:
             return noise[:, : self.num_tokens]
         if noise.ndim == 4:
@@ -69,6 +72,9 @@ class TokenGrid:
             noise = noise.movedim(self.channel_dim, 1)
         batch, channels = noise.shape[:2]
         f, p = self.patch_frames, self.patch_size
+        num_given = self.num_frames * f - noise.shape[2]
+        if num_given > 0:
+            noise = torch.nn.functional.pad(noise, (0, 0, 0, 0, num_given, 0))
         patches = noise.reshape(batch, channels, self.num_frames, f, self.height, p, self.width, p)
         return patches.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(batch, self.num_tokens, channels * self.pixels_per_token)
 

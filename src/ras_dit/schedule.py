@@ -31,7 +31,7 @@ def noise_levels(scheduler: Any) -> list[float]:
     return [float(t) / scheduler.config.num_train_timesteps for t in timesteps.tolist()] + [0.0]
 
 
-_STOCHASTIC_CLASSES = ("LCM", "Ancestral", "SDE", "TCD", "DDPM", "SASolver")
+_STOCHASTIC_CLASSES = ("LCM", "Ancestral", "SDE", "TCD", "DDPM", "SASolver", "CogVideoXDPM")
 
 
 def why_stochastic(scheduler: Any) -> str | None:

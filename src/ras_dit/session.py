@@ -155,7 +155,7 @@ class Session:
     def _begin_generation(self, transformer: torch.nn.Module, arguments: dict[str, Any]) -> None:
         self._is_due = False
         token_plan, scheduler = self.token_plan, self._scheduler
-        latents, text = arguments[token_plan.latents], arguments.get(token_plan.text)
+        latents = arguments[token_plan.latents]
         grid = token_plan.grid(transformer, arguments)
         is_sequence = isinstance(latents, torch.Tensor) and latents.ndim == 3
         num_extra = latents.shape[1] - grid.num_tokens if is_sequence else 0
@@ -165,7 +165,7 @@ class Session:
         allowed = self._allowed_tokens(grid)
         num_allowed = None if allowed is None else max(num_first + 1, int(allowed.sum(dim=1).min()))
         plan = build_plan(self.config, len(sigmas) - 1, grid.num_tokens, num_first, num_allowed)
-        num_text = text.shape[1] if isinstance(text, torch.Tensor) else 0
+        num_text = token_plan.count_text(arguments)
         reason = why_stochastic(scheduler)
         if reason:
             reason += ": noise cannot be carried from step to step, so the whole run was dense."

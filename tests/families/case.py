@@ -9,6 +9,12 @@ from typing import Any
 import torch
 
 
+def normals(seed: int = 1) -> Callable[..., torch.Tensor]:
+    """A function that draws normal tensors of a given shape, the same every time."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda *shape: torch.randn(*shape, generator=generator)
+
+
 def first_output(output: Any) -> torch.Tensor:
     """The latents of a pipeline's output (``images`` or ``frames``)."""
     return output[0]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+from ras_dit.models.cogvideox import COGVIDEOX
+from ras_dit.models.hunyuan_video import HUNYUAN_VIDEO
+from ras_dit.models.ltx import LTX
 from ras_dit.models.lumina_next import LUMINA_NEXT
 from ras_dit.models.plan import TokenPlan, TokenSelect
 from ras_dit.models.refused import REFUSED
@@ -15,6 +18,9 @@ TOKEN_PLANS: dict[str, TokenPlan] = {
     for plan in (
         SD3,
         LUMINA_NEXT,
+        LTX,
+        HUNYUAN_VIDEO,
+        COGVIDEOX,
     )
 }
 

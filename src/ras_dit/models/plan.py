@@ -54,7 +54,8 @@ class TokenPlan:
         latents: argument with the latents.
         timestep: argument with the timestep.
         scheduler_timestep: that argument -> the scheduler's timestep it stands for.
-        text: argument with the text tokens [R, L, D].
+        text: arguments with the text tokens [R, L, D], one after the other in the sequence.
+        num_registers: tokens of the model's own that stand with the text.
         patch: latent frames and latent pixels per token side: transformer -> (frames, pixels).
         num_text: text tokens per prompt, (pipeline, max_sequence_length) -> int, for estimates made before a run.
         joint_offset: where the grid begins in a joint sequence, by row of the batch, where the model makes that depend
@@ -79,13 +80,19 @@ class TokenPlan:
     latents: str = "hidden_states"
     timestep: str = "timestep"
     scheduler_timestep: Callable[[torch.Tensor], torch.Tensor] = lambda timestep: timestep
-    text: str = "encoder_hidden_states"
+    text: tuple[str, ...] = ("encoder_hidden_states",)
+    num_registers: int = 0
     patch: Callable[[Any], tuple[int, int]] = lambda transformer: (1, transformer.config.patch_size)
     num_text: Callable[[Any, int], int] = lambda pipe, max_sequence_length: max_sequence_length
     joint_offset: Callable[[Arguments], torch.Tensor] | None = None
     num_first: Callable[[Any, Arguments, TokenGrid], int] = lambda transformer, arguments, grid: 0
     check: Callable[[Any, Arguments], str | None] = lambda transformer, arguments: None
     caveats: tuple[str, ...] = field(default=())
+
+    def count_text(self, arguments: Arguments) -> int:
+        """Text and register tokens of a call."""
+        texts = [arguments.get(name) for name in self.text]
+        return self.num_registers + sum(text.shape[1] for text in texts if isinstance(text, torch.Tensor))
 
     @property
     def is_per_image(self) -> bool:
@@ -123,6 +130,12 @@ def matches(name: str, pattern: str) -> bool:
 def picture_grid(transformer: Any, arguments: Arguments) -> TokenGrid:
     """The grid of ``hidden_states`` [R, C, H, W] with ``config.patch_size``."""
     return TokenGrid.of_latents(arguments["hidden_states"], transformer.config.patch_size)
+
+
+def video_grid(transformer: Any, arguments: Arguments) -> TokenGrid:
+    """The grid of ``hidden_states`` [R, C, F, H, W] with ``config.patch_size`` and ``config.patch_size_t``."""
+    config = transformer.config
+    return TokenGrid.of_video(arguments["hidden_states"], config.patch_size, config.patch_size_t)
 
 
 def grid_of_ids(ids: torch.Tensor, patch_size: int) -> TokenGrid:

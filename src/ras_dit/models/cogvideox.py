@@ -1,0 +1,38 @@
+"""CogVideoX: joint attention, text first, then (frame, row, column) tokens; noise [B, F, C, H, W]."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ras_dit.geometry import TokenGrid
+from ras_dit.models.plan import Arguments, TokenPlan, TokenSelect
+
+
+def grid(transformer: Any, arguments: Arguments) -> TokenGrid:
+    """CogVideoX 1.5 packs frames into tokens as well."""
+    config = transformer.config
+    return TokenGrid.of_video(arguments["hidden_states"], config.patch_size, config.patch_size_t or 1, channel_dim=2)
+
+
+COGVIDEOX = TokenPlan(
+    transformer="CogVideoXTransformer3DModel",
+    family="CogVideoX, CogVideoX 1.5",
+    pipelines=("CogVideoXPipeline",),
+    gather={
+        "": {"image_rotary_emb": TokenSelect(dim=0)},
+        "patch_embed": {0: TokenSelect(stream="joint")},
+    },
+    scatter="proj_out",
+    attention={"transformer_blocks.*.attn1": "joint"},
+    layout="text_first",
+    grid=grid,
+    patch=lambda transformer: (transformer.config.patch_size_t or 1, transformer.config.patch_size),
+    linears={
+        "*.norm*": "row",
+        "transformer_blocks.*": "joint",
+        "patch_embed.proj": "all_image",
+        "patch_embed.text_proj": "text",
+        "proj_out": "image",
+    },
+    caveats=("CogVideoXDPMScheduler adds fresh noise at every step and runs dense; use CogVideoXDDIMScheduler.",),
+)
