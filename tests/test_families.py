@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from ras_dit.session import transformers_of
 
 REGION = RASConfig(sample_ratio=0.25, warmup_steps=2)
 CASES = {case.name: case for case in all_cases()}
-SIZES = [(1, 4, 6), (2, 6, 4)]  # batch, height, width
+SIZES = [(1, 6, 8), (2, 8, 6)]  # batch, height, width
 
 
 def run(case: FamilyCase, pipe: Any, size: tuple[int, int, int]) -> torch.Tensor:
@@ -105,7 +106,7 @@ def region_noises(
     case: FamilyCase, pipe: Any, size: tuple[int, int, int], factor: float
 ) -> tuple[list[torch.Tensor], ras_dit.Trace]:
     """The noise of every transformer call of a region run over a scheduler that moves by a factor, and the trace."""
-    config = RASConfig(sample_ratio=0.4, warmup_steps=2, importance="random")
+    config = RASConfig(sample_ratio=0.3, warmup_steps=2, importance="random", token_multiple=16)
     with moving_by(pipe, factor), ras_dit.accelerate(pipe, config) as handle, recorded(pipe) as seen:
         run(case, pipe, size)
     return seen, handle.trace
@@ -127,8 +128,12 @@ def test_idle_ratio_one_region_and_undo(name: str) -> None:
         with ras_dit.accelerate(pipe, REGION) as handle:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", ras_dit.RASWarning)
+                for note in case.notes:
+                    warnings.filterwarnings("ignore", note, ras_dit.RASWarning)
                 fast = run(case, pipe, size)
             assert torch.equal(run(case, pipe, size), fast), "a second run gives the same"
+            for note in case.notes:
+                assert any(re.match(note, said) for said in handle.summary().notes)
         assert fast.isfinite().all()
         assert fast.shape == dense.shape
         assert not torch.equal(fast, dense)
@@ -223,7 +228,7 @@ def test_flops_agree_with_torchs_counter(name: str) -> None:
     assert plan is not None
     assert plan.cost is not None
     rows_per_evaluation = sum(rows) / len(plan)
-    assert plan.cost.total_flops * rows_per_evaluation == pytest.approx(sum(counted), rel=0.03)
+    assert plan.cost.total_flops * rows_per_evaluation == pytest.approx(sum(counted), rel=case.flops_tolerance)
 
 
 @contextmanager

@@ -32,6 +32,8 @@ class FamilyCase:
         num_calls: transformer calls per denoising evaluation (2 where guidance makes two).
         output: takes the latents out of what the pipeline returns.
         max_batch: largest batch the pipeline takes.
+        flops_tolerance: relative difference between the cost model and torch's counter that is accepted.
+        notes: patterns of the notes that a run is expected to leave.
     """
 
     name: str
@@ -40,3 +42,5 @@ class FamilyCase:
     num_calls: int = 1
     output: Callable[[Any], torch.Tensor] = first_output
     max_batch: int = 2
+    flops_tolerance: float = 0.03
+    notes: tuple[str, ...] = ()

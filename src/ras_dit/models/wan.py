@@ -1,0 +1,40 @@
+"""Wan 2.1 and 2.2: self-attention over (frame, row, column) tokens, uncached cross-attention to text and image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ras_dit.geometry import TokenGrid
+from ras_dit.models.plan import Arguments, TokenPlan, TokenSelect
+
+
+def grid(transformer: Any, arguments: Arguments) -> TokenGrid:
+    """The patch is (frames, rows, columns)."""
+    patch_frames, patch_size, _ = transformer.config.patch_size
+    return TokenGrid.of_video(arguments["hidden_states"], patch_size, patch_frames)
+
+
+WAN = TokenPlan(
+    transformer="WanTransformer3DModel",
+    family="Wan 2.1, 2.2",
+    pipelines=("WanPipeline",),
+    gather={
+        "rope": {0: TokenSelect(), 1: TokenSelect()},
+        "condition_embedder": {0: TokenSelect(), 1: TokenSelect()},
+        "blocks.0": {"hidden_states": TokenSelect()},
+    },
+    scatter="proj_out",
+    attention={"blocks.*.attn1": "image"},
+    grid=grid,
+    patch=lambda transformer: tuple(transformer.config.patch_size[:2]),
+    linears={
+        "blocks.*.attn2.to_k": "text",
+        "blocks.*.attn2.to_v": "text",
+        "blocks.*": "image",
+        "patch_embedding": "all_image",
+        "condition_embedder.text_embedder.*": "text",
+        "proj_out": "image",
+    },
+    cross_attention=("blocks.*.attn2",),
+    caveats=("Wan 2.2 14B has two transformers: the first evaluation of the second one is dense, with a note.",),
+)
