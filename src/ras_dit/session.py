@@ -16,7 +16,7 @@ from ras_dit.geometry import TokenGrid
 from ras_dit.models import TokenPlan
 from ras_dit.plan import Plan, build_plan
 from ras_dit.region import tokens_touched
-from ras_dit.schedule import first_index, noise_levels, observing, why_stochastic
+from ras_dit.schedule import first_index, first_of_second, noise_levels, observing, why_stochastic
 from ras_dit.seams import PatchedMethod
 from ras_dit.state import Call, Generation
 from ras_dit.tokens import TokenSeams
@@ -164,8 +164,9 @@ class Session:
         num_first = token_plan.num_first(transformer, arguments, grid)
         allowed = self._allowed_tokens(grid)
         num_allowed = None if allowed is None else max(num_first + 1, int(allowed.sum(dim=1).min()))
-        plan = build_plan(self.config, len(sigmas) - 1, grid.num_tokens, num_first, num_allowed)
-        num_text = token_plan.count_text(arguments)
+        second = first_of_second(self._pipe, scheduler, self._first)
+        plan = build_plan(self.config, len(sigmas) - 1, grid.num_tokens, num_first, num_allowed, second)
+        num_text = token_plan.count_text(transformer, arguments, grid)
         reason = why_stochastic(scheduler)
         if reason:
             reason += ": noise cannot be carried from step to step, so the whole run was dense."
@@ -179,7 +180,8 @@ class Session:
                 f"The run has {len(plan)} evaluations, all of them dense by the plan (warm-up or refresh steps): take "
                 "more steps or a shorter warm-up."
             )
-        cost = plan_cost(plan, token_plan, transformer, num_text, num_extra, self.config)
+        is_timed = token_plan.has_timestep_per_token(arguments, grid.num_tokens + num_extra)
+        cost = plan_cost(plan, token_plan, transformer, num_text, num_extra, self.config, is_timed)
         self.plan = Plan(plan.steps, plan.num_tokens, cost)
         notes = list(self._early_notes)
         self._early_notes.clear()

@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from diffusers import (
+    AutoencoderKLWan,
+    UniPCMultistepScheduler,
+    WanImageToVideoPipeline,
+    WanPipeline,
+    WanTransformer3DModel,
+    WanVideoToVideoPipeline,
+)
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from families.case import FamilyCase, normals
 from tiny import redraw
@@ -31,17 +39,51 @@ def tiny_transformer(seed: int = 0, **changes: Any) -> WanTransformer3DModel:
     return transformer
 
 
-def build(**components: Any) -> Any:
-    pipe = WanPipeline(
+def build(pipeline: Any = WanPipeline, transformer: dict[str, Any] | None = None, **components: Any) -> Any:
+    if pipeline is WanImageToVideoPipeline:
+        components = {"image_encoder": None, "image_processor": None, **components}
+    pipe = pipeline(
         tokenizer=None,
         text_encoder=None,
-        vae=None,
         scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
-        transformer=tiny_transformer(),
-        **components,
+        transformer=tiny_transformer(**(transformer or {})),
+        **{"vae": None, **components},
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def tiny_vae() -> AutoencoderKLWan:
+    torch.manual_seed(3)
+    vae = AutoencoderKLWan(
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
+    )
+    return vae.eval()
+
+
+def build_two() -> Any:
+    """Wan 2.2 14B: a second transformer for low noise, from the fifth or so of the eight timesteps on."""
+    return build(transformer_2=tiny_transformer(1), boundary_ratio=0.7)
+
+
+def build_image(is_2_1: bool) -> Any:
+    """Wan 2.1 concatenates the image to the latents and attends to its embedding; Wan 2.2 5B puts it in their place."""
+    if is_2_1:
+        changes = {"in_channels": 12, "image_dim": 20, "added_kv_proj_dim": 32}
+        torch.manual_seed(4)
+        sizes = {"hidden_size": 20, "intermediate_size": 40, "image_size": 16, "patch_size": 8}
+        encoder = CLIPVisionModel(CLIPVisionConfig(num_hidden_layers=2, num_attention_heads=2, **sizes)).eval()
+        processor = CLIPImageProcessor(size={"height": 16, "width": 16}, do_center_crop=False, do_rescale=False)
+        return build(
+            WanImageToVideoPipeline, changes, vae=tiny_vae(), image_encoder=encoder, image_processor=processor
+        )
+    return build(WanImageToVideoPipeline, vae=tiny_vae(), expand_timesteps=True)
 
 
 def call(batch: int = 1, height: int = 4, width: int = 6, **changes: Any) -> dict[str, Any]:
@@ -59,10 +101,24 @@ def call(batch: int = 1, height: int = 4, width: int = 6, **changes: Any) -> dic
     return {**arguments, **changes}
 
 
+def call_image(batch: int = 1, height: int = 4, width: int = 6, **changes: Any) -> dict[str, Any]:
+    image = normals(2)(1, 3, 16 * height, 16 * width).sigmoid()
+    return call(batch, height, width, image=image, **changes)
+
+
+def call_video(batch: int = 1, height: int = 4, width: int = 6) -> dict[str, Any]:
+    arguments = call(batch, height, width, num_inference_steps=10, strength=0.8)
+    del arguments["num_frames"], arguments["latents"]
+    video = normals(2)(batch, 4 * (FRAMES - 1) + 1, 3, 16 * height, 16 * width)
+    return {**arguments, "video": video.sigmoid(), "generator": torch.Generator().manual_seed(5)}
+
+
 CASES = [
     FamilyCase("wan", build, call, num_calls=2),
     FamilyCase("wan-no-cfg", build, lambda **size: call(**size, guidance_scale=1.0)),
-    FamilyCase(  # the timestep's embedding is worked out for every token then, which the cost model leaves out
-        "wan-per-token-timesteps", lambda: build(expand_timesteps=True), call, num_calls=2, flops_tolerance=0.3
-    ),
+    FamilyCase("wan-per-token-timesteps", lambda: build(expand_timesteps=True), call, num_calls=2),
+    FamilyCase("wan2.2", build_two, call, num_calls=2),
+    FamilyCase("wan-i2v", lambda: build_image(is_2_1=True), call_image, num_calls=2),
+    FamilyCase("wan2.2-5b-i2v", lambda: build_image(is_2_1=False), call_image, num_calls=2),
+    FamilyCase("wan-v2v", lambda: build(WanVideoToVideoPipeline, vae=tiny_vae()), call_video, num_calls=2),
 ]

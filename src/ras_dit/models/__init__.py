@@ -8,21 +8,32 @@ from typing import Any
 from ras_dit.models.auraflow import AURAFLOW
 from ras_dit.models.cogvideox import COGVIDEOX
 from ras_dit.models.cogview4 import COGVIEW4
+from ras_dit.models.flux import CHROMA, FLUX
+from ras_dit.models.flux2 import FLUX2
 from ras_dit.models.hunyuan_dit import HUNYUAN_DIT
 from ras_dit.models.hunyuan_video import HUNYUAN_VIDEO
 from ras_dit.models.ltx import LTX
+from ras_dit.models.lumina2 import LUMINA2
 from ras_dit.models.lumina_next import LUMINA_NEXT
 from ras_dit.models.pixart import PIXART
 from ras_dit.models.plan import TokenPlan, TokenSelect
+from ras_dit.models.qwen_image import QWEN_IMAGE
 from ras_dit.models.refused import REFUSED
 from ras_dit.models.sd3 import SD3
 from ras_dit.models.wan import WAN
+from ras_dit.models.z_image import Z_IMAGE
 
 TOKEN_PLANS: dict[str, TokenPlan] = {
     plan.transformer: plan
     for plan in (
         SD3,
         LUMINA_NEXT,
+        FLUX,
+        FLUX2,
+        CHROMA,
+        QWEN_IMAGE,
+        Z_IMAGE,
+        LUMINA2,
         PIXART,
         AURAFLOW,
         HUNYUAN_DIT,

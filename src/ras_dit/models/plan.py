@@ -17,9 +17,9 @@ Arguments = Mapping[str, Any]
 Stream = Literal["image", "joint"]
 """``image``: the tokens of the grid, then reference tokens. ``joint``: those and the text in one sequence."""
 
-FlopStream = Literal["image", "all_image", "text", "joint", "row"]
+FlopStream = Literal["image", "all_image", "text", "joint", "row", "timestep"]
 """What a linear layer works on: computed image rows, all of them (in front of the gather), text, computed image rows
-and text, or one vector per row of the batch."""
+and text, one vector per row of the batch, or one per timestep (as ``row``; as ``image`` where every token has its own)."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,9 @@ class TokenPlan:
         scheduler_timestep: that argument -> the scheduler's timestep it stands for.
         text: arguments with the text tokens [R, L, D], one after the other in the sequence.
         num_registers: tokens of the model's own that stand with the text.
+        count_others: how many tokens stand beside the image tokens, where that is more than text and registers
+            (padding): (transformer, arguments, grid) -> int.
+        has_shared_positions: the model reads the first image's positions for all of them.
         patch: latent frames and latent pixels per token side: transformer -> (frames, pixels).
         num_text: text tokens per prompt, (pipeline, max_sequence_length) -> int, for estimates made before a run.
         joint_offset: where the grid begins in a joint sequence, by row of the batch, where the model makes that depend
@@ -82,6 +85,8 @@ class TokenPlan:
     scheduler_timestep: Callable[[torch.Tensor], torch.Tensor] = lambda timestep: timestep
     text: tuple[str, ...] = ("encoder_hidden_states",)
     num_registers: int = 0
+    count_others: Callable[[Any, Arguments, TokenGrid], int] | None = None
+    has_shared_positions: bool = False
     patch: Callable[[Any], tuple[int, int]] = lambda transformer: (1, transformer.config.patch_size)
     num_text: Callable[[Any, int], int] = lambda pipe, max_sequence_length: max_sequence_length
     joint_offset: Callable[[Arguments], torch.Tensor] | None = None
@@ -89,14 +94,23 @@ class TokenPlan:
     check: Callable[[Any, Arguments], str | None] = lambda transformer, arguments: None
     caveats: tuple[str, ...] = field(default=())
 
-    def count_text(self, arguments: Arguments) -> int:
-        """Text and register tokens of a call."""
+    def count_text(self, transformer: Any, arguments: Arguments, grid: TokenGrid) -> int:
+        """Text, register and padding tokens of a call."""
+        if self.count_others is not None:
+            return self.count_others(transformer, arguments, grid)
         texts = [arguments.get(name) for name in self.text]
         return self.num_registers + sum(text.shape[1] for text in texts if isinstance(text, torch.Tensor))
+
+    def has_timestep_per_token(self, arguments: Arguments, num_image_rows: int) -> bool:
+        """Whether a call gives every image token a timestep of its own (a given first frame has 0)."""
+        timestep = arguments.get(self.timestep)
+        return isinstance(timestep, torch.Tensor) and timestep.ndim > 1 and timestep.shape[1] == num_image_rows
 
     @property
     def is_per_image(self) -> bool:
         """Whether the images of a batch can have active sets of their own."""
+        if self.has_shared_positions:
+            return False
         return all(select.dim != 0 for chosen in self.gather.values() for select in chosen.values())
 
     def attention_modules(self, transformer: torch.nn.Module) -> dict[str, tuple[torch.nn.Module, Stream]]:

@@ -1,0 +1,67 @@
+"""FLUX.1 and Chroma: joint attention, text first, in double- and single-stream blocks; tokens carry position ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ras_dit.geometry import TokenGrid
+from ras_dit.models.plan import Arguments, FlopStream, Stream, TokenPlan, TokenSelect, grid_of_ids
+
+
+def grid(transformer: Any, arguments: Arguments) -> TokenGrid:
+    """Tokens hold 2 x 2 latent pixels, packed by the pipeline."""
+    return grid_of_ids(arguments["img_ids"], patch_size=2)
+
+
+GATHER = {
+    "": {
+        "hidden_states": TokenSelect(),
+        "img_ids": TokenSelect(dim=0),
+        "controlnet_block_samples": TokenSelect(),
+        "controlnet_single_block_samples": TokenSelect(),
+    }
+}
+ATTENTION: dict[str, Stream] = {"transformer_blocks.*.attn": "joint", "single_transformer_blocks.*.attn": "joint"}
+LINEARS: dict[str, FlopStream] = {
+    "*.norm*": "row",
+    "transformer_blocks.*.attn.add_*": "text",
+    "transformer_blocks.*.attn.to_add_out": "text",
+    "transformer_blocks.*.ff_context.*": "text",
+    "transformer_blocks.*": "image",
+    "single_transformer_blocks.*": "joint",
+    "x_embedder": "image",
+    "context_embedder": "text",
+    "proj_out": "image",
+}
+
+FLUX = TokenPlan(
+    transformer="FluxTransformer2DModel",
+    family="FLUX.1 dev, schnell, Kontext, Fill, Krea",
+    pipelines=("FluxPipeline",),
+    gather=GATHER,
+    scatter="proj_out",
+    attention=ATTENTION,
+    layout="text_first",
+    grid=grid,
+    patch=lambda transformer: (1, 2),
+    scheduler_timestep=lambda timestep: timestep * 1000,
+    linears=LINEARS,
+    caveats=("Reference tokens (Kontext) are computed in every step.",),
+)
+
+CHROMA = TokenPlan(
+    transformer="ChromaTransformer2DModel",
+    family="Chroma",
+    pipelines=("ChromaPipeline",),
+    gather=GATHER,
+    scatter="proj_out",
+    attention=ATTENTION,
+    layout="text_first",
+    grid=grid,
+    patch=lambda transformer: (1, 2),
+    scheduler_timestep=lambda timestep: timestep * 1000,
+    linears=LINEARS,
+    caveats=(
+        "Its modulations come from one network of their own, worked out once per row, which the cost leaves out.",
+    ),
+)

@@ -1,0 +1,52 @@
+"""Qwen-Image: joint attention, text first under a padding mask; edit pipelines append reference tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ras_dit.geometry import TokenGrid
+from ras_dit.models.plan import Arguments, TokenPlan, TokenSelect
+
+
+def grid(transformer: Any, arguments: Arguments) -> TokenGrid:
+    """The pipeline passes (frames, rows, columns) of the picture, then those of the references."""
+    shapes = arguments["img_shapes"][0]
+    frames, height, width = shapes[0] if isinstance(shapes[0], (tuple, list)) else shapes
+    return TokenGrid(height, width, 2, frames)
+
+
+def check(transformer: Any, arguments: Arguments) -> str | None:
+    """Two timesteps in one sequence are told apart by places that the model works out itself."""
+    if transformer.config.zero_cond_t:
+        return "This Qwen-Image modulates reference tokens separately (zero_cond_t): the whole run was dense."
+    return None
+
+
+QWEN_IMAGE = TokenPlan(
+    transformer="QwenImageTransformer2DModel",
+    family="Qwen-Image, Qwen-Image-Edit",
+    pipelines=("QwenImagePipeline",),
+    gather={
+        "": {"hidden_states": TokenSelect(), "controlnet_block_samples": TokenSelect()},
+        "pos_embed": {0: TokenSelect(dim=0)},
+    },
+    scatter="proj_out",
+    attention={"transformer_blocks.*.attn": "joint"},
+    layout="text_first",
+    grid=grid,
+    patch=lambda transformer: (1, 2),
+    scheduler_timestep=lambda timestep: timestep * 1000,
+    check=check,
+    linears={
+        "transformer_blocks.*.img_mod.*": "row",
+        "transformer_blocks.*.txt_mod.*": "row",
+        "transformer_blocks.*.attn.add_*": "text",
+        "transformer_blocks.*.attn.to_add_out": "text",
+        "transformer_blocks.*.txt_mlp.*": "text",
+        "transformer_blocks.*": "image",
+        "img_in": "image",
+        "txt_in": "text",
+        "proj_out": "image",
+    },
+    caveats=("Reference tokens are computed in every step.",),
+)
