@@ -13,7 +13,7 @@ def grid(transformer: Any, arguments: Arguments) -> TokenGrid:
     return grid_of_ids(arguments["img_ids"], patch_size=2)
 
 
-GATHER = {
+GATHER: dict[str, dict[str | int, TokenSelect]] = {
     "": {
         "hidden_states": TokenSelect(),
         "img_ids": TokenSelect(dim=0),
