@@ -20,6 +20,7 @@ def step_flops(
     num_text: int,
     num_extra: int = 0,
     kv_cache_layers: float = 1.0,
+    has_timestep_per_token: bool = False,
 ) -> float:
     """Multiply-adds times two of one evaluation for one row of the batch.
 
@@ -33,6 +34,7 @@ def step_flops(
         num_text: text tokens L.
         num_extra: reference tokens M beside the grid, always computed.
         kv_cache_layers: share of the layers that attend over all keys in a region step.
+        has_timestep_per_token: every computed image token has a time embedding of its own.
     """
     image = num_active + num_extra
     rows = {
@@ -41,6 +43,7 @@ def step_flops(
         "text": num_text,
         "joint": image + num_text,
         "row": 1,
+        "timestep": image if has_timestep_per_token else 1,
     }
     total = 0
     for name, module in transformer.named_modules():
@@ -88,6 +91,7 @@ def plan_cost(
     num_text: int,
     num_extra: int = 0,
     config: RASConfig = RASConfig(),  # noqa: B008 (frozen)
+    has_timestep_per_token: bool = False,
 ) -> Cost:
     """The cost of a plan for one row of the batch (one image, one guidance branch).
 
@@ -101,10 +105,12 @@ def plan_cost(
         num_text: text tokens of the sequence.
         num_extra: reference tokens beside the grid.
         config: its ``kv_cache_*`` options count.
+        has_timestep_per_token: see `step_flops`.
     """
     num_tokens = plan.num_tokens
+    share, is_timed = config.kv_cache_layers, has_timestep_per_token
     by_count = {
-        count: step_flops(token_plan, transformer, count, num_tokens, num_text, num_extra, config.kv_cache_layers)
+        count: step_flops(token_plan, transformer, count, num_tokens, num_text, num_extra, share, is_timed)
         for count in {num_tokens, *(step.num_active for step in plan if step.kind != "skip")}
     }
     total = sum(by_count[step.num_active] for step in plan if step.kind != "skip")

@@ -104,7 +104,12 @@ class Plan:
 
 
 def build_plan(
-    config: RASConfig, num_steps: int, num_tokens: int, num_first: int = 0, num_allowed: int | None = None
+    config: RASConfig,
+    num_steps: int,
+    num_tokens: int,
+    num_first: int = 0,
+    num_allowed: int | None = None,
+    dense_step: int | None = None,
 ) -> Plan:
     """The plan of a run.
 
@@ -114,6 +119,7 @@ def build_plan(
         num_tokens: image tokens N.
         num_first: tokens that every step computes (a given first frame); the ratio is one of the rest.
         num_allowed: tokens that region steps may compute (inside a region of interest); None for all.
+        dense_step: a step that must be dense besides those of the config (the first of a second transformer).
 
     Raises:
         ValueError: a step of the config lies outside the run.
@@ -121,10 +127,10 @@ def build_plan(
     if num_steps < 1 or num_tokens < 1:
         raise ValueError(f"plan: got {num_steps} steps of {num_tokens} tokens; allowed: at least 1 of each.")
     if config.rules == "reference":
-        steps = list(_reference_steps(config, num_steps, num_tokens))
+        steps = list(_reference_steps(config, num_steps, num_tokens, dense_step))
     else:
         allowed = num_tokens if num_allowed is None else num_allowed
-        steps = list(_adaptive_steps(config, num_steps, num_tokens, num_first, allowed))
+        steps = list(_adaptive_steps(config, num_steps, num_tokens, num_first, allowed, dense_step))
     return Plan(_mark_captures(steps), num_tokens)
 
 
@@ -151,7 +157,7 @@ def _num_warmup(config: RASConfig, num_steps: int) -> int:
 
 
 def _adaptive_steps(
-    config: RASConfig, num_steps: int, num_tokens: int, num_first: int, num_allowed: int
+    config: RASConfig, num_steps: int, num_tokens: int, num_first: int, num_allowed: int, dense_step: int | None
 ) -> Iterable[StepPlan]:
     warmup = _num_warmup(config, num_steps)
     refresh = {resolve_position("refresh_steps", step, num_steps) for step in config.refresh_steps}
@@ -160,6 +166,8 @@ def _adaptive_steps(
         raise ValueError(f"skip_steps and refresh_steps: both hold {clash}; a step is either dense or skipped.")
     if early := sorted(step for step in skip if step < warmup):
         raise ValueError(f"skip_steps: got {early}, inside the warm-up of {warmup} steps; skip later ones.")
+    if dense_step is not None:
+        refresh, skip = refresh | {dense_step}, skip - {dense_step}
     every = config.refresh_every
     end = num_steps - 1 if config.end_step is None else config.end_step
 
@@ -191,7 +199,7 @@ def _num_active(config: RASConfig, num_tokens: int, num_first: int, position: fl
     return min(num_tokens, max(1, -(-wanted // multiple)) * multiple)
 
 
-def _reference_steps(config: RASConfig, num_steps: int, num_tokens: int) -> Iterable[StepPlan]:
+def _reference_steps(config: RASConfig, num_steps: int, num_tokens: int, dense_step: int | None) -> Iterable[StepPlan]:
     """The authors' step flags and counts, truncations included."""
     start = _num_warmup(config, num_steps)
     end = num_steps if config.end_step is None else config.end_step
@@ -200,7 +208,7 @@ def _reference_steps(config: RASConfig, num_steps: int, num_tokens: int) -> Iter
     resets = {resolve_position("refresh_steps", step, num_steps) for step in config.refresh_steps}
     num_active = num_tokens
     for index in range(num_steps):
-        if config.sample_ratio == 1 or not start <= index <= end or index in resets:
+        if config.sample_ratio == 1 or not start <= index <= end or index in resets or index == dense_step:
             yield StepPlan(index, "dense", num_tokens)
             continue
         selects = index < end

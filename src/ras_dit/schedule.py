@@ -18,6 +18,21 @@ def first_index(scheduler: Any, timestep: Any) -> int:
     return int((scheduler.timesteps.float() - at).abs().argmin())
 
 
+def first_of_second(pipe: Any, scheduler: Any, first: int = 0) -> int | None:
+    """The evaluation with which a pipeline's second transformer begins (Wan 2.2's for low noise); None without one.
+
+    Args:
+        pipe: its ``boundary_ratio`` is a share of the training timesteps.
+        scheduler: with the timesteps of the run.
+        first: where in them the run begins.
+    """
+    boundary = pipe.config.get("boundary_ratio")
+    if boundary is None or getattr(pipe, "transformer_2", None) is None:
+        return None
+    is_second = scheduler.timesteps[first:] < boundary * scheduler.config.num_train_timesteps
+    return int(is_second.int().argmax()) if bool(is_second.any()) else None
+
+
 def noise_levels(scheduler: Any) -> list[float]:
     """The noise level in 0..1 of every evaluation of the schedule, and the last one reached (S + 1 numbers).
 

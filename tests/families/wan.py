@@ -80,9 +80,7 @@ def build_image(is_2_1: bool) -> Any:
         sizes = {"hidden_size": 20, "intermediate_size": 40, "image_size": 16, "patch_size": 8}
         encoder = CLIPVisionModel(CLIPVisionConfig(num_hidden_layers=2, num_attention_heads=2, **sizes)).eval()
         processor = CLIPImageProcessor(size={"height": 16, "width": 16}, do_center_crop=False, do_rescale=False)
-        return build(
-            WanImageToVideoPipeline, changes, vae=tiny_vae(), image_encoder=encoder, image_processor=processor
-        )
+        return build(WanImageToVideoPipeline, changes, vae=tiny_vae(), image_encoder=encoder, image_processor=processor)
     return build(WanImageToVideoPipeline, vae=tiny_vae(), expand_timesteps=True)
 
 

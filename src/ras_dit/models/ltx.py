@@ -34,6 +34,7 @@ LTX = TokenPlan(
         "transformer_blocks.*.attn2.to_v": "text",
         "transformer_blocks.*": "image",
         "proj_in": "all_image",
+        "time_embed.*": "timestep",
         "proj_out": "image",
         "caption_projection.*": "text",
     },

@@ -17,10 +17,10 @@ def grid(transformer: Any, arguments: Arguments) -> TokenGrid:
 WAN = TokenPlan(
     transformer="WanTransformer3DModel",
     family="Wan 2.1, 2.2",
-    pipelines=("WanPipeline",),
+    pipelines=("WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline"),
     gather={
+        "": {"timestep": TokenSelect()},
         "rope": {0: TokenSelect(), 1: TokenSelect()},
-        "condition_embedder": {0: TokenSelect(), 1: TokenSelect()},
         "blocks.0": {"hidden_states": TokenSelect()},
     },
     scatter="proj_out",
@@ -28,13 +28,17 @@ WAN = TokenPlan(
     grid=grid,
     patch=lambda transformer: tuple(transformer.config.patch_size[:2]),
     linears={
+        # keys of the text and keys of the image prompt have layers of one size; the former stand for both
         "blocks.*.attn2.to_k": "text",
         "blocks.*.attn2.to_v": "text",
+        "blocks.*.attn2.add_*": "row",
         "blocks.*": "image",
         "patch_embedding": "all_image",
         "condition_embedder.text_embedder.*": "text",
+        "condition_embedder.time*": "timestep",
         "proj_out": "image",
     },
+    text=("encoder_hidden_states", "encoder_hidden_states_image"),
     cross_attention=("blocks.*.attn2",),
-    caveats=("Wan 2.2 14B has two transformers: the first evaluation of the second one is dense, with a note.",),
+    caveats=("Wan 2.2 14B has two transformers: the first evaluation of the second one is dense.",),
 )
