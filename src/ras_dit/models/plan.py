@@ -19,7 +19,7 @@ Stream = Literal["image", "joint"]
 
 FlopStream = Literal["image", "all_image", "text", "joint", "row", "timestep"]
 """What a linear layer works on: computed image rows, all of them (in front of the gather), text, computed image rows
-and text, one vector per row of the batch, or one per timestep (as ``row``; as ``image`` where tokens have their own)."""
+and text, one vector per row of the batch, or one per timestep (``row``, or ``image`` where every token has its own)."""
 
 
 @dataclass(frozen=True)
