@@ -121,4 +121,6 @@ class AttentionMerge(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is functional.scaled_dot_product_attention:
             return self.layer.attend(*args, **kwargs)
+        if func is torch.Tensor.unflatten:  # the method cannot be traced from here, the function can
+            return torch.unflatten(*args, **kwargs)
         return func(*args, **kwargs)

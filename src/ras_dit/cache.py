@@ -65,6 +65,13 @@ class RowIndex:
         order = (~is_kept).to(torch.uint8).argsort(dim=1, stable=True)  # kept rows first, in their order
         return order[:, : length - self.num_dropped]
 
+    def laid_out(self, length: int) -> tuple[torch.Tensor, bool, int]:
+        """Where the computed rows of a sequence [R, length, ...] lie: along ``length`` if one list serves all rows of
+        the batch (then True), else in the flat [R * length, ...]; and how many they are."""
+        positions = self.positions(length)
+        index = positions[0] if self.is_alike else self._flat(positions, 1, length)
+        return index, self.is_alike, positions.shape[1]
+
     def gather(self, sequence: torch.Tensor, dim: int = 1) -> torch.Tensor:
         """The computed rows of a sequence along ``dim``.
 

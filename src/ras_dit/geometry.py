@@ -14,7 +14,7 @@ class TokenGrid:
 
     Token ``t`` of a picture covers row ``t // width`` and column ``t % width``. Noise comes in three forms, told
     apart by its number of dimensions: a picture [B, C, H, W], a video (see ``channel_dim``), and a sequence of tokens
-    [B, N + M, D] in which M reference tokens may follow those of the grid.
+    [B, N + M, D] in which M reference tokens may stand before and behind those of the grid.
 
     Attributes:
         height: rows of tokens.
@@ -23,6 +23,7 @@ class TokenGrid:
         num_frames: frames of tokens (1 for a picture).
         patch_frames: latent frames per token.
         channel_dim: where a video keeps its channels: 1 in [B, C, F, H, W], 2 in [B, F, C, H, W].
+        num_before: reference tokens in front of the grid, of a sequence of tokens.
     """
 
     height: int
@@ -31,6 +32,7 @@ class TokenGrid:
     num_frames: int = 1
     patch_frames: int = 1
     channel_dim: int = 1
+    num_before: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -65,7 +67,7 @@ class TokenGrid:
         Frames that are missing at the beginning of a video are given (image to video): their tokens are zero.
         """
         if noise.ndim == 3:
-            return noise[:, : self.num_tokens]
+            return noise[:, self.num_before : self.num_before + self.num_tokens]
         if noise.ndim == 4:
             noise = noise.unsqueeze(2)
         else:
@@ -87,8 +89,9 @@ class TokenGrid:
         """
         batch, _, depth = tokens.shape
         if shape is not None and len(shape) == 3:
-            num_extra = shape[1] - self.num_tokens
-            return torch.nn.functional.pad(tokens, (0, 0, 0, num_extra)) if num_extra else tokens
+            num_behind = shape[1] - self.num_tokens - self.num_before
+            is_all = num_behind == 0 and self.num_before == 0
+            return tokens if is_all else torch.nn.functional.pad(tokens, (0, 0, self.num_before, num_behind))
         f, p = self.patch_frames, self.patch_size
         channels = depth // self.pixels_per_token
         patches = tokens.reshape(batch, self.num_frames, self.height, self.width, channels, f, p, p)

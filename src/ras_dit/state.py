@@ -51,6 +51,7 @@ class Call:
         captures: keys and values are to be kept.
         stopwatch: times it.
         num_image_rows: tokens of the grid and reference tokens beside it, N + M.
+        num_before: those of the reference tokens that stand in front of the grid.
         joint_rows: the active tokens in a joint sequence whose grid begins at a place of its own in every row.
     """
 
@@ -61,6 +62,7 @@ class Call:
     captures: bool
     stopwatch: Stopwatch
     num_image_rows: int
+    num_before: int = 0
     joint_rows: RowIndex | None = None
 
 
@@ -151,7 +153,8 @@ class Generation:
             step = self.trace.steps[-1]
         captures = kind == "dense" and needs_memory and self._reads_cache_later(planned.captures)
         num_image_rows = self.grid.num_tokens + self.num_extra
-        return Call(kind, branch, rows, is_active, captures, Stopwatch(step, device), num_image_rows)
+        num_before = self.grid.num_before
+        return Call(kind, branch, rows, is_active, captures, Stopwatch(step, device), num_image_rows, num_before)
 
     def _why_dense(self, branch: Branch | None, num_rows: int) -> str | None:
         """The reason why a planned region or skipped step cannot be one."""
@@ -181,7 +184,8 @@ class Generation:
         num_images = self._active.shape[0]
         active = self._active.repeat(num_rows // num_images, 1)
         mask = selection.membership(self._active, self.grid.num_tokens).repeat(num_rows // num_images, 1)
-        return RowIndex(active, self.grid.num_tokens, is_shared=num_images == 1 or not self.is_per_image), mask
+        is_shared = num_images == 1 or not self.is_per_image
+        return RowIndex(active, self.grid.num_tokens, is_shared, offset=self.grid.num_before), mask
 
     def _mask(self, kind: StepKind) -> torch.Tensor | None:
         if kind == "dense" or self._age is None:
@@ -220,7 +224,12 @@ class Generation:
             branch.history.record(tokens, sigma, call.is_active)
             filled = torch.where(call.is_active[..., None], tokens, filled.to(tokens.dtype))
         self._keep(branch, filled)
-        return self.grid.unpatchify(filled, branch.noise_shape)
+        full = self.grid.unpatchify(filled, branch.noise_shape)
+        if self.num_extra and output is not None:  # reference tokens were computed: their noise is what it is
+            begin, end = self.grid.num_before, self.grid.num_before + self.grid.num_tokens
+            full[:, :begin] = output[:, :begin]
+            full[:, end:] = output[:, end:]
+        return full
 
     def _fill(self, branch: Branch) -> torch.Tensor:
         """What tokens that are not computed are given [R, N, D]."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ras_dit.attention import AttentionMerge, LayerSeam, UnsupportedAttentionError
-from ras_dit.cache import AS_COMPUTED, KVStorage, RowIndex
+from ras_dit.cache import AS_COMPUTED, KVCache, KVStorage, RowIndex
 from ras_dit.models import TokenPlan, TokenSelect
 from ras_dit.models.plan import Stream, matches
 from ras_dit.seams import PatchedMethod
@@ -42,6 +42,7 @@ class TokenSeams:
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._patches: list[PatchedMethod] = []
         self._layers: dict[str, tuple[LayerSeam, Stream]] = {}
+        self._blocks: list[BlockSeam] = []
 
     def attach(self) -> None:
         """Put the hooks in. They fire in the order rows are gathered, attended with, scattered."""
@@ -49,7 +50,10 @@ class TokenSeams:
         for module, chosen in plan.gather_modules(self.root):
             named = {name: select for name, select in chosen.items() if isinstance(name, str)}
             outputs = {index: select for index, select in chosen.items() if isinstance(index, int)}
-            if named:
+            if named and all(select.stream == "joint" for select in named.values()):
+                self._blocks.append(BlockSeam(module, named))
+                self._hooks.append(module.register_forward_pre_hook(self._blocks[-1], with_kwargs=True))
+            elif named:
                 signature = inspect.signature(type(module).forward)
                 hook = functools.partial(self._gather_arguments, named, signature)
                 self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
@@ -74,7 +78,7 @@ class TokenSeams:
             hook.remove()
         for patch in self._patches:
             patch.release()
-        self._hooks, self._patches, self._layers = [], [], {}
+        self._hooks, self._patches, self._layers, self._blocks = [], [], {}, []
 
     def begin(self, call: Call) -> None:
         """Tell every attention module what the call does. Nothing has to be worked out inside the modules then."""
@@ -93,8 +97,20 @@ class TokenSeams:
                     cached.aim(self._place(stream, call, call.rows, cached.length))
             layer.aim("region", cached_calls, call.rows.num_dropped)
 
+        if call.rows is not None and self._blocks:
+            length = self._joint_length(call.branch.layers)
+            rows = self._place("joint", call, call.rows, length)
+            for block in self._blocks:
+                block.aim(rows, length)
+
+    def _joint_length(self, layers: Mapping[str, list[KVCache]]) -> int:
+        """Length of the joint sequence, as the last dense step had it."""
+        return next(layers[name][0].length for name, (_, stream) in self._layers.items() if stream == "joint")
+
     def end(self, call: Call | None) -> None:
         """Hand what a capture kept to the call's branch; attention is left alone again."""
+        for block in self._blocks:
+            block.clear()
         for name, (layer, _) in self._layers.items():
             if call is not None and call.captures and call.branch is not None:
                 call.branch.layers[name] = layer.calls
@@ -172,7 +188,9 @@ class TokenSeams:
             return rows
         if call.joint_rows is not None:
             return call.joint_rows
-        return rows if self.token_plan.layout == "image_first" else rows.at(length - call.num_image_rows)
+        if self.token_plan.layout == "image_first":
+            return rows
+        return rows.at(length - call.num_image_rows + call.num_before)
 
     def _scatter(self, module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> Any:
         call = self._current()
@@ -180,6 +198,51 @@ class TokenSeams:
             return None
         length = output.shape[1] + call.rows.num_dropped
         return self._place(self.token_plan.scatter_stream, call, call.rows, length).scatter(output)
+
+
+class BlockSeam:
+    """Takes the rows of a block's arguments. It may be traced into a compiled block, so it only reads what `aim` laid
+    out.
+
+    Args:
+        module: the block.
+        chosen: names of its arguments -> the dimension that has one entry per row of the joint sequence.
+    """
+
+    def __init__(self, module: torch.nn.Module, chosen: Mapping[str, TokenSelect]) -> None:
+        parameters = list(inspect.signature(type(module).forward).parameters)[1:]
+        self.places = [(name, parameters.index(name), select.dim) for name, select in chosen.items()]
+        self.clear()
+
+    def clear(self) -> None:
+        """Leave the arguments alone."""
+        self.index: torch.Tensor | None = None
+        self.is_alike = False
+        self.count = 0
+
+    def aim(self, rows: RowIndex, length: int) -> None:
+        """Take these rows of a sequence of this length."""
+        self.index, self.is_alike, self.count = rows.laid_out(length)
+
+    def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.index is None:
+            return None
+        new_args, new_kwargs = list(args), dict(kwargs)
+        for name, place, dim in self.places:
+            if name in kwargs:
+                new_kwargs[name] = self._taken(kwargs[name], dim)
+            elif place < len(args):
+                new_args[place] = self._taken(args[place], dim)
+        return tuple(new_args), new_kwargs
+
+    def _taken(self, sequence: Any, dim: int) -> Any:
+        if not isinstance(sequence, torch.Tensor):
+            return sequence
+        assert self.index is not None
+        if self.is_alike:
+            return sequence.index_select(dim, self.index)
+        flat = sequence.reshape(sequence.shape[0] * sequence.shape[1], *sequence.shape[2:])
+        return flat.index_select(0, self.index).view(sequence.shape[0], self.count, *sequence.shape[2:])
 
 
 def attention_seam(
