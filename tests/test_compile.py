@@ -1,0 +1,62 @@
+"""torch.compile of the repeated blocks, whole graphs only, on one pipeline of every supported transformer class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import ras_dit
+from families import all_cases
+from families.case import FamilyCase
+from ras_dit import RASConfig
+from ras_dit.models import token_plan_of
+
+CONFIG = RASConfig(sample_ratio=0.25, warmup_steps=2, refresh_steps=(5,))
+
+
+def one_case_per_class() -> dict[str, FamilyCase]:
+    cases: dict[str, FamilyCase] = {}
+    for case in all_cases():
+        cases.setdefault(type(case.build().transformer).__name__, case)
+    return cases
+
+
+CASES = one_case_per_class()
+
+
+def blocks_of(transformer: Any) -> list[torch.nn.Module]:
+    """The repeated blocks: what holds an attention module that a token plan names."""
+    names = {name.rpartition(".")[0] for name in token_plan_of(transformer).attention_modules(transformer)}
+    return [transformer.get_submodule(name) for name in sorted(names)]
+
+
+def run(case: FamilyCase, pipe: Any) -> torch.Tensor:
+    torch.manual_seed(0)
+    return case.output(pipe(**case.call(batch=1, height=6, width=8)))
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_blocks_compile_whole_and_once_per_shape(name: str) -> None:
+    case = CASES[name]
+    pipe = case.build()
+    dense = run(case, pipe)
+    with ras_dit.accelerate(pipe, CONFIG):
+        fast = run(case, pipe)
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    try:
+        for block in blocks_of(pipe.transformer):
+            block.compile(fullgraph=True, backend=counter)
+        with ras_dit.accelerate(pipe, CONFIG):
+            assert torch.allclose(run(case, pipe), fast, atol=1e-4)
+            num_graphs = counter.frame_count
+            assert num_graphs > 0
+            assert torch.allclose(run(case, pipe), fast, atol=1e-4)
+            assert counter.frame_count == num_graphs, "nothing is compiled again for a second picture of the shape"
+        assert torch.allclose(run(case, pipe), dense, atol=1e-4)
+    finally:
+        torch.compiler.reset()
