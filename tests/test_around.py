@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.guiders import AdaptiveProjectedGuidance, ClassifierFreeGuidance
+from diffusers import LayerSkipConfig, SmoothedEnergyGuidanceConfig
+from diffusers.guiders import (
+    AdaptiveProjectedGuidance,
+    ClassifierFreeGuidance,
+    PerturbedAttentionGuidance,
+    SkipLayerGuidance,
+    SmoothedEnergyGuidance,
+)
 from diffusers.modular_pipelines import SequentialPipelineBlocks
 from diffusers.modular_pipelines.stable_diffusion_3.before_denoise import (
     StableDiffusion3PrepareLatentsStep,
@@ -14,9 +21,18 @@ from diffusers.modular_pipelines.stable_diffusion_3.before_denoise import (
 )
 from diffusers.modular_pipelines.stable_diffusion_3.denoise import StableDiffusion3DenoiseStep
 from diffusers.modular_pipelines.stable_diffusion_3.inputs import StableDiffusion3TextInputStep
+from diffusers.modular_pipelines.wan.before_denoise import (
+    WanPrepareLatentsStep,
+    WanSetTimestepsStep,
+    WanTextInputStep,
+)
+from diffusers.modular_pipelines.wan.denoise import WanDenoiseStep
+from diffusers.modular_pipelines.z_image.modular_blocks_z_image import ZImageCoreDenoiseStep
 
 import ras_dit
+from families import wan, z_image
 from ras_dit import RASConfig
+from test_families import moving_by, recorded
 from tiny import REGION, check_contract, inputs, run, tiny_pipeline
 
 CPU = torch.device("cpu")
@@ -82,6 +98,73 @@ def test_modular_pipelines_and_their_guiders(guider: Any) -> None:
     assert handle.summary().notes == ()
     assert [step.kind for step in handle.trace.steps] == ["dense"] * 2 + ["region"] * 8
     assert torch.equal(go(), dense)
+
+
+def three_calls(name: str) -> tuple[Any, Any]:
+    """A modular pipeline whose guider adds a third call in which a layer, or its attention, is left out."""
+    if name == "skipped layer":
+        blocks: Any = SequentialPipelineBlocks.from_blocks_dict(
+            {
+                "text": WanTextInputStep(),
+                "timesteps": WanSetTimestepsStep(),
+                "latents": WanPrepareLatentsStep(),
+                "denoise": WanDenoiseStep(),
+            }
+        )
+        family, skipped = wan, LayerSkipConfig(indices=[1], fqn="blocks")
+        guider: Any = SkipLayerGuidance(
+            guidance_scale=4.0, skip_layer_config=skipped, skip_layer_guidance_start=0.0, skip_layer_guidance_stop=1.0
+        )
+    else:
+        blocks, family = ZImageCoreDenoiseStep(), z_image
+        skipped = LayerSkipConfig(
+            indices=[1], fqn="layers", skip_attention=False, skip_ff=False, skip_attention_scores=True
+        )
+        guider = PerturbedAttentionGuidance(
+            guidance_scale=4.0,
+            perturbed_guidance_config=skipped,
+            perturbed_guidance_start=0.0,
+            perturbed_guidance_stop=1.0,
+        )
+    pipe, components = blocks.init_pipeline(), family.build()
+    pipe.update_components(transformer=components.transformer, scheduler=components.scheduler, guider=guider)
+    pipe.set_progress_bar_config(disable=True)
+    call = family.call(height=6, width=8)
+    call = {name: value for name, value in call.items() if name not in ("guidance_scale", "output_type")}
+    return pipe, lambda: pipe(**{**call, "latents": call["latents"].clone()}, output="latents")
+
+
+@pytest.mark.parametrize("name", ["skipped layer", "perturbed attention"])
+def test_guiders_that_make_three_calls(name: str) -> None:
+    pipe, go = three_calls(name)
+    dense = go()
+    with ras_dit.accelerate(pipe, RASConfig(sample_ratio=1.0)):
+        assert torch.equal(go(), dense)
+    with ras_dit.accelerate(pipe, REGION) as handle:
+        assert go().isfinite().all()
+    assert handle.summary().notes == ()
+    assert [step.kind for step in handle.trace.steps] == ["dense"] * 2 + ["region"] * 6
+    assert torch.equal(go(), dense)
+    config = RASConfig(sample_ratio=0.3, warmup_steps=2, importance="random", token_multiple=16)
+    with moving_by(pipe, 1.0), ras_dit.accelerate(pipe, config), recorded(pipe) as noises:
+        go()
+    assert len(noises) == 2 + 3 * 7, "the third call begins with the second evaluation"
+    for index, noise in enumerate(noises[2:]):
+        assert torch.equal(noise, noises[2 + index % 3]), f"call {index + 2}"
+
+
+def test_guidance_that_blurs_queries_runs_dense() -> None:
+    """It takes the tokens of an attention module for a whole picture."""
+    pipe, go = three_calls("skipped layer")
+    blurred = SmoothedEnergyGuidanceConfig(indices=[1], fqn="blocks")
+    pipe.update_components(guider=SmoothedEnergyGuidance(guidance_scale=4.0, seg_guidance_config=blurred))
+    dense = go()
+    with (
+        ras_dit.accelerate(pipe, REGION) as handle,
+        pytest.warns(ras_dit.RASWarning, match="SmoothedEnergyGuidance"),
+    ):
+        assert torch.equal(go(), dense)
+    assert any("SmoothedEnergyGuidance" in note for note in handle.summary().notes)
 
 
 def test_guidance_over_a_part_of_the_run() -> None:

@@ -163,6 +163,9 @@ class Session:
         sigmas = noise_levels(scheduler)[self._first :]
         num_first = token_plan.num_first(transformer, arguments, grid)
         allowed = self._allowed_tokens(grid)
+        given = token_plan.given_tokens(arguments, grid, num_extra)
+        if given is not None and self.config.sample_ratio < 1:
+            allowed = ~given if allowed is None else allowed.to(given.device) & ~given
         num_allowed = None if allowed is None else max(num_first + 1, int(allowed.sum(dim=1).min()))
         second = first_of_second(self._pipe, scheduler, self._first)
         plan = build_plan(self.config, len(sigmas) - 1, grid.num_tokens, num_first, num_allowed, second)
@@ -170,6 +173,8 @@ class Session:
         reason = why_stochastic(scheduler)
         if reason:
             reason += ": noise cannot be carried from step to step, so the whole run was dense."
+        elif "SmoothedEnergyGuidance" in type(getattr(self._pipe, "guider", None)).__name__:
+            reason = "SmoothedEnergyGuidance blurs queries as if all tokens were there: the whole run was dense."
         else:
             reason = token_plan.check(transformer, arguments)
         if plan.has_savings and reason:
