@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 import ras_dit
-from families import wan
+from families import hunyuan_video, ltx, wan
+from families.case import normals
 from ras_dit import RASConfig, build_plan
+from ras_dit.geometry import TokenGrid
+from ras_dit.models.ltx import grid_of_coordinates
 from ras_dit.schedule import first_of_second
 
 
@@ -70,3 +75,67 @@ def test_a_dense_step_besides_those_of_the_config() -> None:
     assert kinds(RASConfig(warmup_steps=2, skip_steps=(4, 6)), 4) == "ddrrdrsr"
     assert kinds(RASConfig(warmup_steps=2, refresh_steps=(5,)), 3) == "ddrdrdrr"
     assert kinds(RASConfig.reference(0.5, start_step=2, reset_steps=(6,)), 4) == "ddrrdrdr"
+
+
+def test_a_given_first_frame_is_in_every_step() -> None:
+    pipe = hunyuan_video.build_image("token_replace")
+    with ras_dit.accelerate(pipe, RASConfig(sample_ratio=0.25, warmup_steps=2)) as handle:
+        pipe(**hunyuan_video.call_image(height=4, width=6))
+    for step in handle.trace.steps[2:]:
+        assert step.active is not None
+        assert step.active[0, :24].tolist() == list(range(24))
+        assert step.active.shape[1] == 24 + 48 // 4
+
+
+@pytest.mark.parametrize("importance", ["error", "std", "random"])
+@pytest.mark.parametrize(("family", "name"), [(ltx, "ltx-i2v"), (ltx, "ltx-condition-first"), (wan, "wan2.2-5b-i2v")])
+def test_given_tokens_are_computed_in_dense_steps_only(family: Any, name: str, importance: str) -> None:
+    """Whatever noise they have is thrown away by the pipeline; some are not even shown to the scheduler."""
+    case = next(case for case in family.CASES if case.name == name)
+    pipe = case.build()
+    config = RASConfig(sample_ratio=0.25, warmup_steps=2, importance=importance)  # type: ignore[arg-type]
+    with ras_dit.accelerate(pipe, config) as handle:
+        pipe(**case.call(height=4, width=6))
+    assert len(handle.trace.steps) > 4
+    for step in handle.trace.steps[2:]:
+        assert step.active is not None
+        assert step.active.shape[1] == 72 // 4
+        assert int(step.active.min()) >= 24
+
+
+def test_conditions_in_front_of_the_grid_are_always_computed() -> None:
+    """Their noise counts where a condition is weak: it is that of the step, in its place."""
+    case = next(case for case in ltx.CASES if case.name == "ltx-condition-later")
+    pipe = case.build()
+    outputs: list[torch.Tensor] = []
+    with ras_dit.accelerate(pipe, RASConfig(sample_ratio=0.25, warmup_steps=2)) as handle:
+        hook = pipe.transformer.register_forward_hook(lambda module, args, output: outputs.append(output[0].clone()))
+        pipe(**case.call(height=4, width=6))
+        hook.remove()
+    assert handle.trace.grid == TokenGrid(4, 6, 1, 3, num_before=48)
+    for before, after in itertools.pairwise(outputs[2:]):
+        assert outputs[0].shape[1] == 5 * 24
+        assert not (before[:, :48] == after[:, :48]).all(dim=-1).any()
+    summary = handle.summary()
+    assert summary.notes == ()
+    assert ras_dit.Trace.from_json(handle.trace.to_json()).grid == handle.trace.grid
+
+
+def test_noise_of_a_sequence_with_conditions_in_front() -> None:
+    grid = TokenGrid(2, 3, 1, 2, num_before=4)
+    noise = normals()(2, 4 + 12 + 5, 7)
+    tokens = grid.patchify(noise)
+    assert torch.equal(tokens, noise[:, 4:16])
+    back = grid.unpatchify(tokens, noise.shape)
+    assert torch.equal(back[:, 4:16], tokens)
+    assert (back[:, :4] == 0).all()
+    assert (back[:, 16:] == 0).all()
+    assert back.shape == noise.shape
+
+
+@pytest.mark.parametrize("num_before", [0, 1, 2])
+def test_a_grid_from_coordinates(num_before: int) -> None:
+    times = torch.tensor([*[24.0, 40.0][:num_before], 0.0, 1.0, 9.0]) / 25
+    rows, columns = 32.0 * torch.arange(4), 32.0 * torch.arange(6)
+    coordinates = torch.stack([axis.flatten() for axis in torch.meshgrid(times, rows, columns, indexing="ij")])
+    assert grid_of_coordinates(coordinates, 1, 1) == TokenGrid(4, 6, 1, 3, num_before=24 * num_before)

@@ -6,13 +6,20 @@ import functools
 from typing import Any
 
 import torch
-from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    CogVideoXDDIMScheduler,
+    CogVideoXImageToVideoPipeline,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+    CogVideoXVideoToVideoPipeline,
+)
 
 from families.case import FamilyCase, normals
 from tiny import redraw
 
 
-def build(**changes: Any) -> Any:
+def build(pipeline: Any = CogVideoXPipeline, scheduler: Any = CogVideoXDDIMScheduler, **changes: Any) -> Any:
     torch.manual_seed(0)
     config: dict[str, Any] = {
         "num_attention_heads": 2,
@@ -30,10 +37,23 @@ def build(**changes: Any) -> Any:
     }
     transformer = CogVideoXTransformer3DModel(**{**config, **changes}).eval()
     redraw(transformer, 0)
-    scheduler = CogVideoXDDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
-    pipe = CogVideoXPipeline(tokenizer=None, text_encoder=None, vae=None, transformer=transformer, scheduler=scheduler)
+    pipe = pipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=None if pipeline is CogVideoXPipeline else tiny_vae(),
+        transformer=transformer,
+        scheduler=scheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True),
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def tiny_vae() -> AutoencoderKLCogVideoX:
+    torch.manual_seed(3)
+    vae = AutoencoderKLCogVideoX(
+        latent_channels=4, block_out_channels=(4, 4, 4, 4), layers_per_block=1, norm_num_groups=2
+    )
+    return vae.eval()
 
 
 def call(batch: int = 1, height: int = 4, width: int = 6, frames: int = 3, **changes: Any) -> dict[str, Any]:
@@ -51,12 +71,38 @@ def call(batch: int = 1, height: int = 4, width: int = 6, frames: int = 3, **cha
     return {**arguments, **changes}
 
 
+def call_image(batch: int = 1, height: int = 4, width: int = 6, **changes: Any) -> dict[str, Any]:
+    image = normals(2)(batch, 3, 16 * height, 16 * width).sigmoid()
+    return call(batch, height, width, image=image, generator=torch.Generator().manual_seed(5), **changes)
+
+
+def call_video(batch: int = 1, height: int = 4, width: int = 6) -> dict[str, Any]:
+    arguments = call(batch, height, width, num_inference_steps=10, strength=0.8)
+    del arguments["num_frames"], arguments["latents"]
+    video = normals(2)(batch, 9, 3, 16 * height, 16 * width).sigmoid()
+    return {**arguments, "video": video, "generator": torch.Generator().manual_seed(5)}
+
+
+NEWER: dict[str, Any] = {"patch_size_t": 2, "patch_bias": False, "sample_height": 16, "sample_width": 16}
+
 CASES = [
     FamilyCase("cogvideox", build, call),
+    FamilyCase("cogvideox-2b-no-rotary", functools.partial(build, use_rotary_positional_embeddings=False), call),
     FamilyCase("cogvideox-dynamic-cfg", build, lambda **size: call(**size, use_dynamic_cfg=True)),
     FamilyCase(
         "cogvideox1.5",
-        functools.partial(build, patch_size_t=2, patch_bias=False, sample_height=16, sample_width=16),
+        functools.partial(build, **NEWER),
         lambda **size: call(**size, frames=4, guidance_scale=1.0),
     ),
+    FamilyCase(
+        "cogvideox-i2v",
+        functools.partial(build, CogVideoXImageToVideoPipeline, in_channels=8, use_learned_positional_embeddings=False),
+        call_image,
+    ),
+    FamilyCase(
+        "cogvideox1.5-i2v",
+        functools.partial(build, CogVideoXImageToVideoPipeline, in_channels=8, ofs_embed_dim=8, **NEWER),
+        lambda **size: call_image(**size, frames=4),
+    ),
+    FamilyCase("cogvideox-v2v", functools.partial(build, CogVideoXVideoToVideoPipeline), call_video),
 ]

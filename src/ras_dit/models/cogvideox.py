@@ -17,7 +17,7 @@ def grid(transformer: Any, arguments: Arguments) -> TokenGrid:
 COGVIDEOX = TokenPlan(
     transformer="CogVideoXTransformer3DModel",
     family="CogVideoX, CogVideoX 1.5",
-    pipelines=("CogVideoXPipeline",),
+    pipelines=("CogVideoXPipeline", "CogVideoXImageToVideoPipeline", "CogVideoXVideoToVideoPipeline"),
     gather={
         "": {"image_rotary_emb": TokenSelect(dim=0)},
         "patch_embed": {0: TokenSelect(stream="joint")},

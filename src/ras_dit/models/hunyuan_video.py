@@ -16,7 +16,7 @@ def num_first(transformer: Any, arguments: Arguments, grid: TokenGrid) -> int:
 HUNYUAN_VIDEO = TokenPlan(
     transformer="HunyuanVideoTransformer3DModel",
     family="HunyuanVideo",
-    pipelines=("HunyuanVideoPipeline",),
+    pipelines=("HunyuanVideoPipeline", "HunyuanVideoImageToVideoPipeline"),
     gather={
         "x_embedder": {0: TokenSelect()},
         "rope": {0: TokenSelect(dim=0), 1: TokenSelect(dim=0)},

@@ -106,6 +106,19 @@ class TokenPlan:
         timestep = arguments.get(self.timestep)
         return isinstance(timestep, torch.Tensor) and timestep.ndim > 1 and timestep.shape[1] == num_image_rows
 
+    def given_tokens(self, arguments: Arguments, grid: TokenGrid, num_extra: int = 0) -> torch.Tensor | None:
+        """Tokens of the grid that have timestep 0 and are not sampled, bool [1, N]; None without one.
+
+        Args:
+            arguments: of a call.
+            grid: its token grid.
+            num_extra: reference tokens M beside the grid.
+        """
+        if not self.has_timestep_per_token(arguments, grid.num_tokens + num_extra):
+            return None
+        is_given = arguments[self.timestep][:1, grid.num_before : grid.num_before + grid.num_tokens] == 0
+        return is_given if bool(is_given.any()) else None
+
     @property
     def is_per_image(self) -> bool:
         """Whether the images of a batch can have active sets of their own."""

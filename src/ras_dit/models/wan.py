@@ -26,6 +26,7 @@ WAN = TokenPlan(
     scatter="proj_out",
     attention={"blocks.*.attn1": "image"},
     grid=grid,
+    scheduler_timestep=lambda timestep: timestep.amax(),  # given tokens have lower ones
     patch=lambda transformer: tuple(transformer.config.patch_size[:2]),
     linears={
         # keys of the text and keys of the image prompt have layers of one size; the former stand for both
