@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ from diffusers.modular_pipelines.wan.denoise import WanDenoiseStep
 from diffusers.modular_pipelines.z_image.modular_blocks_z_image import ZImageCoreDenoiseStep
 
 import ras_dit
-from families import wan, z_image
+from families import flux, wan, z_image
 from ras_dit import RASConfig
 from test_families import moving_by, recorded
 from tiny import REGION, check_contract, inputs, run, tiny_pipeline
@@ -178,3 +179,40 @@ def test_guidance_over_a_part_of_the_run() -> None:
         assert go().isfinite().all()
     assert any("A guidance branch began" in note for note in handle.summary().notes)
     assert torch.equal(go(), dense)
+
+
+@pytest.fixture
+def flux_pipe() -> Iterator[Any]:
+    """A FLUX.1 pipeline on the native backend. diffusers makes a pipeline's backend that of all others as well."""
+    pipe = flux.build()
+    pipe.transformer.set_attention_backend("native")
+    yield pipe
+    pipe.transformer.set_attention_backend("native")
+
+
+@pytest.mark.parametrize("backend", ["native", "_native_math"])
+def test_native_attention_backends(flux_pipe: Any, backend: str) -> None:
+    pipe = flux_pipe
+    pipe.transformer.set_attention_backend(backend)
+    call = flux.call(height=6, width=8)
+    dense = pipe(**call).images
+    with ras_dit.accelerate(pipe, RASConfig(sample_ratio=1.0)):
+        assert torch.equal(pipe(**call).images, dense)
+    with ras_dit.accelerate(pipe, REGION) as handle:
+        assert pipe(**call).images.isfinite().all()
+    assert handle.summary().token_steps < 8
+    assert torch.equal(pipe(**call).images, dense)
+
+
+def test_a_backend_that_keys_cannot_be_merged_into_is_refused_and_leaves_the_pipeline_well(flux_pipe: Any) -> None:
+    pipe = flux_pipe
+    call = flux.call(height=6, width=8)
+    dense = pipe(**call).images
+    pipe.transformer.set_attention_backend("flex")
+    with ras_dit.accelerate(pipe, REGION), pytest.raises(ValueError, match="set_attention_backend"):
+        pipe(**call)
+    pipe.transformer.set_attention_backend("native")
+    assert torch.equal(pipe(**call).images, dense)
+    with ras_dit.accelerate(pipe, REGION) as handle:
+        pipe(**call)
+    assert handle.summary().notes == ()
