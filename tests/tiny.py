@@ -89,7 +89,8 @@ def run(pipe: Any, **call: Any) -> torch.Tensor:
     return pipe(**call).images
 
 
-def tiny_vae() -> Any:
+def tiny_vae(latent_channels: int = 16) -> Any:
+    """An autoencoder whose latents are half as large per side."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(3)
@@ -98,7 +99,7 @@ def tiny_vae() -> Any:
         up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
         block_out_channels=(4, 8),
         layers_per_block=1,
-        latent_channels=16,
+        latent_channels=latent_channels,
         norm_num_groups=2,
         sample_size=32,
         scaling_factor=1.0,
