@@ -37,7 +37,15 @@ LINEARS: dict[str, FlopStream] = {
 FLUX = TokenPlan(
     transformer="FluxTransformer2DModel",
     family="FLUX.1 dev, schnell, Kontext, Fill, Krea",
-    pipelines=("FluxPipeline",),
+    pipelines=(
+        "FluxPipeline",
+        "FluxImg2ImgPipeline",
+        "FluxInpaintPipeline",
+        "FluxFillPipeline",
+        "FluxKontextPipeline",
+        "FluxControlPipeline",
+        "FluxControlNetPipeline",
+    ),
     gather=GATHER,
     scatter="proj_out",
     attention=ATTENTION,
