@@ -44,6 +44,10 @@ def methods() -> dict[str, tuple[RASConfig | None, int, str]]:
         "warm-up 0.15": {"warmup_steps": 0.15},
         "dense every 3": {"refresh_every": 3},
         "dense every 5": {"refresh_every": 5},
+        "the cache in float8_e4m3fn": {"kv_cache_dtype": "float8_e4m3fn"},
+        "the cache in bfloat16": {"kv_cache_dtype": "bfloat16"},
+        "half of the layers keep the cache": {"kv_cache_layers": 0.5},
+        "a quarter of the layers keeps it": {"kv_cache_layers": 0.25},
     }.items():
         rows[f"balanced, but {name}"] = (balanced.replace(**changes), STEPS, "euler")
     for name, preset in PRESETS.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 import pytest
@@ -222,3 +223,32 @@ def test_attention_that_cannot_be_merged_is_refused() -> None:
     ras_dit.enable(pipe, REGION)
     with pytest.raises(ras_dit.UnsupportedAttentionError, match=r"Eager in transformer_blocks\.0\.attn"):
         run(pipe, **inputs())
+
+
+def test_models_that_mix_all_tokens_are_refused_with_the_reason() -> None:
+    from diffusers import SanaTransformer2DModel
+
+    transformer = SanaTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=1,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=16,
+        caption_channels=8,
+        sample_size=8,
+    )
+    pipe = types.SimpleNamespace(transformer=transformer, scheduler=tiny_pipeline().scheduler)
+    with pytest.raises(ValueError, match="got SanaTransformer2DModel; .*linear attention .* convolutions"):
+        ras_dit.enable(pipe)
+
+
+def test_an_unknown_class_hears_of_the_nearest_one() -> None:
+    class FluxTransformer3DModel(torch.nn.Module):
+        pass
+
+    pipe = types.SimpleNamespace(transformer=FluxTransformer3DModel(), scheduler=tiny_pipeline().scheduler)
+    with pytest.raises(ValueError, match=r"nearest supported one is FluxTransformer2DModel.*docs/adding-a-model\.md"):
+        ras_dit.enable(pipe)
