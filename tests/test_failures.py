@@ -241,7 +241,7 @@ def test_models_that_mix_all_tokens_are_refused_with_the_reason() -> None:
         sample_size=8,
     )
     pipe = types.SimpleNamespace(transformer=transformer, scheduler=tiny_pipeline().scheduler)
-    with pytest.raises(ValueError, match="got SanaTransformer2DModel; .*linear attention .* convolutions"):
+    with pytest.raises(ValueError, match=r"got SanaTransformer2DModel; .*linear attention .* convolutions"):
         ras_dit.enable(pipe)
 
 

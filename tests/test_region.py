@@ -12,6 +12,7 @@ from diffusers import StableDiffusion3InpaintPipeline
 from PIL import Image
 
 import ras_dit
+from families import all_cases
 from ras_dit import RASConfig, TokenGrid
 from ras_dit.plan import build_plan
 from ras_dit.region import RegionOfInterest, tokens_touched
@@ -125,6 +126,22 @@ def test_the_inpainting_mask_is_picked_up_on_request() -> None:
     assert grid is not None
     inside = tokens_touched(call["mask_image"][0] > 0.5, grid)[0]
     assert 0 < inside.sum() < grid.num_tokens
+    for step in handle.trace.steps[2:]:
+        assert step.active is not None
+        assert inside[step.active].all()
+
+
+@pytest.mark.parametrize("family", ["flux-inpaint", "flux-fill", "qwen-image-inpaint"])
+def test_other_families_inpainting_masks_are_picked_up_too(family: str) -> None:
+    case = next(case for case in all_cases() if case.name == family)
+    pipe, call = case.build(), case.call(height=6, width=8)
+    with ras_dit.accelerate(pipe, RASConfig(sample_ratio=0.2, warmup_steps=2, region_of_interest="inpaint")) as handle:
+        case.output(pipe(**call))
+    assert handle.summary().notes == ()
+    grid = handle.trace.grid
+    assert grid is not None
+    inside = tokens_touched(call["mask_image"][0] > 0.5, grid)[0]
+    assert inside.sum() == 5 * 7
     for step in handle.trace.steps[2:]:
         assert step.active is not None
         assert inside[step.active].all()

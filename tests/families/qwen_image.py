@@ -12,7 +12,7 @@ from families.case import FamilyCase, normals
 from tiny import redraw
 
 
-def build(**changes: Any) -> Any:
+def build(pipeline: Any = QwenImagePipeline, vae: Any = None, components: Any = None, **changes: Any) -> Any:
     torch.manual_seed(0)
     config: dict[str, Any] = {
         "patch_size": 2,
@@ -26,12 +26,13 @@ def build(**changes: Any) -> Any:
     }
     transformer = QwenImageTransformer2DModel(**{**config, **changes}).eval()
     redraw(transformer, 0)
-    pipe = QwenImagePipeline(
+    pipe = pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        vae=None,
+        vae=vae,
         text_encoder=None,
         tokenizer=None,
+        **(components or {}),
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe

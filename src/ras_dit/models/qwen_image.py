@@ -25,7 +25,14 @@ def check(transformer: Any, arguments: Arguments) -> str | None:
 QWEN_IMAGE = TokenPlan(
     transformer="QwenImageTransformer2DModel",
     family="Qwen-Image, Qwen-Image-Edit",
-    pipelines=("QwenImagePipeline",),
+    pipelines=(
+        "QwenImagePipeline",
+        "QwenImageImg2ImgPipeline",
+        "QwenImageInpaintPipeline",
+        "QwenImageControlNetPipeline",
+        "QwenImageEditPipeline",
+        "QwenImageEditPlusPipeline",
+    ),
     gather={
         "": {"hidden_states": TokenSelect(), "controlnet_block_samples": TokenSelect()},
         "pos_embed": {0: TokenSelect(dim=0)},
