@@ -6,13 +6,13 @@ import functools
 from typing import Any
 
 import torch
-from diffusers import ChromaPipeline, ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
+from diffusers import ChromaImg2ImgPipeline, ChromaPipeline, ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
 
 from families.case import FamilyCase, normals
-from tiny import redraw
+from tiny import redraw, tiny_vae
 
 
-def build(**changes: Any) -> Any:
+def build(pipeline: Any = ChromaPipeline, vae: Any = None, **changes: Any) -> Any:
     torch.manual_seed(0)
     config: dict[str, Any] = {
         "patch_size": 1,
@@ -29,10 +29,10 @@ def build(**changes: Any) -> Any:
     }
     transformer = ChromaTransformer2DModel(**{**config, **changes}).eval()
     redraw(transformer, 0)
-    pipe = ChromaPipeline(
+    pipe = pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=None,
+        vae=vae,
         text_encoder=None,
         tokenizer=None,
     )
@@ -56,7 +56,22 @@ def call(batch: int = 1, height: int = 4, width: int = 6, **changes: Any) -> dic
     return {**arguments, **changes}
 
 
+def from_image(batch: int = 1, height: int = 4, width: int = 6, **changes: Any) -> dict[str, Any]:
+    """Two pixels per latent pixel (tiny_vae), so four per token."""
+    image = normals(5)(batch, 3, 4 * height, 4 * width).sigmoid()
+    size = {"height": 4 * height, "width": 4 * width, "latents": None, "num_inference_steps": 12}
+    generator = torch.Generator().manual_seed(3)
+    return {**call(batch, height, width), **size, "image": image, "strength": 0.75, "generator": generator, **changes}
+
+
 CASES = [
     FamilyCase("chroma", build, call, num_calls=2, flops_tolerance=0.3),
     FamilyCase("chroma-no-cfg", build, functools.partial(call, guidance_scale=1.0), flops_tolerance=0.3),
+    FamilyCase(
+        "chroma-img2img",
+        lambda: build(ChromaImg2ImgPipeline, tiny_vae(4)),
+        from_image,
+        num_calls=2,
+        flops_tolerance=0.3,
+    ),
 ]

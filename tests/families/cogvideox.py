@@ -13,7 +13,9 @@ from diffusers import (
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
     CogVideoXVideoToVideoPipeline,
+    ConsisIDTransformer3DModel,
 )
+from diffusers.pipelines.consisid.pipeline_consisid import ConsisIDPipeline  # by its file: that needs no OpenCV
 
 from families.case import FamilyCase, normals
 from tiny import redraw
@@ -83,6 +85,49 @@ def call_video(batch: int = 1, height: int = 4, width: int = 6) -> dict[str, Any
     return {**arguments, "video": video, "generator": torch.Generator().manual_seed(5)}
 
 
+def build_consisid(has_face: bool) -> Any:
+    torch.manual_seed(0)
+    face: dict[str, Any] = {
+        "is_train_face": True,
+        "cross_attn_dim_head": 8,
+        "cross_attn_num_heads": 2,
+        "LFE_id_dim": 16,
+        "LFE_vit_dim": 16,
+        "LFE_depth": 5,
+        "LFE_dim_head": 8,
+        "LFE_num_heads": 2,
+        "LFE_num_id_token": 2,
+        "LFE_num_querie": 4,
+        "LFE_output_dim": 32,
+        "LFE_ff_mult": 1,
+    }
+    transformer = ConsisIDTransformer3DModel(
+        num_attention_heads=3,
+        attention_head_dim=16,
+        in_channels=8,
+        out_channels=4,
+        time_embed_dim=8,
+        text_embed_dim=24,
+        num_layers=4,
+        max_text_seq_length=9,
+        use_rotary_positional_embeddings=True,
+        **(face if has_face else {}),
+    ).eval()
+    redraw(transformer, 0)
+    scheduler = CogVideoXDDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    parts = {"tokenizer": None, "text_encoder": None, "vae": tiny_vae()}
+    pipe = ConsisIDPipeline(**parts, transformer=transformer, scheduler=scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def call_face(batch: int = 1, height: int = 4, width: int = 6) -> dict[str, Any]:
+    normal = normals(6)
+    rows = 2 * batch
+    identity = {"id_cond": normal(rows, 16), "id_vit_hidden": [normal(rows, 3, 16) for _ in range(5)]}
+    return call_image(batch, height, width, **identity)
+
+
 NEWER: dict[str, Any] = {"patch_size_t": 2, "patch_bias": False, "sample_height": 16, "sample_width": 16}
 
 CASES = [
@@ -104,5 +149,7 @@ CASES = [
         functools.partial(build, CogVideoXImageToVideoPipeline, in_channels=8, ofs_embed_dim=8, **NEWER),
         lambda **size: call_image(**size, frames=4),
     ),
+    FamilyCase("consisid", lambda: build_consisid(has_face=False), call_image),
+    FamilyCase("consisid-face", lambda: build_consisid(has_face=True), call_face, flops_tolerance=0.1),
     FamilyCase("cogvideox-v2v", functools.partial(build, CogVideoXVideoToVideoPipeline), call_video),
 ]

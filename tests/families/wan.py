@@ -11,8 +11,11 @@ from diffusers import (
     WanImageToVideoPipeline,
     WanPipeline,
     WanTransformer3DModel,
+    WanVACEPipeline,
+    WanVACETransformer3DModel,
     WanVideoToVideoPipeline,
 )
+from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from families.case import FamilyCase, normals
@@ -21,20 +24,22 @@ from tiny import redraw
 FRAMES = 3
 
 
-def tiny_transformer(seed: int = 0, **changes: Any) -> WanTransformer3DModel:
+TINY: dict[str, Any] = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "text_dim": 24,
+    "freq_dim": 16,
+    "ffn_dim": 64,
+    "num_layers": 3,
+    "rope_max_seq_len": 32,
+}
+
+
+def tiny_transformer(seed: int = 0, kind: Any = WanTransformer3DModel, **changes: Any) -> Any:
     torch.manual_seed(seed)
-    config: dict[str, Any] = {
-        "num_attention_heads": 2,
-        "attention_head_dim": 16,
-        "in_channels": 4,
-        "out_channels": 4,
-        "text_dim": 24,
-        "freq_dim": 16,
-        "ffn_dim": 64,
-        "num_layers": 3,
-        "rope_max_seq_len": 32,
-    }
-    transformer = WanTransformer3DModel(**{**config, **changes}).eval()
+    transformer = kind(**{**TINY, **changes}).eval()
     redraw(transformer, seed)
     return transformer
 
@@ -72,16 +77,25 @@ def build_two() -> Any:
     return build(transformer_2=tiny_transformer(1), boundary_ratio=0.7)
 
 
+def tiny_image_encoder() -> dict[str, Any]:
+    torch.manual_seed(4)
+    sizes = {"hidden_size": 20, "intermediate_size": 40, "image_size": 16, "patch_size": 8}
+    encoder = CLIPVisionModel(CLIPVisionConfig(num_hidden_layers=2, num_attention_heads=2, **sizes)).eval()
+    processor = CLIPImageProcessor(size={"height": 16, "width": 16}, do_center_crop=False, do_rescale=False)
+    return {"image_encoder": encoder, "image_processor": processor}
+
+
 def build_image(is_2_1: bool) -> Any:
     """Wan 2.1 concatenates the image to the latents and attends to its embedding; Wan 2.2 5B puts it in their place."""
     if is_2_1:
         changes = {"in_channels": 12, "image_dim": 20, "added_kv_proj_dim": 32}
-        torch.manual_seed(4)
-        sizes = {"hidden_size": 20, "intermediate_size": 40, "image_size": 16, "patch_size": 8}
-        encoder = CLIPVisionModel(CLIPVisionConfig(num_hidden_layers=2, num_attention_heads=2, **sizes)).eval()
-        processor = CLIPImageProcessor(size={"height": 16, "width": 16}, do_center_crop=False, do_rescale=False)
-        return build(WanImageToVideoPipeline, changes, vae=tiny_vae(), image_encoder=encoder, image_processor=processor)
+        return build(WanImageToVideoPipeline, changes, vae=tiny_vae(), **tiny_image_encoder())
     return build(WanImageToVideoPipeline, vae=tiny_vae(), expand_timesteps=True)
+
+
+def build_vace() -> Any:
+    changes = {"kind": WanVACETransformer3DModel, "vace_layers": [0, 2], "vace_in_channels": 8 + 64}
+    return build(WanVACEPipeline, changes, vae=tiny_vae())
 
 
 def call(batch: int = 1, height: int = 4, width: int = 6, **changes: Any) -> dict[str, Any]:
@@ -111,6 +125,17 @@ def call_video(batch: int = 1, height: int = 4, width: int = 6) -> dict[str, Any
     return {**arguments, "video": video.sigmoid(), "generator": torch.Generator().manual_seed(5)}
 
 
+def call_vace(batch: int = 1, height: int = 4, width: int = 6, num_references: int = 0) -> dict[str, Any]:
+    """Frames of a video, some of them masked, and pictures that the pipeline puts in front of them as frames."""
+    normal = normals(2)
+    frames = [Image.fromarray(page.numpy()) for page in (255 * normal(9, 16 * height, 16 * width, 3).sigmoid()).byte()]
+    masks = [Image.new("L", frame.size, 255 * (index > 3)) for index, frame in enumerate(frames)]
+    references = frames[:num_references] or None
+    arguments = call(batch, height, width, video=frames, mask=masks, reference_images=references)
+    arguments["latents"] = normal(batch, 4, FRAMES + num_references, 2 * height, 2 * width)
+    return arguments
+
+
 CASES = [
     FamilyCase("wan", build, call, num_calls=2),
     FamilyCase("wan-no-cfg", build, lambda **size: call(**size, guidance_scale=1.0)),
@@ -119,4 +144,8 @@ CASES = [
     FamilyCase("wan-i2v", lambda: build_image(is_2_1=True), call_image, num_calls=2),
     FamilyCase("wan2.2-5b-i2v", lambda: build_image(is_2_1=False), call_image, num_calls=2),
     FamilyCase("wan-v2v", lambda: build(WanVideoToVideoPipeline, vae=tiny_vae()), call_video, num_calls=2),
+    FamilyCase("wan-vace", build_vace, call_vace, num_calls=2, max_batch=1),
+    FamilyCase(
+        "wan-vace-references", build_vace, lambda **size: call_vace(**size, num_references=2), num_calls=2, max_batch=1
+    ),
 ]

@@ -6,13 +6,19 @@ import functools
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    ZImageImg2ImgPipeline,
+    ZImageInpaintPipeline,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
+)
 
 from families.case import FamilyCase, normals
-from tiny import redraw
+from tiny import redraw, tiny_vae
 
 
-def build(**changes: Any) -> Any:
+def build(pipeline: Any = ZImagePipeline, vae: Any = None, **changes: Any) -> Any:
     torch.manual_seed(0)
     config: dict[str, Any] = {
         "in_channels": 4,
@@ -27,10 +33,10 @@ def build(**changes: Any) -> Any:
     }
     transformer = ZImageTransformer2DModel(**{**config, **changes}).eval()
     redraw(transformer, 0)
-    pipe = ZImagePipeline(
+    pipe = pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=None,
+        vae=vae,
         text_encoder=None,
         tokenizer=None,
     )
@@ -52,7 +58,23 @@ def call(batch: int = 1, height: int = 4, width: int = 6, **changes: Any) -> dic
     return {**arguments, **changes}
 
 
+def from_image(batch: int = 1, height: int = 4, width: int = 6, **changes: Any) -> dict[str, Any]:
+    """Two pixels per latent pixel (tiny_vae), so four per token."""
+    image = normals(5)(batch, 3, 4 * height, 4 * width).sigmoid()
+    size = {"height": 4 * height, "width": 4 * width, "latents": None, "num_inference_steps": 12}
+    generator = torch.Generator().manual_seed(3)
+    return {**call(batch, height, width), **size, "image": image, "strength": 0.75, "generator": generator, **changes}
+
+
+def with_mask(batch: int = 1, height: int = 4, width: int = 6) -> dict[str, Any]:
+    mask = torch.zeros(batch, 1, 4 * height, 4 * width)
+    mask[..., 4:, 4:] = 1
+    return from_image(batch, height, width, mask_image=mask, strength=1.0)
+
+
 CASES = [
     FamilyCase("z-image", build, call, flops_tolerance=0.05),
     FamilyCase("z-image-no-cfg", build, functools.partial(call, guidance_scale=0.0), flops_tolerance=0.05),
+    FamilyCase("z-image-img2img", lambda: build(ZImageImg2ImgPipeline, tiny_vae(4)), from_image, flops_tolerance=0.05),
+    FamilyCase("z-image-inpaint", lambda: build(ZImageInpaintPipeline, tiny_vae(4)), with_mask, flops_tolerance=0.05),
 ]

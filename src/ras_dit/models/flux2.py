@@ -23,7 +23,7 @@ def check(transformer: Any, arguments: Arguments) -> str | None:
 FLUX2 = TokenPlan(
     transformer="Flux2Transformer2DModel",
     family="FLUX.2 dev, klein",
-    pipelines=("Flux2Pipeline",),
+    pipelines=("Flux2Pipeline", "Flux2KleinPipeline"),
     gather={"": {"hidden_states": TokenSelect(), "img_ids": TokenSelect()}},
     scatter="proj_out",
     attention={"transformer_blocks.*.attn": "joint", "single_transformer_blocks.*.attn": "joint"},

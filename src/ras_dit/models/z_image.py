@@ -36,7 +36,7 @@ def count_others(transformer: Any, arguments: Arguments, grid: TokenGrid) -> int
 Z_IMAGE = TokenPlan(
     transformer="ZImageTransformer2DModel",
     family="Z-Image, Z-Image-Turbo",
-    pipelines=("ZImagePipeline",),
+    pipelines=("ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline"),
     gather={
         "layers.0": {"x": TokenSelect(stream="joint")},
         "layers.*": {"freqs_cis": TokenSelect(stream="joint")},
