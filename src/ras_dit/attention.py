@@ -30,9 +30,13 @@ class LayerSeam:
         storage: how a capture keeps keys and values.
         num_dropped: tokens of the grid that a region step does not compute.
         position: attention calls made so far.
+
+    Args:
+        mask_query: see `TokenPlan`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, mask_query: int | None = None) -> None:
+        self.mask_query = mask_query
         self.clear()
 
     def clear(self) -> None:
@@ -74,7 +78,7 @@ class LayerSeam:
                 self.calls.append(KVCache(key, value, attn_mask, scale, KVStorage(keeps=False)))
             return functional.scaled_dot_product_attention(query, key, value)
         if self.kind == "capture":
-            self.calls.append(KVCache(key, value, attn_mask, scale, self.storage))
+            self.calls.append(KVCache(key, value, self._kept(attn_mask), scale, self.storage))
         else:
             if position >= len(self.calls):
                 raise UnsupportedAttentionError(
@@ -95,6 +99,12 @@ class LayerSeam:
         return functional.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
+
+    def _kept(self, mask: torch.Tensor | None) -> torch.Tensor | None:
+        """What is kept of a mask [..., queries, keys]."""
+        if mask is None or self.mask_query is None:
+            return mask
+        return mask[..., self.mask_query, :].unsqueeze(-2).clone()
 
 
 def _skips_scores() -> bool:

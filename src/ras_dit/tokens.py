@@ -63,7 +63,7 @@ class TokenSeams:
             if matches(name, plan.scatter):
                 self._hooks.append(module.register_forward_hook(self._scatter))
         for name, (module, stream) in plan.attention_modules(self.root).items():
-            self._layers[name] = (LayerSeam(), stream)
+            self._layers[name] = (LayerSeam(plan.mask_query), stream)
             seam = functools.partial(attention_seam, self._layers[name][0], name, module)
             self._patches.append(PatchedMethod(module, "forward", seam))
 

@@ -5,22 +5,27 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+from ras_dit.models.allegro import ALLEGRO
 from ras_dit.models.auraflow import AURAFLOW
-from ras_dit.models.cogvideox import COGVIDEOX
-from ras_dit.models.cogview4 import COGVIEW4
-from ras_dit.models.flux import CHROMA, FLUX
+from ras_dit.models.cogvideox import COGVIDEOX, CONSISID
+from ras_dit.models.cogview4 import COGVIEW3_PLUS, COGVIEW4
+from ras_dit.models.easyanimate import EASYANIMATE
+from ras_dit.models.flux import BRIA, CHROMA, FLUX, LONGCAT_IMAGE, OVIS_IMAGE
 from ras_dit.models.flux2 import FLUX2
 from ras_dit.models.hunyuan_dit import HUNYUAN_DIT
 from ras_dit.models.hunyuan_video import HUNYUAN_VIDEO
+from ras_dit.models.hunyuan_video15 import HUNYUAN_VIDEO15
 from ras_dit.models.ltx import LTX
 from ras_dit.models.lumina2 import LUMINA2
 from ras_dit.models.lumina_next import LUMINA_NEXT
+from ras_dit.models.mochi import MOCHI
 from ras_dit.models.pixart import PIXART
 from ras_dit.models.plan import TokenPlan, TokenSelect
 from ras_dit.models.qwen_image import QWEN_IMAGE
 from ras_dit.models.refused import REFUSED
 from ras_dit.models.sd3 import SD3
-from ras_dit.models.wan import WAN
+from ras_dit.models.skyreels_v2 import SKYREELS_V2
+from ras_dit.models.wan import WAN, WAN_VACE
 from ras_dit.models.z_image import Z_IMAGE
 
 TOKEN_PLANS: dict[str, TokenPlan] = {
@@ -31,6 +36,9 @@ TOKEN_PLANS: dict[str, TokenPlan] = {
         FLUX,
         FLUX2,
         CHROMA,
+        LONGCAT_IMAGE,
+        OVIS_IMAGE,
+        BRIA,
         QWEN_IMAGE,
         Z_IMAGE,
         LUMINA2,
@@ -38,10 +46,18 @@ TOKEN_PLANS: dict[str, TokenPlan] = {
         AURAFLOW,
         HUNYUAN_DIT,
         COGVIEW4,
+        COGVIEW3_PLUS,
         WAN,
         LTX,
         HUNYUAN_VIDEO,
+        HUNYUAN_VIDEO15,
         COGVIDEOX,
+        CONSISID,
+        WAN_VACE,
+        SKYREELS_V2,
+        MOCHI,
+        ALLEGRO,
+        EASYANIMATE,
     )
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from ras_dit.geometry import TokenGrid
@@ -12,6 +13,11 @@ def grid(transformer: Any, arguments: Arguments) -> TokenGrid:
     """CogVideoX 1.5 packs frames into tokens as well."""
     config = transformer.config
     return TokenGrid.of_video(arguments["hidden_states"], config.patch_size, config.patch_size_t or 1, channel_dim=2)
+
+
+def flat_frames_grid(transformer: Any, arguments: Arguments) -> TokenGrid:
+    """ConsisID is made of CogVideoX 1.0: a token lies in one frame."""
+    return TokenGrid.of_video(arguments["hidden_states"], transformer.config.patch_size, channel_dim=2)
 
 
 COGVIDEOX = TokenPlan(
@@ -35,4 +41,18 @@ COGVIDEOX = TokenPlan(
         "proj_out": "image",
     },
     caveats=("CogVideoXDPMScheduler adds fresh noise at every step and runs dense; use CogVideoXDDIMScheduler.",),
+)
+
+CONSISID = dataclasses.replace(
+    COGVIDEOX,
+    transformer="ConsisIDTransformer3DModel",
+    family="ConsisID",
+    pipelines=("ConsisIDPipeline",),
+    grid=flat_frames_grid,
+    patch=lambda transformer: (1, transformer.config.patch_size),
+    linears={
+        **COGVIDEOX.linears,
+        "perceiver_cross_attention.*.to_q": "image",
+        "perceiver_cross_attention.*.to_out": "image",
+    },
 )

@@ -24,3 +24,21 @@ COGVIEW4 = TokenPlan(
         "proj_out": "image",
     },
 )
+
+COGVIEW3_PLUS = TokenPlan(
+    transformer="CogView3PlusTransformer2DModel",
+    family="CogView3-Plus",
+    pipelines=("CogView3PlusPipeline",),
+    gather={"patch_embed": {0: TokenSelect(stream="joint")}},
+    scatter="proj_out",
+    attention={"transformer_blocks.*.attn1": "joint"},
+    layout="text_first",
+    grid=picture_grid,
+    linears={
+        "*.norm*": "row",
+        "transformer_blocks.*": "joint",
+        "patch_embed.proj": "all_image",
+        "patch_embed.text_proj": "text",
+        "proj_out": "image",
+    },
+)

@@ -1,4 +1,6 @@
-"""FLUX.1 and Chroma: joint attention, text first, in double- and single-stream blocks; tokens carry position ids."""
+"""FLUX.1 and its relatives (Chroma, LongCat-Image, Ovis-Image, Bria): joint attention, text first, in double- and
+single-stream blocks; tokens carry position ids.
+"""
 
 from __future__ import annotations
 
@@ -72,4 +74,45 @@ CHROMA = TokenPlan(
     caveats=(
         "Its modulations come from one network of their own, worked out once per row, which the cost leaves out.",
     ),
+)
+
+LONGCAT_IMAGE = TokenPlan(
+    transformer="LongCatImageTransformer2DModel",
+    family="LongCat-Image",
+    pipelines=("LongCatImagePipeline",),
+    gather=GATHER,
+    scatter="proj_out",
+    attention=ATTENTION,
+    layout="text_first",
+    grid=grid,
+    patch=lambda transformer: (1, 2),
+    scheduler_timestep=lambda timestep: timestep * 1000,
+    linears=LINEARS,
+)
+
+OVIS_IMAGE = TokenPlan(
+    transformer="OvisImageTransformer2DModel",
+    family="Ovis-Image",
+    pipelines=("OvisImagePipeline",),
+    gather=GATHER,
+    scatter="proj_out",
+    attention=ATTENTION,
+    layout="text_first",
+    grid=grid,
+    patch=lambda transformer: (1, 2),
+    scheduler_timestep=lambda timestep: timestep * 1000,
+    linears=LINEARS,
+)
+
+BRIA = TokenPlan(
+    transformer="BriaTransformer2DModel",
+    family="Bria 3.2",
+    pipelines=("BriaPipeline",),
+    gather=GATHER,
+    scatter="proj_out",
+    attention=ATTENTION,
+    layout="text_first",
+    grid=grid,
+    patch=lambda transformer: (1, 2),
+    linears=LINEARS,
 )

@@ -65,6 +65,8 @@ class TokenPlan:
             on the prompt: arguments -> LongTensor [R].
         num_first: grid tokens at the beginning (a given first frame) that every step computes:
             (transformer, arguments, grid) -> int.
+        mask_query: the query whose row of the mask stands for all (0 the first one), where a model makes a mask of
+            queries and keys anew in every layer; None keeps masks whole.
         check: refuses calls that cannot be accelerated: (transformer, arguments) -> reason, or None.
         caveats: what a user should know.
     """
@@ -91,6 +93,7 @@ class TokenPlan:
     num_text: Callable[[Any, int], int] = lambda pipe, max_sequence_length: max_sequence_length
     joint_offset: Callable[[Arguments], torch.Tensor] | None = None
     num_first: Callable[[Any, Arguments, TokenGrid], int] = lambda transformer, arguments, grid: 0
+    mask_query: int | None = None
     check: Callable[[Any, Arguments], str | None] = lambda transformer, arguments: None
     caveats: tuple[str, ...] = field(default=())
 
@@ -99,7 +102,7 @@ class TokenPlan:
         if self.count_others is not None:
             return self.count_others(transformer, arguments, grid)
         texts = [arguments.get(name) for name in self.text]
-        return self.num_registers + sum(text.shape[1] for text in texts if isinstance(text, torch.Tensor))
+        return self.num_registers + sum(text.shape[-2] for text in texts if isinstance(text, torch.Tensor))
 
     def has_timestep_per_token(self, arguments: Arguments, num_image_rows: int) -> bool:
         """Whether a call gives every image token a timestep of its own (a given first frame has 0)."""
@@ -165,16 +168,21 @@ def video_grid(transformer: Any, arguments: Arguments) -> TokenGrid:
     return TokenGrid.of_video(arguments["hidden_states"], config.patch_size, config.patch_size_t)
 
 
+def flat_video_grid(transformer: Any, arguments: Arguments) -> TokenGrid:
+    """The grid of ``hidden_states`` [R, C, F, H, W] with ``config.patch_size``; a token lies in one frame."""
+    return TokenGrid.of_video(arguments["hidden_states"], transformer.config.patch_size)
+
+
 def grid_of_ids(ids: torch.Tensor, patch_size: int) -> TokenGrid:
     """The grid of tokens that carry their place: ids [N + M, 3 or more] of (kind, row, column, ...).
 
-    Tokens of the picture have kind 0 and come first; reference tokens have another kind.
+    Tokens of the picture come first; reference tokens have another kind.
 
     Args:
         ids: position ids of all image tokens.
         patch_size: latent pixels per token side.
     """
     ids = ids[0] if ids.ndim == 3 else ids
-    of_picture = ids[ids[:, 0] == 0]
-    height, width = int(of_picture[:, 1].max()) + 1, int(of_picture[:, 2].max()) + 1
+    of_picture = ids[ids[:, 0] == ids[0, 0]]
+    height, width = (int(axis.max() - axis.min()) + 1 for axis in (of_picture[:, 1], of_picture[:, 2]))
     return TokenGrid(height, width, patch_size)

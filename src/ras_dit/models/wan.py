@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from ras_dit.geometry import TokenGrid
@@ -42,4 +43,22 @@ WAN = TokenPlan(
     text=("encoder_hidden_states", "encoder_hidden_states_image"),
     cross_attention=("blocks.*.attn2",),
     caveats=("Wan 2.2 14B has two transformers: the first evaluation of the second one is dense.",),
+)
+
+WAN_VACE = dataclasses.replace(
+    WAN,
+    transformer="WanVACETransformer3DModel",
+    family="Wan VACE 2.1, 2.2",
+    pipelines=("WanVACEPipeline",),
+    gather={**WAN.gather, "vace_blocks.0": {"hidden_states": TokenSelect(), "control_hidden_states": TokenSelect()}},
+    attention={"vace_blocks.*.attn1": "image", **WAN.attention},
+    linears={
+        "vace_blocks.*.attn2.to_k": "text",
+        "vace_blocks.*.attn2.to_v": "text",
+        "vace_blocks.*.attn2.add_*": "row",
+        "vace_blocks.*": "image",
+        "vace_patch_embedding": "all_image",
+        **WAN.linears,
+    },
+    cross_attention=("vace_blocks.*.attn2", *WAN.cross_attention),
 )

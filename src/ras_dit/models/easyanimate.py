@@ -1,0 +1,30 @@
+"""EasyAnimate 5.1: joint attention, text first, then (frame, row, column) tokens."""
+
+from __future__ import annotations
+
+from ras_dit.models.plan import TokenPlan, TokenSelect, flat_video_grid
+
+EASYANIMATE = TokenPlan(
+    transformer="EasyAnimateTransformer3DModel",
+    family="EasyAnimate 5, 5.1",
+    pipelines=("EasyAnimatePipeline",),
+    gather={
+        "rope_embedding": {0: TokenSelect(dim=0), 1: TokenSelect(dim=0)},
+        "transformer_blocks.0": {"hidden_states": TokenSelect()},
+    },
+    scatter="proj_out",
+    attention={"transformer_blocks.*.attn1": "joint"},
+    layout="text_first",
+    grid=flat_video_grid,
+    text=("encoder_hidden_states", "encoder_hidden_states_t5"),
+    linears={
+        "*.norm*": "row",
+        "transformer_blocks.*.attn1.add_*": "text",
+        "transformer_blocks.*.attn1.to_add_out": "text",
+        "transformer_blocks.*.txt_ff.*": "text",
+        "transformer_blocks.*": "image",
+        "proj": "all_image",
+        "text_proj*": "text",
+        "proj_out": "image",
+    },
+)
