@@ -96,7 +96,7 @@ def call(batch: int = 1, height: int = 4, width: int = 6, **changes: Any) -> dic
 
 def call_image(batch: int = 1, height: int = 4, width: int = 6, **changes: Any) -> dict[str, Any]:
     arguments = call(batch, height, width, **changes)
-    page = (255 * normals(2)(16 * arguments.pop("height"), 16 * arguments.pop("width"), 3).sigmoid()).byte()
+    page = (255 * normals(2)(arguments.pop("height"), arguments.pop("width"), 3).sigmoid()).byte()
     return {**arguments, "image": Image.fromarray(page.numpy())}
 
 
