@@ -75,6 +75,22 @@ def profile_table() -> str:
     return "\n".join([*lines, ""])
 
 
+def linear_table() -> str:
+    """Rates of bf16 linear layers on a CPU by number of rows."""
+    result = record.read("cpu_linear")
+    rows = list(result["layers"][0]["rates"])
+    lines = [
+        f"10^12 FLOP per second of one bf16 linear layer, by its number of rows ({origin(result)})",
+        "",
+        "| in x out | " + " | ".join(f"{int(count):,} rows" for count in rows) + " |",
+        "| --- |" + " --- |" * len(rows),
+    ]
+    for layer in result["layers"]:
+        rates = " | ".join(f"{layer['rates'][count]:.2f}" for count in rows)
+        lines.append(f"| {layer['in']} x {layer['out']} | {rates} |")
+    return "\n".join([*lines, ""])
+
+
 def quality_table(result: dict[str, Any]) -> str:
     lines = [
         f"The embedded model, {result['num_images']} prompts, {result['steps']}-step grid, guidance "
@@ -121,7 +137,7 @@ def main() -> None:
     files = {
         "README.md": {"speed": speed_table() + "\n", "quality": quality_digest(quality)},
         "docs/quality.md": {"quality": quality_table(quality)},
-        "docs/performance.md": {"speed": speed_table() + "\n", "profile": profile_table()},
+        "docs/performance.md": {"speed": speed_table() + "\n", "profile": profile_table(), "linear": linear_table()},
     }
     texts = {name: filled((ROOT / name).read_text(encoding="utf-8"), blocks) for name, blocks in files.items()}
     texts["docs/models.md"] = models_table()
