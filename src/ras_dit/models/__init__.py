@@ -13,6 +13,7 @@ from ras_dit.models.easyanimate import EASYANIMATE
 from ras_dit.models.flux import BRIA, CHROMA, FLUX, LONGCAT_IMAGE, OVIS_IMAGE
 from ras_dit.models.flux2 import FLUX2
 from ras_dit.models.hunyuan_dit import HUNYUAN_DIT
+from ras_dit.models.hunyuan_image import HUNYUAN_IMAGE
 from ras_dit.models.hunyuan_video import HUNYUAN_VIDEO
 from ras_dit.models.hunyuan_video15 import HUNYUAN_VIDEO15
 from ras_dit.models.ltx import LTX
@@ -45,6 +46,7 @@ TOKEN_PLANS: dict[str, TokenPlan] = {
         PIXART,
         AURAFLOW,
         HUNYUAN_DIT,
+        HUNYUAN_IMAGE,
         COGVIEW4,
         COGVIEW3_PLUS,
         WAN,
