@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import threading
 from typing import Any
@@ -90,6 +91,21 @@ def test_a_scheduler_swapped_while_enabled_is_observed() -> None:
     handle.disable()
     assert "step" not in vars(first)
     assert "step" not in vars(pipe.scheduler)
+
+
+def test_a_copied_scheduler_is_on_its_own() -> None:
+    pipe = tiny_pipeline()
+    theirs: Any = lambda *args, **kwargs: "theirs"  # noqa: E731
+    pipe.scheduler.set_timesteps = theirs
+    with ras_dit.accelerate(pipe, REGION):
+        copied = copy.deepcopy(pipe.scheduler)
+        assert vars(copied)["set_timesteps"] is theirs, "what the user had set goes along, our wrapper does not"
+        assert "step" not in vars(copied)
+        assert copied.sigmas is not pipe.scheduler.sigmas
+        assert torch.equal(copied.sigmas, pipe.scheduler.sigmas)
+        assert "__deepcopy__" not in vars(copied)
+    assert "__deepcopy__" not in vars(pipe.scheduler)
+    assert pipe.scheduler.set_timesteps is theirs
 
 
 def test_pipelines_made_of_the_same_parts_share_it() -> None:

@@ -75,12 +75,14 @@ class RowIndex:
     def gather(self, sequence: torch.Tensor, dim: int = 1) -> torch.Tensor:
         """The computed rows of a sequence along ``dim``.
 
-        Rows that differ by image are taken from [R, length, ...] or [1, length, ...] with ``dim`` 1.
+        Rows that differ by image are taken from sequences that have a batch dimension, of size R or 1.
         """
         positions = self.positions(sequence.shape[dim])
         if self.is_alike:
             return sequence.index_select(dim, positions[0])
-        assert dim == 1, "rows that differ by image cannot be taken from a table without a batch dimension"
+        assert dim > 0, "rows that differ by image cannot be taken from a table without a batch dimension"
+        if dim > 1:
+            return self.gather(sequence.transpose(1, dim)).transpose(1, dim)
         num_rows, count = positions.shape
         if sequence.shape[0] == 1 and num_rows > 1:
             return sequence[0].index_select(0, positions.reshape(-1)).view(num_rows, count, *sequence.shape[2:])

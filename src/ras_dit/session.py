@@ -17,7 +17,7 @@ from ras_dit.models import TokenPlan
 from ras_dit.plan import Plan, build_plan
 from ras_dit.region import tokens_touched
 from ras_dit.schedule import first_index, first_of_second, noise_levels, observing, why_stochastic
-from ras_dit.seams import PatchedMethod
+from ras_dit.seams import PatchedMethod, PlainCopies
 from ras_dit.state import Call, Generation
 from ras_dit.tokens import TokenSeams
 from ras_dit.trace import Trace
@@ -50,7 +50,7 @@ class Session:
         self._early_notes: list[str] = []
         self._first = 0
         self._scheduler: Any = None
-        self._scheduler_patches: list[PatchedMethod] = []
+        self._scheduler_patches: list[PatchedMethod | PlainCopies] = []
         self._forward_patches: list[PatchedMethod] = []
         self._seams: dict[torch.nn.Module, TokenSeams] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
@@ -80,10 +80,11 @@ class Session:
         for patch in self._scheduler_patches:
             patch.release()
         self._scheduler = scheduler
-        self._scheduler_patches = [
+        patches = [
             PatchedMethod(scheduler, "set_timesteps", self._observed_set_timesteps),
             PatchedMethod(scheduler, "step", lambda step: observing(step, self._observe)),
         ]
+        self._scheduler_patches = [*patches, PlainCopies(scheduler, patches)]
 
     def close(self) -> None:
         """Take everything back out; the pipeline is as it was."""
@@ -253,6 +254,8 @@ class Session:
         is_tuple = isinstance(output, tuple)
         sample = output[0] if is_tuple else output.sample
         is_list = isinstance(sample, list)
+        if is_tuple and call.branch is not None and self.config.skip_steps:
+            call.branch.rest = output[1:]
         full = generation.end_call(call, torch.stack(sample) if is_list else sample)
         if full is None:
             return None
@@ -269,7 +272,7 @@ class Session:
                 return original(*args, **kwargs)
             sample = generation.end_call(call, None)
             if not kwargs.get("return_dict", True):
-                return (sample,)
+                return (sample, *(call.branch.rest if call.branch is not None else ()))
             from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
             return Transformer2DModelOutput(sample=sample)

@@ -28,6 +28,7 @@ class Branch:
         last_index: evaluation it last took part in.
         kept: the merged noise at the last selection [R, N, D]; what the reference rules give to slow tokens.
         noise_shape: shape of the call's output.
+        rest: whatever the transformer returned beside the noise (LTX-2's audio); a skipped step returns it again.
     """
 
     num_rows: int
@@ -37,6 +38,7 @@ class Branch:
     last_index: int = -1
     kept: torch.Tensor | None = None
     noise_shape: tuple[int, ...] = ()
+    rest: tuple[object, ...] = ()
 
 
 @dataclass

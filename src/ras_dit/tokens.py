@@ -176,11 +176,12 @@ class TokenSeams:
             return {key: self._rows_of(part, select, call) for key, part in value.items()}
         if not isinstance(value, torch.Tensor) or value.ndim <= select.dim:
             return value
-        length = value.shape[select.dim]
+        dim = select.dim % value.ndim
+        length = value.shape[dim]
         if length != call.num_image_rows if select.stream == "image" else length < call.num_image_rows:
             return value
         assert call.rows is not None
-        return self._place(select.stream, call, call.rows, length).gather(value, select.dim)
+        return self._place(select.stream, call, call.rows, length).gather(value, dim)
 
     def _place(self, stream: Stream, call: Call, rows: RowIndex, length: int) -> RowIndex:
         """Where the grid begins in a sequence of this length."""
@@ -255,7 +256,7 @@ def attention_seam(
             return original(*args, **kwargs)
         with AttentionMerge(layer):
             result = original(*args, **kwargs)
-        if layer.position == 0:
+        if layer.position == 0 and not kwargs.get("all_perturbed", False):  # LTX-2's guidance that skips attention
             processor = type(getattr(module, "processor", module)).__name__
             raise UnsupportedAttentionError(
                 f"attention: {processor} in {name} does not use scaled_dot_product_attention; RAS cannot merge cached "

@@ -17,6 +17,7 @@ from ras_dit.models.hunyuan_image import HUNYUAN_IMAGE
 from ras_dit.models.hunyuan_video import HUNYUAN_VIDEO
 from ras_dit.models.hunyuan_video15 import HUNYUAN_VIDEO15
 from ras_dit.models.ltx import LTX
+from ras_dit.models.ltx2 import LTX2
 from ras_dit.models.lumina2 import LUMINA2
 from ras_dit.models.lumina_next import LUMINA_NEXT
 from ras_dit.models.mochi import MOCHI
@@ -51,6 +52,7 @@ TOKEN_PLANS: dict[str, TokenPlan] = {
         COGVIEW3_PLUS,
         WAN,
         LTX,
+        LTX2,
         HUNYUAN_VIDEO,
         HUNYUAN_VIDEO15,
         COGVIDEOX,

@@ -11,9 +11,9 @@ from ras_dit.models.plan import Arguments, TokenPlan, TokenSelect
 
 
 def grid(transformer: Any, arguments: Arguments) -> TokenGrid:
-    """The pipeline passes the latent size beside the packed latents, or the coordinates of every token."""
+    """The pipeline passes the latent size beside the packed latents, or the coordinates of every token alone."""
     config = transformer.config
-    if arguments.get("video_coords") is not None:
+    if arguments.get("num_frames") is None:
         return grid_of_coordinates(arguments["video_coords"][0], config.patch_size, config.patch_size_t)
     p, f = config.patch_size, config.patch_size_t
     frames, height, width = (arguments[name] for name in ("num_frames", "height", "width"))

@@ -26,7 +26,8 @@ and text, one vector per row of the batch, or one per timestep (``row``, or ``im
 class TokenSelect:
     """A tensor (or list of them) with one row per token along ``dim``; others of the same name are left alone.
 
-    ``dim`` 0 is a table without a batch dimension (rotary tables, mostly): all images then share one active set.
+    ``dim`` 0 is a table without a batch dimension (rotary tables, mostly): all images then share one active set. A
+    negative one counts from the end.
     """
 
     dim: int = 1
