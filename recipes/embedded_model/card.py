@@ -10,7 +10,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from ras_dit.embedded import embedded_backgrounds, embedded_subjects, model_folder
+from ras_dit.embedded import embedded_backgrounds, embedded_subjects, model_folder, training_record
+from recipes.embedded_model.checkpoint import write_json
 
 CURVE_ROWS = 12
 
@@ -116,17 +117,19 @@ def write_card(record: dict[str, Any], log: dict[str, Any], vae: dict[str, Any],
 
 
 def main(command_line: list[str] | None = None) -> None:
-    """Write the card and the curve."""
+    """Write the card, the curve and the record of the training."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/embedded_model.json"))
     parser.add_argument("--card", type=Path, default=Path("src/ras_dit/embedded/MODEL_CARD.md"))
+    parser.add_argument("--record", type=Path, default=training_record(), help="what `start` goes on from")
     parser.add_argument("--curve", type=Path, default=Path("docs/images/embedded_training_curve.png"))
     a = parser.parse_args(command_line)
     log = json.loads((a.out / "train_log.json").read_text())
     vae = json.loads((a.out / "vae_result.json").read_text())
     template = Path(__file__).with_name("card_template.md").read_text(encoding="utf-8")
     draw_curve(log["history"], a.curve)
+    write_json({"vae": vae, "log": log}, a.record)
     a.card.write_text(write_card(json.loads(a.json.read_text()), log, vae, template), encoding="utf-8")
 
 

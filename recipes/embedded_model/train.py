@@ -177,6 +177,7 @@ class Trainer:
         self.model.transformer.set_attn_processor(self.model.attention)
         self.optimizers = Optimizers(self.model, settings)
         self.step, self.history, self.watch = 0, [], Stopwatch()
+        self.notes: list[str] = []  # what the model card tells of the run
         self._losses: list[float] = []
         if self.checkpoint.is_file():
             self._load()
@@ -247,15 +248,21 @@ class Trainer:
         self.out.mkdir(parents=True, exist_ok=True)
         state = {"model": self.model.state_dict(), "average": self.average.state_dict(), "step": self.step}
         state |= {"optimizers": self.optimizers.state_dict(), "history": self.history, "losses": self._losses}
-        state |= {"elapsed": self.watch.elapsed, "settings": asdict(self.settings), "saved": time.time()}
+        state |= {
+            "elapsed": self.watch.elapsed,
+            "settings": asdict(self.settings),
+            "saved": time.time(),
+            "notes": self.notes,
+        }
         save_atomically(state, self.checkpoint)
         log = {"settings": asdict(self.settings), "step": self.step, "minutes": self.watch.elapsed / 60}
-        write_json(log | {"history": self.history}, self.out / "train_log.json")
+        write_json(log | {"history": self.history, "notes": self.notes}, self.out / "train_log.json")
 
     def _load(self) -> None:
         state = torch.load(self.checkpoint, map_location=self.device, weights_only=False)
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
-        self.optimizers.load_state_dict(state["optimizers"])
+        if state["optimizers"] is not None:
+            self.optimizers.load_state_dict(state["optimizers"])
         self.step, self.history, self._losses = state["step"], state["history"], state["losses"]
-        self.watch = Stopwatch(state["elapsed"])
+        self.watch, self.notes = Stopwatch(state["elapsed"]), state.get("notes", [])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from recipes.embedded_model.classifier import halve, measure, render_labelled
 from recipes.embedded_model.evaluate import Share, all_cases
 from recipes.embedded_model.export import export
 from recipes.embedded_model.scenes import SUBJECTS, Renderer
+from recipes.embedded_model.start import start_run
 from recipes.embedded_model.train import EncodedScenes, Trainer
 from recipes.embedded_model.vae import VAESettings, build_vae
 
@@ -148,6 +151,33 @@ def test_export_of_a_micro_run_loads_and_paints(
     pictures = paint(pipeline, ["a fox", "a cat at night"], 2, height=32, width=32)
     assert pictures.shape == (2, 32, 32, 3)
     assert np.isfinite(pictures).all()
+
+
+def test_a_run_goes_on_from_an_exported_model(
+    tmp_path: Path, encoded_scenes: EncodedScenes, tokenizer: CLIPTokenizer
+) -> None:
+    build_vae(VAESettings(size=32, channels=(8, 8, 8))).save_pretrained(tmp_path / "first" / "vae")
+    tokenizer.save_pretrained(tmp_path / "first" / "tokenizer")
+    first = Trainer(tmp_path / "first", encoded_scenes, tokenizer, MICRO)
+    first.notes = ["made in a test"]
+    first.run()
+    export(tmp_path / "first", tmp_path / "model")
+    log = json.loads((tmp_path / "first" / "train_log.json").read_text())
+    write_json({"vae": {"psnr": 20.0, "minutes": 1.0}, "log": log}, tmp_path / "training.json")
+
+    start_run(tmp_path / "second", tmp_path / "model", tmp_path / "training.json")
+    second = Trainer(tmp_path / "second", encoded_scenes, tokenizer, dataclasses.replace(MICRO, steps=6))
+    assert second.step == 4
+    assert second.notes == ["made in a test"]
+    weights = second.model.state_dict()
+    for name, value in first.average.state_dict().items():
+        expected = value.bfloat16().float() if "transformer." in name and "pos_embed.pos_embed" not in name else value
+        assert torch.equal(weights[name], expected), name
+    assert second.run()
+    assert second.step == 6
+    export(tmp_path / "second", tmp_path / "model")
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        start_run(tmp_path / "second", tmp_path / "model", tmp_path / "training.json")
 
 
 def test_json_files_are_whole(tmp_path: Path) -> None:

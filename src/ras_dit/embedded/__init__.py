@@ -24,6 +24,7 @@ __all__ = [
     "embedded_subjects",
     "load_embedded",
     "model_folder",
+    "training_record",
 ]
 
 GUIDANCE_SCALE = 4.0
@@ -39,6 +40,11 @@ _SUBJECT_STRIDE = 37  # coprime with the number of subjects, so a short list of 
 def model_folder() -> Path:
     """Return the diffusers folder that `load_embedded` reads (it may be missing in a source checkout)."""
     return _HERE / "model"
+
+
+def training_record() -> Path:
+    """Return the JSON record of the model's training, from which `recipes/embedded_model/start.py` goes on."""
+    return _HERE / "training.json"
 
 
 def scene_tables() -> dict[str, Any]:
