@@ -10,13 +10,13 @@ demo: $(STAMP)
 	$(BIN)/ras-dit demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # the suite against the lowest supported diffusers, put in front of the installed one
 LOWEST := $(VENV)/lowest
 test-lowest: $(STAMP)
 	test -d $(LOWEST)/diffusers || $(BIN)/python -m pip install --quiet --no-deps --target $(LOWEST) diffusers==0.41.0
-	PYTHONPATH=$(LOWEST) $(BIN)/python -m pytest -n 2 --dist loadfile
+	PYTHONPATH=$(LOWEST) $(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/test_compile.py --ignore tests/embedded
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

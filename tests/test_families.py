@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,7 +25,6 @@ from ras_dit.session import transformers_of
 
 REGION = RASConfig(sample_ratio=0.25, warmup_steps=2)
 CASES = {case.name: case for case in all_cases()}
-SIZES = [(1, 6, 8), (2, 8, 6)]  # batch, height, width
 
 
 def run(case: FamilyCase, pipe: Any, size: tuple[int, int, int]) -> torch.Tensor:
@@ -35,7 +35,7 @@ def run(case: FamilyCase, pipe: Any, size: tuple[int, int, int]) -> torch.Tensor
 
 
 def sizes_of(case: FamilyCase) -> list[tuple[int, int, int]]:
-    return [(min(batch, case.max_batch), height, width) for batch, height, width in SIZES]
+    return [(min(batch, case.max_batch), height, width) for batch, height, width in case.sizes]
 
 
 def fingerprint(pipe: Any) -> list[Any]:
@@ -66,7 +66,9 @@ def moving_by(pipe: Any, factor: float) -> Iterator[None]:
 
         def step(*args: Any, **kwargs: Any) -> Any:
             sample = signature.bind(*args, **kwargs).arguments["sample"] * factor
-            return (sample, None) if "old_pred_original_sample" in signature.parameters else (sample,)
+            if "old_pred_original_sample" in signature.parameters:
+                return sample, None
+            return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=sample)
 
         return step
 
@@ -141,7 +143,7 @@ def test_idle_ratio_one_region_and_undo(name: str) -> None:
         assert plan is not None
         assert [step.kind for step in handle.trace.steps] == [step.kind for step in plan]
         assert plan.num_region_steps >= len(plan) // 2
-        check_trace(handle.trace, plan, size)
+        check_trace(handle.trace, plan, (size[0] * case.samples_per_image, *size[1:]))
         assert fingerprint(pipe) == before
         assert torch.equal(run(case, pipe, size), dense)
 
@@ -223,7 +225,7 @@ def test_flops_agree_with_torchs_counter(name: str) -> None:
     counted: list[float] = []
     rows: list[int] = []
     with ras_dit.accelerate(pipe, REGION) as handle, counting(pipe, counted, rows), sdpa_kernel(SDPBackend.MATH):
-        run(case, pipe, (1, 6, 8))
+        run(case, pipe, sizes_of(case)[0])
     plan = handle._session.plan
     assert plan is not None
     assert plan.cost is not None

@@ -33,6 +33,8 @@ class FamilyCase:
         output: takes the latents out of what the pipeline returns.
         max_batch: largest batch the pipeline takes.
         flops_tolerance: relative difference between the cost model and torch's counter that is accepted.
+        sizes: batch, height and width of the calls.
+        samples_per_image: rows that the scheduler sees per image (DiT hands it both halves of guidance).
         notes: patterns of the notes that a run is expected to leave.
     """
 
@@ -43,4 +45,6 @@ class FamilyCase:
     output: Callable[[Any], torch.Tensor] = first_output
     max_batch: int = 2
     flops_tolerance: float = 0.03
+    sizes: tuple[tuple[int, int, int], ...] = ((1, 6, 8), (2, 8, 6))
+    samples_per_image: int = 1
     notes: tuple[str, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -15,8 +16,13 @@ from diffusers import (
     QwenImageEditPlusPipeline,
     QwenImageImg2ImgPipeline,
     QwenImageInpaintPipeline,
+    QwenImageLayeredPipeline,
 )
-from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
+from diffusers.pipelines.qwenimage import (
+    pipeline_qwenimage_edit,
+    pipeline_qwenimage_edit_plus,
+    pipeline_qwenimage_layered,
+)
 from PIL import Image
 
 from families import qwen_image
@@ -55,6 +61,33 @@ class SmallEditPlusPipeline(QwenImageEditPlusPipeline):
         small = lambda area, ratio: (3 * PIXELS, 2 * PIXELS)  # noqa: E731
         with mock.patch.object(pipeline_qwenimage_edit_plus, "calculate_dimensions", small):
             return super().__call__(*args, **kwargs)
+
+
+class SmallLayeredPipeline(QwenImageLayeredPipeline):
+    """Layers and reference of the size that the case asks for: the pipeline scales them to 640 x 640 pixels or more."""
+
+    def __call__(self, *args: Any, size: tuple[int, int], **kwargs: Any) -> Any:
+        small = lambda area, ratio: size  # noqa: E731
+        with mock.patch.object(pipeline_qwenimage_layered, "calculate_dimensions", small):
+            return super().__call__(*args, **kwargs)
+
+
+def layered() -> Any:
+    pipe = build(
+        SmallLayeredPipeline,
+        components={"processor": None},
+        use_layer3d_rope=True,
+        use_additional_t_cond=True,
+    )
+    pipe.text_encoder = SimpleNamespace(dtype=torch.float32)
+    return pipe
+
+
+def layers(batch: int = 1, height: int = 4, width: int = 6) -> dict[str, Any]:
+    pixels = picture(1, 2, 3)[0].movedim(0, -1).mul(255).byte().numpy()
+    arguments = call(batch, height, width, image=Image.fromarray(pixels), prompt="not read", output_type="pt")
+    del arguments["height"], arguments["width"]
+    return arguments | {"layers": 2, "size": (PIXELS * width, PIXELS * height)}
 
 
 def build(pipeline: Any, **changes: Any) -> Any:
@@ -124,6 +157,14 @@ CASES = [
         lambda: build(SmallEditPlusPipeline, components={"processor": None}),
         functools.partial(with_references, count=2),
         num_calls=2,
+        max_batch=1,
+    ),
+    FamilyCase(
+        "qwen-image-layered",
+        layered,
+        layers,
+        num_calls=2,
+        output=lambda output: torch.cat(list(output[0])),  # pictures: the pipeline does not return latents
         max_batch=1,
     ),
 ]

@@ -9,13 +9,16 @@ from ras_dit.models.allegro import ALLEGRO
 from ras_dit.models.auraflow import AURAFLOW
 from ras_dit.models.cogvideox import COGVIDEOX, CONSISID
 from ras_dit.models.cogview4 import COGVIEW3_PLUS, COGVIEW4
+from ras_dit.models.dit import DIT
 from ras_dit.models.easyanimate import EASYANIMATE
-from ras_dit.models.flux import BRIA, CHROMA, FLUX, LONGCAT_IMAGE, OVIS_IMAGE
+from ras_dit.models.flux import BRIA, BRIA_FIBO, CHROMA, FLUX, LONGCAT_IMAGE, OVIS_IMAGE
 from ras_dit.models.flux2 import FLUX2
+from ras_dit.models.glm_image import GLM_IMAGE
 from ras_dit.models.hunyuan_dit import HUNYUAN_DIT
 from ras_dit.models.hunyuan_image import HUNYUAN_IMAGE
 from ras_dit.models.hunyuan_video import HUNYUAN_VIDEO
 from ras_dit.models.hunyuan_video15 import HUNYUAN_VIDEO15
+from ras_dit.models.krea2 import KREA2
 from ras_dit.models.ltx import LTX
 from ras_dit.models.ltx2 import LTX2
 from ras_dit.models.lumina2 import LUMINA2
@@ -23,6 +26,7 @@ from ras_dit.models.lumina_next import LUMINA_NEXT
 from ras_dit.models.mochi import MOCHI
 from ras_dit.models.pixart import PIXART
 from ras_dit.models.plan import TokenPlan, TokenSelect
+from ras_dit.models.prx import PRX
 from ras_dit.models.qwen_image import QWEN_IMAGE
 from ras_dit.models.refused import REFUSED
 from ras_dit.models.sd3 import SD3
@@ -41,6 +45,8 @@ TOKEN_PLANS: dict[str, TokenPlan] = {
         LONGCAT_IMAGE,
         OVIS_IMAGE,
         BRIA,
+        BRIA_FIBO,
+        KREA2,
         QWEN_IMAGE,
         Z_IMAGE,
         LUMINA2,
@@ -50,6 +56,9 @@ TOKEN_PLANS: dict[str, TokenPlan] = {
         HUNYUAN_IMAGE,
         COGVIEW4,
         COGVIEW3_PLUS,
+        GLM_IMAGE,
+        PRX,
+        DIT,
         WAN,
         LTX,
         LTX2,

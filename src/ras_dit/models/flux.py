@@ -1,5 +1,5 @@
-"""FLUX.1 and its relatives (Chroma, LongCat-Image, Ovis-Image, Bria): joint attention, text first, in double- and
-single-stream blocks; tokens carry position ids.
+"""FLUX.1 and its relatives (Chroma, LongCat-Image, Ovis-Image, Bria, Bria FIBO): joint attention, text first, in
+double- and single-stream blocks; tokens carry position ids.
 """
 
 from __future__ import annotations
@@ -115,4 +115,17 @@ BRIA = TokenPlan(
     grid=grid,
     patch=lambda transformer: (1, 2),
     linears=LINEARS,
+)
+
+BRIA_FIBO = TokenPlan(
+    transformer="BriaFiboTransformer2DModel",
+    family="Bria FIBO",
+    pipelines=("BriaFiboPipeline",),
+    gather=GATHER,
+    scatter="proj_out",
+    attention=ATTENTION,
+    layout="text_first",
+    grid=lambda transformer, arguments: grid_of_ids(arguments["img_ids"], patch_size=1),
+    patch=lambda transformer: (1, 1),
+    linears={"caption_projection.*": "text", **LINEARS},
 )

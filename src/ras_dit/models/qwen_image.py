@@ -9,8 +9,10 @@ from ras_dit.models.plan import Arguments, TokenPlan, TokenSelect
 
 
 def grid(transformer: Any, arguments: Arguments) -> TokenGrid:
-    """The pipeline passes (frames, rows, columns) of the picture, then those of the references."""
+    """The pipeline passes (frames, rows, columns) of the picture or of every layer, then those of the references."""
     shapes = arguments["img_shapes"][0]
+    if transformer.config.use_layer3d_rope:  # the layers, all of one size, then the picture that is taken apart
+        return TokenGrid(shapes[0][1], shapes[0][2], 2, len(shapes) - 1)
     frames, height, width = shapes[0] if isinstance(shapes[0], (tuple, list)) else shapes
     return TokenGrid(height, width, 2, frames)
 
@@ -24,7 +26,7 @@ def check(transformer: Any, arguments: Arguments) -> str | None:
 
 QWEN_IMAGE = TokenPlan(
     transformer="QwenImageTransformer2DModel",
-    family="Qwen-Image, Qwen-Image-Edit",
+    family="Qwen-Image, Qwen-Image-Edit, -Layered",
     pipelines=(
         "QwenImagePipeline",
         "QwenImageImg2ImgPipeline",
@@ -32,6 +34,7 @@ QWEN_IMAGE = TokenPlan(
         "QwenImageControlNetPipeline",
         "QwenImageEditPipeline",
         "QwenImageEditPlusPipeline",
+        "QwenImageLayeredPipeline",
     ),
     gather={
         "": {"hidden_states": TokenSelect(), "controlnet_block_samples": TokenSelect()},
