@@ -89,15 +89,15 @@ def run(pipe: Any, **call: Any) -> torch.Tensor:
     return pipe(**call).images
 
 
-def tiny_vae(latent_channels: int = 16) -> Any:
-    """An autoencoder whose latents are half as large per side."""
+def tiny_vae(latent_channels: int = 16, num_levels: int = 2) -> Any:
+    """An autoencoder whose latents are half as large per side, and half of that for every level above two."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(3)
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
-        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
-        block_out_channels=(4, 8),
+        down_block_types=("DownEncoderBlock2D",) * num_levels,
+        up_block_types=("UpDecoderBlock2D",) * num_levels,
+        block_out_channels=(4,) + (8,) * (num_levels - 1),
         layers_per_block=1,
         latent_channels=latent_channels,
         norm_num_groups=2,

@@ -5,16 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import CogView4Pipeline, CogView4Transformer2DModel, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    CogView4ControlPipeline,
+    CogView4Pipeline,
+    CogView4Transformer2DModel,
+    FlowMatchEulerDiscreteScheduler,
+)
 
 from families.case import FamilyCase, normals
-from tiny import redraw
+from tiny import redraw, tiny_vae
 
 
-def build() -> Any:
+def build(pipeline: Any = CogView4Pipeline, in_channels: int = 4, vae: Any = None) -> Any:
     torch.manual_seed(0)
     transformer = CogView4Transformer2DModel(
-        in_channels=4,
+        in_channels=in_channels,
         out_channels=4,
         num_layers=3,
         attention_head_dim=16,
@@ -27,10 +32,10 @@ def build() -> Any:
         rope_axes_dim=(16, 16),
     ).eval()
     redraw(transformer, 0)
-    pipe = CogView4Pipeline(
+    pipe = pipeline(
         tokenizer=None,
         text_encoder=None,
-        vae=None,
+        vae=vae,
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(
             base_shift=0.25, max_shift=0.75, base_image_seq_len=256, use_dynamic_shifting=True, time_shift_type="linear"
@@ -54,7 +59,17 @@ def call(batch: int = 1, height: int = 4, width: int = 6, **changes: Any) -> dic
     return {**arguments, **changes}
 
 
+def with_control(batch: int = 1, height: int = 4, width: int = 6) -> dict[str, Any]:
+    return call(batch, height, width, control_image=normals(5)(batch, 3, 16 * height, 16 * width).sigmoid())
+
+
 CASES = [
     FamilyCase("cogview4", build, call, num_calls=2),
     FamilyCase("cogview4-no-cfg", build, lambda **size: call(**size, guidance_scale=1.0)),
+    FamilyCase(
+        "cogview4-control",
+        lambda: build(CogView4ControlPipeline, 8, tiny_vae(4, num_levels=4)),
+        with_control,
+        num_calls=2,
+    ),
 ]

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from diffusers import (
     FlowMatchEulerDiscreteScheduler,
+    ZImageControlNetModel,
+    ZImageControlNetPipeline,
     ZImageImg2ImgPipeline,
     ZImageInpaintPipeline,
     ZImagePipeline,
@@ -18,7 +20,7 @@ from families.case import FamilyCase, normals
 from tiny import redraw, tiny_vae
 
 
-def build(pipeline: Any = ZImagePipeline, vae: Any = None, **changes: Any) -> Any:
+def build(pipeline: Any = ZImagePipeline, vae: Any = None, components: Any = None, **changes: Any) -> Any:
     torch.manual_seed(0)
     config: dict[str, Any] = {
         "in_channels": 4,
@@ -39,6 +41,7 @@ def build(pipeline: Any = ZImagePipeline, vae: Any = None, **changes: Any) -> An
         vae=vae,
         text_encoder=None,
         tokenizer=None,
+        **(components or {}),
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -72,9 +75,30 @@ def with_mask(batch: int = 1, height: int = 4, width: int = 6) -> dict[str, Any]
     return from_image(batch, height, width, mask_image=mask, strength=1.0)
 
 
+def with_controlnet() -> Any:
+    torch.manual_seed(1)
+    controlnet = ZImageControlNetModel(
+        control_layers_places=[0, 2],
+        control_refiner_layers_places=[0],
+        control_in_dim=4,
+        dim=48,
+        n_refiner_layers=1,
+        n_heads=4,
+        n_kv_heads=4,
+    ).eval()
+    redraw(controlnet, 1)
+    return build(ZImageControlNetPipeline, tiny_vae(4), {"controlnet": controlnet})
+
+
+def with_control(batch: int = 1, height: int = 4, width: int = 6) -> dict[str, Any]:
+    image = normals(5)(batch, 3, 4 * height, 4 * width).sigmoid()
+    return call(batch, height, width) | {"control_image": image, "height": 4 * height, "width": 4 * width}
+
+
 CASES = [
     FamilyCase("z-image", build, call, flops_tolerance=0.05),
     FamilyCase("z-image-no-cfg", build, functools.partial(call, guidance_scale=0.0), flops_tolerance=0.05),
     FamilyCase("z-image-img2img", lambda: build(ZImageImg2ImgPipeline, tiny_vae(4)), from_image, flops_tolerance=0.05),
     FamilyCase("z-image-inpaint", lambda: build(ZImageInpaintPipeline, tiny_vae(4)), with_mask, flops_tolerance=0.05),
+    FamilyCase("z-image-controlnet", with_controlnet, with_control, flops_tolerance=0.05),
 ]

@@ -7,7 +7,7 @@ from ras_dit.models.plan import TokenPlan, TokenSelect, picture_grid
 COGVIEW4 = TokenPlan(
     transformer="CogView4Transformer2DModel",
     family="CogView4",
-    pipelines=("CogView4Pipeline",),
+    pipelines=("CogView4Pipeline", "CogView4ControlPipeline"),
     gather={
         "patch_embed": {0: TokenSelect()},
         "rope": {0: TokenSelect(dim=0), 1: TokenSelect(dim=0)},

@@ -36,8 +36,9 @@ def count_others(transformer: Any, arguments: Arguments, grid: TokenGrid) -> int
 Z_IMAGE = TokenPlan(
     transformer="ZImageTransformer2DModel",
     family="Z-Image, Z-Image-Turbo",
-    pipelines=("ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline"),
+    pipelines=("ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline", "ZImageControlNetPipeline"),
     gather={
+        "": {"controlnet_block_samples": TokenSelect(stream="joint")},
         "layers.0": {"x": TokenSelect(stream="joint")},
         "layers.*": {"freqs_cis": TokenSelect(stream="joint")},
     },
