@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
+from accelerate.hooks import remove_hook_from_module
 from diffusers import LayerSkipConfig, SmoothedEnergyGuidanceConfig
 from diffusers.guiders import (
     AdaptiveProjectedGuidance,
@@ -58,6 +60,31 @@ def test_group_offload(kind: str, is_first: bool) -> None:
     assert torch.equal(run(pipe, **inputs()), dense)
 
 
+@pytest.mark.parametrize("is_first", [True, False], ids=["offload first", "RAS first"])
+def test_sequential_offload(is_first: bool) -> None:
+    """What `enable_sequential_cpu_offload` does to the transformer: every module's weights come and go with its call.
+
+    (The pipeline's method itself asks for an accelerator.)
+    """
+    pipe = tiny_pipeline()
+    dense = run(pipe, **inputs())
+    with ras_dit.accelerate(pipe, REGION):
+        fast = run(pipe, **inputs())
+    if is_first:
+        cpu_offload(pipe.transformer, CPU, offload_buffers=True)
+    handle = ras_dit.enable(pipe, REGION)
+    if not is_first:
+        cpu_offload(pipe.transformer, CPU, offload_buffers=True)
+    assert pipe.transformer.proj_out.weight.device.type == "meta"
+    assert torch.equal(run(pipe, **inputs()), fast)
+    handle.disable()
+    assert torch.equal(run(pipe, **inputs()), dense)
+    remove_hook_from_module(pipe.transformer, recurse=True)
+    assert torch.equal(run(pipe, **inputs()), dense)
+    for module in pipe.transformer.modules():
+        assert getattr(module.forward, "__func__", None) is type(module).forward
+
+
 def test_quantised_weights_are_left_as_they_are() -> None:
     quantization = pytest.importorskip("torchao.quantization")
     pipe = tiny_pipeline()
@@ -67,6 +94,27 @@ def test_quantised_weights_are_left_as_they_are() -> None:
     assert not torch.equal(run(pipe, **inputs()), plain)
     check_contract(pipe, inputs())
     assert pipe.transformer.transformer_blocks[0].attn.to_q.weight is weight
+
+
+def test_four_bit_linears_of_bitsandbytes() -> None:
+    nn = pytest.importorskip("bitsandbytes.nn")
+    pipe = tiny_pipeline()
+    plain = run(pipe, **inputs())
+    for module in list(pipe.transformer.transformer_blocks.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is torch.nn.Linear:
+                four_bit = nn.Linear4bit(
+                    child.in_features, child.out_features, child.bias is not None, torch.float32, quant_type="nf4"
+                )
+                four_bit.load_state_dict(child.state_dict())
+                setattr(module, name, four_bit.to("cpu"))
+    weight = pipe.transformer.transformer_blocks[0].attn.to_q.weight
+    assert weight.dtype == torch.uint8
+    packed = weight.clone()
+    assert not torch.equal(run(pipe, **inputs()), plain)
+    check_contract(pipe, inputs())
+    assert pipe.transformer.transformer_blocks[0].attn.to_q.weight is weight
+    assert torch.equal(weight, packed)
 
 
 def modular(guider: Any) -> tuple[Any, Any]:
