@@ -28,6 +28,7 @@ class LayerSeam:
         calls: the caches of the branch under way: one per attention call inside the module (an IP-Adapter makes a
             second one). A capture fills it.
         storage: how a capture keeps keys and values.
+        earlier: the caches that a capture follows, where keys and values are forecast; None where they are not.
         num_dropped: tokens of the grid that a region step does not compute.
         position: attention calls made so far.
 
@@ -49,9 +50,11 @@ class LayerSeam:
         calls: list[KVCache],
         num_dropped: int,
         storage: KVStorage = AS_COMPUTED,
+        earlier: list[KVCache] | None = None,
     ) -> None:
         """Say what the next call does."""
         self.kind = kind
+        self.earlier = earlier
         self.calls = calls
         self.num_dropped = num_dropped
         self.storage = storage
@@ -78,7 +81,10 @@ class LayerSeam:
                 self.calls.append(KVCache(key, value, attn_mask, scale, KVStorage(keeps=False)))
             return functional.scaled_dot_product_attention(query, key, value)
         if self.kind == "capture":
-            self.calls.append(KVCache(key, value, self._kept(attn_mask), scale, self.storage))
+            cached = KVCache(key, value, self._kept(attn_mask), scale, self.storage)
+            if self.earlier is not None:
+                cached.follow(self.earlier[position] if position < len(self.earlier) else None)
+            self.calls.append(cached)
         else:
             if position >= len(self.calls):
                 raise UnsupportedAttentionError(

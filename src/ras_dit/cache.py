@@ -156,6 +156,46 @@ class KVStorage:
 AS_COMPUTED = KVStorage()
 
 
+class KVAdvance:
+    """How keys and values are carried from one transformer call of a branch to the next: linearly in sigma.
+
+    Args:
+        sigma: of the call under way.
+        last_sigma: up to which they were carried before.
+        since: sigma at which the keys and values of every token were last computed [R, N].
+        damping: factor on their slope.
+    """
+
+    def __init__(self, sigma: float, last_sigma: float, since: torch.Tensor, damping: float) -> None:
+        self.damping = damping
+        self.change = torch.full((), damping * (sigma - last_sigma), device=since.device)
+        elapsed = sigma - since
+        self.per_sigma = torch.where(elapsed == 0, torch.zeros_like(elapsed), 1 / elapsed)  # [R, N]
+        self._made: dict[object, torch.Tensor] = {}
+
+    def of_rows(self, rows: RowIndex, num_heads: int, length: int, is_flat: bool) -> torch.Tensor:
+        """One over the sigma that passed, for the rows that `KVCache` writes: [1, 1, K, 1] if all rows of the batch are
+        alike, else flat [R * H * K, 1]."""
+        key = (rows.num_active, num_heads, length, is_flat)
+        if key not in self._made:
+            if isinstance(rows.offset, int):
+                fresh = self.per_sigma.gather(1, rows.active)
+            else:  # text rows move as well; nobody reads their slope
+                full = self.per_sigma.new_zeros(len(self.per_sigma), length)
+                at = torch.arange(rows.num_tokens, device=full.device) + rows.offset[:, None]
+                fresh = full.scatter(1, at, self.per_sigma).gather(1, rows.positions(length))
+            fresh = (fresh if is_flat else fresh[:1])[:, None, :, None]
+            self._made[key] = fresh.expand(-1, num_heads, -1, -1).reshape(-1, 1) if is_flat else fresh
+        return self._made[key]
+
+    def of_sequence(self, rows: RowIndex, length: int) -> torch.Tensor:
+        """The same for all rows of a sequence, 0 beside the grid: [R, 1, length, 1]."""
+        full = self.per_sigma.new_zeros(len(self.per_sigma), length)
+        offset = rows.offset[:, None] if isinstance(rows.offset, torch.Tensor) else rows.offset
+        at = torch.arange(rows.num_tokens, device=full.device) + offset
+        return full.scatter(1, at.expand(len(full), -1), self.per_sigma)[:, None, :, None]
+
+
 class KVCache:
     """Keys and values of one attention call, with the mask and scale that belong to the full sequence.
 
@@ -164,6 +204,9 @@ class KVCache:
         mask: attention mask of that step, None without one.
         scale: softmax scale of that step (Lumina's depends on the sequence length).
         storage: how keys and values are kept.
+
+    Attributes:
+        key_slope, value_slope: change per sigma, where keys and values are forecast; else None.
     """
 
     def __init__(
@@ -182,12 +225,50 @@ class KVCache:
         self.scale = scale
         self.num_heads = key.shape[1]
         self.length = key.shape[2]
+        self.key_slope: torch.Tensor | None = None
+        self.value_slope: torch.Tensor | None = None
+        self.advance: KVAdvance | None = None
 
-    def aim(self, rows: RowIndex) -> None:
+    def follow(self, earlier: KVCache | None) -> None:
+        """Forecast from now on: slopes go from an earlier cache of the same call to this one, or begin at zero.
+
+        Args:
+            earlier: aimed at this step by `aim_whole`. Its slopes are overwritten.
+        """
+        if not self.keeps:
+            return
+        if earlier is None or earlier.advance is None or earlier.key.shape != self.key.shape:
+            self.key_slope, self.value_slope = torch.zeros_like(self.key), torch.zeros_like(self.value)
+            return
+        assert earlier.key_slope is not None
+        assert earlier.value_slope is not None
+        self.key_slope = earlier._followed(earlier.key, earlier.key_slope, self.key)
+        self.value_slope = earlier._followed(earlier.value, earlier.value_slope, self.value)
+
+    def _followed(self, kept: torch.Tensor, slope: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
+        """The slope from the values computed last to fresh ones: that of the forecast, and what it missed."""
+        assert self.advance is not None
+        missed = fresh - kept.addcmul(slope, self.change)
+        return slope.mul_(self.advance.damping).addcmul_(missed, self.per_sigma)
+
+    def aim_whole(self, advance: KVAdvance, rows: RowIndex) -> None:
+        """Lay out a dense step: all tokens are computed anew.
+
+        Args:
+            advance: from the last step to this one.
+            rows: all tokens of the grid, placed in this sequence.
+        """
+        self.advance = advance
+        self.change = advance.change.to(self.key.dtype)
+        passed = advance.of_sequence(rows, self.length)  # a model that attends image by image shares one set (Mochi)
+        self.per_sigma = passed[: self.key.shape[0]].to(self.key.dtype)
+
+    def aim(self, rows: RowIndex, advance: KVAdvance | None = None) -> None:
         """Lay out where the rows of a region step go; `merge` and `mask_for` then only read tensors and numbers.
 
         Args:
             rows: computed rows, placed in this sequence.
+            advance: from the last step to this one, where keys and values are forecast.
         """
         self.index = rows.heads_index(self.num_heads, self.length)
         is_uniform = isinstance(rows.offset, int)
@@ -198,6 +279,11 @@ class KVCache:
         self.end = self.begin + rows.num_tokens if is_uniform else self.length
         self.queries = rows.positions(self.length) if self.mask is not None else None
         self.queries_are_alike = rows.is_alike
+        self.advance = advance if self.keeps else None
+        if self.advance is not None:
+            self.change = self.advance.change.to(self.key.dtype)
+            passed = self.advance.of_rows(rows, self.num_heads, self.length, self.is_flat)
+            self.per_sigma = passed.to(self.key.dtype)
 
     def merge(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Write a region step's rows [R, H, P, d] in place and return the full keys and values [R, H, length, d].
@@ -206,7 +292,25 @@ class KVCache:
         """
         if not self.keeps:
             return key, value
+        if self.advance is not None:
+            assert self.key_slope is not None
+            assert self.value_slope is not None
+            self._carry(self.key, self.key_slope, key)
+            self._carry(self.value, self.value_slope, value)
         return self._merged(self.key, key), self._merged(self.value, value)
+
+    def _carry(self, kept: torch.Tensor, slope: torch.Tensor, rows: torch.Tensor) -> None:
+        """Move what is kept to the sigma of this step, in place, and learn the slopes of the rows that are fresh."""
+        assert self.advance is not None
+        kept.addcmul_(slope, self.change)
+        fresh = rows[:, :, self.begin : self.middle]
+        if self.is_flat:
+            width = kept.shape[-1]
+            kept, slope, fresh = kept.view(-1, width), slope.view(-1, width), fresh.reshape(-1, width)
+        dim = 0 if self.is_flat else 2
+        missed = fresh - kept.index_select(dim, self.index)
+        learned = slope.index_select(dim, self.index).mul_(self.advance.damping).addcmul_(missed, self.per_sigma)
+        slope.index_copy_(dim, self.index, learned)
 
     def _merged(self, kept: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         if not self.is_converted:

@@ -90,6 +90,16 @@ class RASConfig:
     forecast_midpoint: bool = _option(
         False, "Forecast at the middle of the step's sigma interval (Euler schedulers only)."
     )
+    solver_order: int = _option(
+        1,
+        "2 hands the scheduler every token's mean over the step by a line through its last two values (Adams-Bashforth "
+        "2), so that an Euler step becomes second order; dense steps too. Euler schedulers only.",
+    )
+    kv_forecast: float = _option(
+        0.0,
+        "Damping of a forecast of cached keys and values, linear in sigma, in [0, 1]; 0 reuses them as they are. "
+        "Doubles the cache.",
+    )
     token_multiple: int = _option(1, "Active tokens per region step are rounded up to a multiple of this (>= 1).")
     kv_cache_dtype: KVCacheDType | None = _option(
         None, "Keep keys and values in this type between steps: float8_e4m3fn, bfloat16 or float16; None as computed."
@@ -266,7 +276,7 @@ def _check_ratios(config: RASConfig) -> None:
                 f"{name}: got {value!r}; allowed: a share of the {of_what} in (0, 1]. Use 0.25 for a quarter of them, "
                 "1.0 for all."
             )
-    for name in ("high_ratio", "forecast_damping"):
+    for name in ("high_ratio", "forecast_damping", "kv_forecast"):
         value = getattr(config, name)
         if not _is_number(value) or not 0 <= value <= 1:
             raise ValueError(f"{name}: got {value!r}; allowed: a number in [0, 1].")
@@ -322,6 +332,13 @@ def _check_choices(config: RASConfig) -> None:
         raise ValueError(f"forecast_midpoint: got {config.forecast_midpoint!r}; allowed: True or False.")
     if not _is_number(config.token_multiple, int) or config.token_multiple < 1:
         raise ValueError(f"token_multiple: got {config.token_multiple!r}; allowed: an int of at least 1.")
+    if not _is_number(config.solver_order, int) or config.solver_order not in (1, 2):
+        raise ValueError(f"solver_order: got {config.solver_order!r}; allowed: 1 or 2.")
+    if config.kv_forecast and (config.kv_cache_dtype is not None or config.kv_cache_device is not None):
+        raise ValueError(
+            "kv_forecast: works on keys and values as they are computed; give it without kv_cache_dtype and "
+            "kv_cache_device."
+        )
     if config.kv_cache_dtype not in (None, *get_args(KVCacheDType)):
         dtypes = ", ".join(get_args(KVCacheDType))
         raise ValueError(f"kv_cache_dtype: got {config.kv_cache_dtype!r}; allowed: {dtypes}, or None.")
@@ -350,6 +367,8 @@ def _check_reference(config: RASConfig) -> None:
         "refresh_every",
         "token_multiple",
         "forecast_midpoint",
+        "solver_order",
+        "kv_forecast",
         "region_of_interest",
     ):
         if getattr(config, name) != defaults[name]:

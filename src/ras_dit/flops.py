@@ -104,7 +104,7 @@ def plan_cost(
         transformer: its layers are read.
         num_text: text tokens of the sequence.
         num_extra: reference tokens beside the grid.
-        config: its ``kv_cache_*`` options count.
+        config: its ``kv_*`` options count.
         has_timestep_per_token: see `step_flops`.
     """
     num_tokens = plan.num_tokens
@@ -118,9 +118,10 @@ def plan_cost(
     if config.kv_cache_dtype is not None:
         element = 1 if config.kv_cache_dtype.startswith("float8") else 2
     cache = 0
+    copies = 4 if config.kv_forecast else 2  # keys and values, and the slope of each
     if any(step.captures for step in plan):
         modules = token_plan.attention_modules(transformer).values()
         for (module, stream), keeps in zip(modules, keeping_layers(config.kv_cache_layers, len(modules)), strict=True):
             length = num_tokens + num_extra + (num_text if stream == "joint" else 0)
-            cache += 2 * _width(module) * length * element * keeps
+            cache += copies * _width(module) * length * element * keeps
     return Cost(by_count[num_tokens], total, cache)

@@ -131,7 +131,7 @@ def build_plan(
     else:
         allowed = num_tokens if num_allowed is None else num_allowed
         steps = list(_adaptive_steps(config, num_steps, num_tokens, num_first, allowed, dense_step))
-    return Plan(_mark_captures(steps), num_tokens)
+    return Plan(_mark_captures(steps, needs_earlier=config.kv_forecast > 0), num_tokens)
 
 
 def resolve_position(name: str, position: Position, num_steps: int) -> int:
@@ -243,15 +243,20 @@ def reference_cut(config: RASConfig, num_skip: int) -> tuple[int, int]:
     return int(num_skip * (1 - config.high_ratio)), int(num_skip * config.high_ratio)
 
 
-def _mark_captures(steps: list[StepPlan]) -> tuple[StepPlan, ...]:
-    """Keep keys and values on the dense steps that a region step follows before the next dense one."""
-    is_read = False
+def _mark_captures(steps: list[StepPlan], needs_earlier: bool) -> tuple[StepPlan, ...]:
+    """Keep keys and values on the dense steps that a region step follows before the next dense one.
+
+    Args:
+        steps: of a run.
+        needs_earlier: keep those of a dense step right before such a one too, for the slope between them.
+    """
+    is_read = is_followed = False
     marked = []
     for step in reversed(steps):
         if step.kind == "region":
-            is_read = True
+            is_read, is_followed = True, False
         elif step.kind == "dense":
-            step = StepPlan(step.index, "dense", step.num_active, captures=is_read)
-            is_read = False
+            step = StepPlan(step.index, "dense", step.num_active, captures=is_read or is_followed)
+            is_read, is_followed = False, is_read and needs_earlier
         marked.append(step)
     return tuple(reversed(marked))

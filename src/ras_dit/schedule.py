@@ -61,6 +61,11 @@ def why_stochastic(scheduler: Any) -> str | None:
     return None
 
 
+def is_euler(scheduler: Any) -> bool:
+    """Whether a step goes along the model's output in sigma and does nothing else."""
+    return any(cls.__name__ == "FlowMatchEulerDiscreteScheduler" for cls in type(scheduler).__mro__)
+
+
 def observing(step: Callable[..., Any], observe: Callable[[torch.Tensor, torch.Tensor], None]) -> Callable[..., Any]:
     """A scheduler's ``step`` that then hands its ``model_output`` and ``sample`` on, whatever their order."""
     signature = inspect.signature(step)

@@ -16,7 +16,7 @@ from ras_dit.geometry import TokenGrid
 from ras_dit.models import TokenPlan
 from ras_dit.plan import Plan, build_plan
 from ras_dit.region import tokens_touched
-from ras_dit.schedule import first_index, first_of_second, noise_levels, observing, why_stochastic
+from ras_dit.schedule import first_index, first_of_second, is_euler, noise_levels, observing, why_stochastic
 from ras_dit.seams import PatchedMethod, PlainCopies
 from ras_dit.state import Call, Generation
 from ras_dit.tokens import TokenSeams
@@ -147,8 +147,9 @@ class Session:
         latents = arguments[self.token_plan.latents]
         num_rows, device = len(latents), latents[0].device
         call = generation.begin_call(num_rows, device, module)
-        if call.rows is not None and self.token_plan.joint_offset is not None:
-            call.joint_rows = call.rows.at(self.token_plan.joint_offset(arguments))
+        placed = call.rows if call.rows is not None else call.whole
+        if placed is not None and self.token_plan.joint_offset is not None:
+            call.joint_rows = placed.at(self.token_plan.joint_offset(arguments))
         self._call = call
         seams.begin(call)
         return None if call.rows is None else seams.gather_root(args, kwargs)
@@ -186,13 +187,20 @@ class Session:
                 f"The run has {len(plan)} evaluations, all of them dense by the plan (warm-up or refresh steps): take "
                 "more steps or a shorter warm-up."
             )
+        config = self.config
+        if (config.solver_order == 2 or config.forecast_midpoint) and not is_euler(scheduler):
+            self.note(
+                f"solver_order=2 and forecast_midpoint need FlowMatchEulerDiscreteScheduler, this is "
+                f"{type(scheduler).__name__}: noise was taken at the beginning of each step."
+            )
+            config = config.replace(solver_order=1, forecast_midpoint=False)
         is_timed = token_plan.has_timestep_per_token(arguments, grid.num_tokens + num_extra)
         cost = plan_cost(plan, token_plan, transformer, num_text, num_extra, self.config, is_timed)
         self.plan = Plan(plan.steps, plan.num_tokens, cost)
         notes = list(self._early_notes)
         self._early_notes.clear()
         self._generation = Generation(
-            self.config,
+            config,
             self.plan,
             grid,
             sigmas,

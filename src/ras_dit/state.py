@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ras_dit import importance, selection
-from ras_dit.cache import KVCache, RowIndex
+from ras_dit.cache import KVAdvance, KVCache, RowIndex
 from ras_dit.config import RASConfig
 from ras_dit.forecast import TokenHistory
 from ras_dit.geometry import TokenGrid
@@ -28,6 +28,8 @@ class Branch:
         last_index: evaluation it last took part in.
         kept: the merged noise at the last selection [R, N, D]; what the reference rules give to slow tokens.
         noise_shape: shape of the call's output.
+        kv_since: sigma at which the keys and values of every token were last computed [R, N], where they are forecast.
+        kv_sigma: up to which they were carried.
         rest: whatever the transformer returned beside the noise (LTX-2's audio); a skipped step returns it again.
     """
 
@@ -38,6 +40,8 @@ class Branch:
     last_index: int = -1
     kept: torch.Tensor | None = None
     noise_shape: tuple[int, ...] = ()
+    kv_since: torch.Tensor | None = None
+    kv_sigma: float = 0.0
     rest: tuple[object, ...] = ()
 
 
@@ -54,7 +58,11 @@ class Call:
         stopwatch: times it.
         num_image_rows: tokens of the grid and reference tokens beside it, N + M.
         num_before: those of the reference tokens that stand in front of the grid.
-        joint_rows: the active tokens in a joint sequence whose grid begins at a place of its own in every row.
+        forecasts: keys and values are forecast.
+        advance: how they are carried from the branch's last step to this one.
+        whole: all tokens of the grid, where a dense step follows keys and values that were kept.
+        joint_rows: the active tokens (of a dense step: ``whole``) in a joint sequence whose grid begins at a place of
+            its own in every row.
     """
 
     kind: StepKind
@@ -65,6 +73,9 @@ class Call:
     stopwatch: Stopwatch
     num_image_rows: int
     num_before: int = 0
+    forecasts: bool = False
+    advance: KVAdvance | None = None
+    whole: RowIndex | None = None
     joint_rows: RowIndex | None = None
 
 
@@ -140,7 +151,7 @@ class Generation:
             kind = "dense"
         needs_memory = self.plan.has_savings and self._why_all_dense is None
         if kind == "dense" and needs_memory and (branch is None or branch.num_rows != num_rows):
-            branch = Branch(num_rows, transformer, TokenHistory(max(1, self.config.forecast_order + 1)))
+            branch = Branch(num_rows, transformer, TokenHistory(self._history_depth))
             self._branches[position] = branch
         rows, is_active = self._rows(num_rows) if kind == "region" else (None, None)
         step = StepTrace(kind, self.sigmas[self.index])
@@ -156,7 +167,30 @@ class Generation:
         captures = kind == "dense" and needs_memory and self._reads_cache_later(planned.captures)
         num_image_rows = self.grid.num_tokens + self.num_extra
         num_before = self.grid.num_before
-        return Call(kind, branch, rows, is_active, captures, Stopwatch(step, device), num_image_rows, num_before)
+        call = Call(kind, branch, rows, is_active, captures, Stopwatch(step, device), num_image_rows, num_before)
+        if self.config.kv_forecast and branch is not None and (captures or kind == "region"):
+            self._carry(call, branch, device)
+        return call
+
+    def _carry(self, call: Call, branch: Branch, device: torch.device) -> None:
+        """Carry the keys and values of a branch on to the evaluation under way."""
+        sigma, size = self.sigmas[self.index], (branch.num_rows, self.grid.num_tokens)
+        call.forecasts = True
+        if branch.kv_since is not None and branch.layers:
+            call.advance = KVAdvance(sigma, branch.kv_sigma, branch.kv_since, self.config.kv_forecast)
+            if call.kind == "dense":
+                everything = torch.arange(size[1], device=device).expand(size)
+                call.whole = RowIndex(everything, size[1], is_shared=True, offset=self.grid.num_before)
+        at = torch.full(size, sigma, device=device)
+        is_kept = None if call.is_active is None else ~call.is_active
+        branch.kv_since = (
+            at if is_kept is None or branch.kv_since is None else torch.where(is_kept, branch.kv_since, at)
+        )
+        branch.kv_sigma = sigma
+
+    @property
+    def _history_depth(self) -> int:
+        return max(self.config.solver_order, self.config.forecast_order + 1)
 
     def _why_dense(self, branch: Branch | None, num_rows: int) -> str | None:
         """The reason why a planned region or skipped step cannot be one."""
@@ -217,16 +251,24 @@ class Generation:
             branch.noise_shape = tuple(output.shape)
             branch.history.record(tokens, sigma)
             self._keep(branch, tokens)
-            return None
+            if self.config.solver_order == 1:
+                return None
+            return self._full(branch, self._step_mean(branch).to(tokens.dtype), output)
         filled = self._fill(branch)
         if call.kind == "region":
             assert output is not None
             assert call.is_active is not None
             tokens = self.grid.patchify(output)
             branch.history.record(tokens, sigma, call.is_active)
+            if self.config.solver_order == 2:
+                tokens = self._step_mean(branch).to(tokens.dtype)
             filled = torch.where(call.is_active[..., None], tokens, filled.to(tokens.dtype))
         self._keep(branch, filled)
-        full = self.grid.unpatchify(filled, branch.noise_shape)
+        return self._full(branch, filled, output)
+
+    def _full(self, branch: Branch, tokens: torch.Tensor, output: torch.Tensor | None) -> torch.Tensor:
+        """Noise of the grid's tokens in the form of the transformer's output."""
+        full = self.grid.unpatchify(tokens, branch.noise_shape)
         if self.num_extra and output is not None:  # reference tokens were computed: their noise is what it is
             begin, end = self.grid.num_before, self.grid.num_before + self.grid.num_tokens
             full[:, :begin] = output[:, :begin]
@@ -238,9 +280,18 @@ class Generation:
         if self.config.rules == "reference":
             assert branch.kept is not None
             return branch.kept
-        sigma, sigma_next = self.sigmas[self.index], self.sigmas[self.index + 1]
-        at = (sigma + sigma_next) / 2 if self.config.forecast_midpoint else sigma
+        is_midpoint = self.config.forecast_midpoint or self.config.solver_order == 2
+        at = self._middle if is_midpoint else self.sigmas[self.index]
         return branch.history.forecast(at, self.config.forecast_order, self.config.forecast_damping)
+
+    def _step_mean(self, branch: Branch) -> torch.Tensor:
+        """Noise just computed, carried to the middle of the step by its last slope [R, N, D]: Adams-Bashforth 2."""
+        return branch.history.forecast(self._middle, order=1, damping=1.0)
+
+    @property
+    def _middle(self) -> float:
+        """The middle of the step's sigma interval."""
+        return (self.sigmas[self.index] + self.sigmas[self.index + 1]) / 2
 
     def _keep(self, branch: Branch, tokens: torch.Tensor) -> None:
         """The authors store the noise of slow tokens when they select, not when it is computed."""

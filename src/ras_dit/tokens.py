@@ -85,16 +85,18 @@ class TokenSeams:
         if call.rows is None and not call.captures:
             return
         assert call.branch is not None
+        earlier = dict(call.branch.layers)
         if call.rows is None:
-            call.branch.layers.clear()  # two generations of keys and values never stand side by side
+            call.branch.layers.clear()  # two generations of keys and values never stand side by side (but to forecast)
         for number, (name, (layer, stream)) in enumerate(self._layers.items()):
             if call.rows is None:
-                layer.aim("capture", [], 0, self._storages[min(number, len(self._storages) - 1)])
+                storage = self._storages[min(number, len(self._storages) - 1)]
+                layer.aim("capture", [], 0, storage, self._followed(call, earlier.get(name, []), stream))
                 continue
             cached_calls = call.branch.layers[name]
             for cached in cached_calls:
                 if cached.length >= call.num_image_rows:
-                    cached.aim(self._place(stream, call, call.rows, cached.length))
+                    cached.aim(self._place(stream, call, call.rows, cached.length), call.advance)
             layer.aim("region", cached_calls, call.rows.num_dropped)
 
         if call.rows is not None and self._blocks:
@@ -102,6 +104,16 @@ class TokenSeams:
             rows = self._place("joint", call, call.rows, length)
             for block in self._blocks:
                 block.aim(rows, length)
+
+    def _followed(self, call: Call, earlier: list[KVCache], stream: Stream) -> list[KVCache] | None:
+        """The caches that a capture follows; None where keys and values are not forecast."""
+        if not call.forecasts:
+            return None
+        if call.advance is not None and call.whole is not None:
+            for cached in earlier:
+                if cached.length >= call.num_image_rows:
+                    cached.aim_whole(call.advance, self._place(stream, call, call.whole, cached.length))
+        return earlier
 
     def _joint_length(self, layers: Mapping[str, list[KVCache]]) -> int:
         """Length of the joint sequence, as the last dense step had it."""

@@ -1,0 +1,156 @@
+"""Forecasts of keys and values, and steps of second order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UniPCMultistepScheduler
+
+import ras_dit
+from ras_dit import RASConfig
+from ras_dit.cache import KVAdvance, KVCache, RowIndex
+from tiny import REGION, inputs, run, tiny_pipeline
+
+ROWS, HEADS, TOKENS, TEXT, WIDTH = 2, 3, 8, 4, 5
+LENGTH = TOKENS + TEXT
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+@pytest.mark.parametrize("offset", [0, TEXT, torch.tensor([1, 3])], ids=["image first", "text first", "by row"])
+def test_keys_that_move_linearly_are_forecast_exactly(is_shared: bool, offset: int | torch.Tensor) -> None:
+    """Two dense steps give the slopes; region steps and one more dense step follow, at uneven distances."""
+    generator = torch.Generator().manual_seed(0)
+    start, slope = torch.randn(2, ROWS, HEADS, LENGTH, WIDTH, generator=generator, dtype=torch.float64)
+
+    def at(sigma: float) -> torch.Tensor:
+        return start + sigma * slope
+
+    first, second = RowIndex(torch.tensor([[0, 3, 5]]).expand(ROWS, -1), TOKENS, True), None
+    if not is_shared:
+        first = RowIndex(torch.tensor([[0, 3, 5], [1, 2, 7]]), TOKENS, False)
+        second = RowIndex(torch.tensor([[1, 3], [0, 2]]), TOKENS, False)
+    whole = RowIndex(torch.arange(TOKENS).expand(ROWS, -1), TOKENS, True).at(offset)
+    since = torch.full((ROWS, TOKENS), 1.0, dtype=torch.float64)
+    sigma = 1.0
+    cache = KVCache(at(1.0), -at(1.0))
+    cache.follow(None)
+    for rows, now in ((None, 0.9), (first, 0.7), (second or first, 0.65), (None, 0.4), (first, 0.3)):
+        advance = KVAdvance(now, sigma, since, damping=1.0)
+        sigma = now
+        if rows is None:
+            cache.aim_whole(advance, whole)
+            dense = KVCache(at(now), -at(now))
+            dense.follow(cache)
+            cache, since = dense, torch.full_like(since, now)
+            continue
+        placed = rows.at(offset)
+        cache.aim(placed, advance)
+        index = placed.positions(LENGTH)[:, None, :, None].expand(-1, HEADS, -1, WIDTH)
+        key, value = cache.merge(at(now).gather(2, index), -at(now).gather(2, index))
+        torch.testing.assert_close(key, at(now), atol=1e-7, rtol=0)  # the step is kept in float32
+        torch.testing.assert_close(value, -at(now), atol=1e-7, rtol=0)  # the step is kept in float32
+        since = since.scatter(1, rows.active, now)
+
+
+def test_damping_scales_the_slope_and_fresh_rows_learn_theirs() -> None:
+    kept = torch.zeros(1, 1, 2, 1)
+    cache = KVCache(kept.clone(), kept.clone())
+    cache.follow(None)
+    since = torch.full((1, 2), 1.0)
+    whole = RowIndex(torch.arange(2)[None], 2, True)
+    cache.aim_whole(KVAdvance(0.9, 1.0, since, 0.5), whole)
+    dense = KVCache(kept + 1.0, kept + 1.0)
+    dense.follow(cache)
+    assert dense.key_slope is not None
+    assert dense.key_slope.flatten().tolist() == pytest.approx([-10.0, -10.0])
+    dense.aim(RowIndex(torch.tensor([[1]]), 2, True), KVAdvance(0.8, 0.9, since * 0.9, 0.5))
+    key, _ = dense.merge(kept[:, :, :1] + 3.0, kept[:, :, :1] + 3.0)
+    assert key.flatten().tolist() == pytest.approx([1.5, 3.0]), "half of the slope; the computed value"
+    assert dense.key_slope.flatten().tolist() == pytest.approx([-10.0, -20.0]), "(3 - 1) / -0.1"
+
+
+def test_forecasts_of_keys_change_the_region_steps_alone() -> None:
+    pipe = tiny_pipeline()
+    call = inputs(batch=2)
+    seen: dict[float, list[torch.Tensor]] = {}
+    for kv_forecast in (0.0, 0.8):
+
+        def keep(_pipe: Any, _i: int, _t: Any, tensors: dict[str, Any], now: float = kv_forecast) -> dict[str, Any]:
+            seen.setdefault(now, []).append(tensors["latents"].clone())
+            return tensors
+
+        with ras_dit.accelerate(pipe, REGION.replace(kv_forecast=kv_forecast)) as handle:
+            run(pipe, **call, callback_on_step_end=keep)
+            assert handle.summary().notes == ()
+    is_same = [torch.equal(a, b) for a, b in zip(seen[0.0], seen[0.8], strict=True)]
+    assert is_same == [True] * 2 + [False] * 8
+    assert seen[0.8][-1].isfinite().all()
+
+
+@pytest.mark.parametrize("guidance_scale", [4.0, 1.0])
+def test_second_order_steps_are_adams_bashforth(guidance_scale: float) -> None:
+    pipe = tiny_pipeline()
+    call = inputs(guidance_scale=guidance_scale)
+    latents, noises = [call["latents"]], []
+
+    def keep(_pipe: Any, _i: int, _t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        latents.append(tensors["latents"].clone())
+        return tensors
+
+    transformer_forward = pipe.transformer.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        result = transformer_forward(*args, **kwargs)
+        unconditional, conditional = result[0].chunk(2) if guidance_scale > 1 else (result[0], result[0])
+        noises.append(unconditional + guidance_scale * (conditional - unconditional))
+        return result
+
+    pipe.transformer.forward = forward
+    config = RASConfig(sample_ratio=0.25, warmup_steps=6, solver_order=2)
+    with ras_dit.accelerate(pipe, config) as handle:
+        run(pipe, **call, callback_on_step_end=keep)
+        assert handle.summary().notes == ()
+    sigmas = pipe.scheduler.sigmas.tolist()
+    for i in range(6):
+        step, mean = sigmas[i + 1] - sigmas[i], noises[i]
+        if i:
+            mean = mean + step / 2 * (noises[i] - noises[i - 1]) / (sigmas[i] - sigmas[i - 1])
+        torch.testing.assert_close(latents[i + 1], latents[i] + step * mean, atol=1e-4, rtol=1e-5)
+    plain = run(tiny_pipeline(), **call)
+    assert not torch.equal(latents[-1], plain)
+
+
+def test_second_order_steps_are_closer_to_the_converged_run() -> None:
+    """On the embedded model; every step computes all tokens but the last one."""
+    pipe = ras_dit.load_embedded()
+    pipe.set_progress_bar_config(disable=True)
+
+    def paint(steps: int, config: RASConfig | None = None) -> torch.Tensor:
+        call = {"prompt": "a fox in the snow", "guidance_scale": 3.0, "max_sequence_length": 1, "output_type": "latent"}
+        generator = torch.Generator().manual_seed(3)
+        if config is None:
+            return pipe(**call, num_inference_steps=steps, generator=generator).images
+        with ras_dit.accelerate(pipe, config):
+            return pipe(**call, num_inference_steps=steps, generator=generator).images
+
+    converged = paint(64)
+    errors = [
+        (paint(16, RASConfig(sample_ratio=0.9, warmup_steps=15, solver_order=order)) - converged).square().mean()
+        for order in (1, 2)
+    ]
+    assert errors[1] < errors[0]
+
+
+def test_other_schedulers_take_noise_as_it_is_and_say_so() -> None:
+    pipe = tiny_pipeline()
+    pipe.scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    with ras_dit.accelerate(pipe, REGION):
+        plain = run(pipe, **inputs())
+    with (
+        ras_dit.accelerate(pipe, REGION.replace(solver_order=2)) as handle,
+        pytest.warns(ras_dit.RASWarning, match="need FlowMatchEulerDiscreteScheduler, this is UniPC"),
+    ):
+        assert torch.equal(run(pipe, **inputs()), plain)
+    assert len(handle.summary().notes) == 1
