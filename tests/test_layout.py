@@ -24,6 +24,7 @@ ORDER = [
     "attention",
     "seams",
     "trace",
+    "chooser",
     "state",
     "models",
     "flops",
@@ -32,8 +33,10 @@ ORDER = [
     "session",
     "quality",
     "viz",
+    "files",
     "engine",
     "embedded",
+    "arena",
     "cli",
 ]
 

@@ -21,9 +21,11 @@ import numpy as np
 import torch
 from diffusers import StableDiffusion3Pipeline
 from PIL import Image, ImageDraw
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from ras_dit.arena.metrics import RENDERS
 from ras_dit.embedded import GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH, describe, model_folder, scene_tables
 from ras_dit.embedded.classifier import SceneClassifier, frechet_distance, load_classifier
 from recipes.embedded_model.checkpoint import Ranks, save_atomically, write_json
@@ -140,6 +142,14 @@ def sample_all(
     return whole
 
 
+def save_reference(classifier: SceneClassifier, renderer: Renderer) -> None:
+    """Ship mean and covariance of the features of held-out renders, so that others need neither font nor renderer."""
+    renders = np.stack([renderer.render(REFERENCE_SEED, i)[0] for i in range(NUM_REFERENCES)])
+    features = classify(classifier, halve(to_unit(renders)))["features"].double()
+    tensors = {"mean": features.mean(0).float(), "covariance": torch.cov(features.T).float()}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, RENDERS)
+
+
 def score(pictures: Tensor, cases: list[Case], font: Path) -> dict[str, Any]:
     """Return the accuracies, the Frechet distances and the subjects that fail most."""
     classifier = load_classifier()
@@ -148,6 +158,7 @@ def score(pictures: Tensor, cases: list[Case], font: Path) -> dict[str, Any]:
     backgrounds = torch.tensor([case.background for case in cases])
     right_subject, right_background = found["subject"] == subjects, found["background"] == backgrounds
     renderer = Renderer(pictures.shape[-1], font)
+    save_reference(classifier, renderer)
     renders = np.stack([renderer.render(REFERENCE_SEED, i)[0] for i in range(NUM_REFERENCES + len(cases))])
     real = classify(classifier, halve(to_unit(renders)))["features"]
     failures: dict[str, list[str]] = {}

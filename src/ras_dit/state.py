@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ras_dit import importance, selection
+from ras_dit import selection
 from ras_dit.cache import KVAdvance, KVCache, RowIndex
+from ras_dit.chooser import TokenChooser
 from ras_dit.config import RASConfig
 from ras_dit.forecast import TokenHistory
 from ras_dit.geometry import TokenGrid
-from ras_dit.plan import Plan, StepKind, reference_cut, reference_num_skip
+from ras_dit.plan import Plan, StepKind
 from ras_dit.trace import StepTrace, Stopwatch, Trace
 
 
@@ -114,9 +115,7 @@ class Generation:
         self.sigmas = sigmas
         self.note = note
         self.num_extra = num_extra
-        self.num_first = num_first
         self.is_per_image = is_per_image
-        self.allowed = allowed
         self.trace = Trace(grid)
         self.index = 0
         self._num_calls = 0
@@ -124,9 +123,7 @@ class Generation:
         self._branches: dict[int, Branch] = {}
         self._active: torch.Tensor | None = None  # [images, K]
         self._is_active: torch.Tensor | None = None  # [images, N], of the evaluation under way; None: all
-        self._guided = TokenHistory(depth=2)
-        self._age: torch.Tensor | None = None  # [images, N]
-        self._drop_count: torch.Tensor | None = None  # [images, N], reference rules
+        self._chooser = TokenChooser(config, plan, grid, sigmas, note, num_first, is_per_image, allowed)
         self._stopwatches: list[Stopwatch] = []
         self._why_all_dense: str | None = None
         self._is_finite: torch.Tensor | None = None
@@ -224,10 +221,10 @@ class Generation:
         return RowIndex(active, self.grid.num_tokens, is_shared, offset=self.grid.num_before), mask
 
     def _mask(self, kind: StepKind) -> torch.Tensor | None:
-        if kind == "dense" or self._age is None:
+        if kind == "dense" or not self._chooser.has_learned:
             return None
         if kind == "skip":
-            return torch.zeros_like(self._age, dtype=torch.bool)
+            return self._chooser.no_tokens
         assert self._active is not None
         return selection.membership(self._active, self.grid.num_tokens)
 
@@ -315,9 +312,9 @@ class Generation:
         self._num_images = model_output.shape[0]
         if self.plan.has_savings and self._why_all_dense is None:
             self._check_finite(model_output, sample)
-            self._learn(model_output)
+            self._chooser.learn(model_output, self.index, self._is_active)
             if self._next_selects() and self._why_all_dense is None:
-                self._active = self._select(model_output)
+                self._active = self._chooser.choose(model_output, self.index + 1)
         self.index += 1
         self._num_calls = 0
         if all(step.kind != "region" for step in self.plan.steps[self.index :]):
@@ -332,86 +329,6 @@ class Generation:
         if model_output.device.type == "cpu" and not bool(is_finite):
             self._why_all_dense = "The noise held values that are not finite: the rest of the run was dense."
 
-    def _learn(self, model_output: torch.Tensor) -> None:
-        if self._age is None:
-            size = (model_output.shape[0], self.grid.num_tokens)
-            self._age = torch.zeros(size, device=model_output.device)
-            self._drop_count = torch.full(size, -(len(self.plan) + 1), device=model_output.device)
-        if self.config.importance == "error":
-            self._guided.record(self.grid.patchify(model_output), self.sigmas[self.index], self._is_active)
-        waited = self._age + 1
-        self._age = torch.zeros_like(waited) if self._is_active is None else waited.masked_fill(self._is_active, 0)
-
-    def _select(self, model_output: torch.Tensor) -> torch.Tensor:
-        """Active token ids of the next evaluation [images, K], ascending."""
-        assert self._age is not None
-        config, step = self.config, self.plan[self.index + 1]
-        if config.rules == "reference":
-            return self._select_reference(model_output)
-        if config.importance in ("std", "l2norm"):
-            metric = importance.displacement_metric(model_output.float(), self.grid, config.importance)  # type: ignore[arg-type]
-            score = self._settled(importance.starved(metric, self._age, config.starvation_scale), wanted=-torch.inf)
-            num_drop = self.grid.num_tokens - step.num_active
-            num_outside = 0 if self.allowed is None else int((~self.allowed).sum(dim=1).max())
-            num_high = min(num_drop, max(round(num_drop * config.high_ratio), num_outside))
-            return selection.drop_ends(score, num_drop - num_high, num_high)
-        if config.importance == "error":
-            score = importance.predicted_error(self._guided, self.sigmas[step.index])
-        else:
-            score = self._shuffled(model_output.device, step.index)
-            if config.importance == "round_robin":
-                score = score + self._age
-        return selection.top_k(self._settled(score, wanted=torch.inf), step.num_active)
-
-    def _settled(self, score: torch.Tensor, wanted: float) -> torch.Tensor:
-        """The score after what the model asks for: tokens that every step computes, one set for all images.
-
-        Args:
-            score: [images, N].
-            wanted: the score that is chosen first.
-        """
-        if not self.is_per_image and score.shape[0] > 1:
-            self.note(
-                "The position tables of this transformer serve all images of a batch: they share one active set.",
-                is_warning=False,
-            )
-            score = score.mean(dim=0, keepdim=True).expand_as(score)
-        if self.allowed is not None:
-            is_outside = ~self._allowed_in(score)
-            score = score.masked_fill(is_outside, -wanted)
-        if self.num_first:
-            score = score.clone()
-            score[:, : self.num_first] = wanted
-        return score
-
-    def _allowed_in(self, score: torch.Tensor) -> torch.Tensor:
-        """The tokens that may be computed, bool [images, N]."""
-        assert self.allowed is not None
-        allowed = self.allowed.to(score.device)
-        if not self.is_per_image:
-            allowed = allowed.any(dim=0, keepdim=True)
-        num_images = score.shape[0]
-        return allowed.repeat(num_images // allowed.shape[0], 1) if num_images % allowed.shape[0] == 0 else allowed[:1]
-
-    def _shuffled(self, device: torch.device, index: int) -> torch.Tensor:
-        """Distinct random numbers in [0, 1) for every token [images, N]; round_robin keeps one order for the run."""
-        assert self._age is not None
-        is_fixed = self.config.importance == "round_robin"
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + (0 if is_fixed else index))
-        return torch.rand(self._age.shape, generator=generator).to(device)
-
-    def _select_reference(self, model_output: torch.Tensor) -> torch.Tensor:
-        assert self._drop_count is not None
-        config, num_steps = self.config, len(self.plan)
-        displacement = (self.sigmas[self.index + 1] - self.sigmas[self.index]) * model_output
-        metric = importance.displacement_metric(displacement, self.grid, config.importance)  # type: ignore[arg-type]
-        score = importance.reference_starved(metric, self._drop_count, config.starvation_scale)
-        num_skip = reference_num_skip(config, self.index + 1, num_steps, self.grid.num_tokens)
-        active = selection.drop_ends(score, *reference_cut(config, num_skip))
-        is_dropped = ~selection.membership(active, self.grid.num_tokens)
-        self._drop_count = self._drop_count + is_dropped.to(self._drop_count.dtype)
-        return active
-
     def _finish(self) -> None:
         """Free everything but the trace."""
         if self._is_finite is not None and not bool(self._is_finite):
@@ -422,5 +339,5 @@ class Generation:
             if step.active is not None:
                 step.active = step.active.cpu()
         self._branches.clear()
-        self._guided = TokenHistory(depth=2)
-        self._active = self._is_active = self._age = self._drop_count = None
+        self._chooser.forget()
+        self._active = self._is_active = None

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ras_dit.cli import main
-from ras_dit.cli.files import save_png
+from ras_dit.files import save_png
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -60,7 +60,7 @@ def demo(
 
 
 def _save(results: list[Comparison], preset: str, output: Path) -> Path:
-    from ras_dit.cli.files import save_png
+    from ras_dit.files import save_png
 
     folder = output.with_suffix("")
     for number, result in enumerate(results):

@@ -64,7 +64,7 @@ def generate(
     device: options.Device = "auto",
 ) -> None:
     """Paint prompts with RAS (or dense); PNGs carry their settings. A batch that was stopped resumes where it was."""
-    from ras_dit.cli.files import read_prompts
+    from ras_dit.files import read_prompts
 
     if num_images < 1:
         raise ValueError(f"--num-images: got {num_images}; allowed: at least 1.")
@@ -112,10 +112,10 @@ def _paint_all(batch: Batch, pictures: list[Picture], device: str, console: Cons
 
 
 def _paint_one(pipe: Any, batch: Batch, picture: Picture, advance: Callable[[], None]) -> None:
-    from ras_dit.cli.files import save_png, save_text
     from ras_dit.cli.pipelines import paint, resolved
     from ras_dit.cli.versions import versions
     from ras_dit.engine import accelerate
+    from ras_dit.files import save_png, save_text
 
     path = batch.path(picture)
     asked = resolved(pipe, batch.model, picture)

@@ -206,6 +206,26 @@ def paint(pipe: Any, picture: Picture, on_step: Callable[[], None] | None = None
     """Call the pipeline for one picture. ``on_step`` is called after every denoising step, if the pipeline can."""
     import torch
 
+    call = call_arguments(pipe, picture)
+    if on_step is not None and "callback_on_step_end" in inspect.signature(pipe.__call__).parameters:
+
+        def report(*_: Any) -> dict[str, Any]:
+            on_step()
+            return {}
+
+        call["callback_on_step_end"] = report
+    generator = torch.Generator("cpu").manual_seed(picture.seed)
+    result = pipe(prompt=picture.prompt, num_inference_steps=picture.steps, generator=generator, **call)
+    image: Image.Image = result.images[0]
+    return image
+
+
+def call_arguments(pipe: Any, picture: Picture) -> dict[str, Any]:
+    """What a picture asks of a pipeline's call, beside prompt, steps and seed.
+
+    Raises:
+        ValueError: the pipeline has no such option.
+    """
     accepted = inspect.signature(pipe.__call__).parameters
     wanted: dict[str, Any] = {
         "negative_prompt": picture.negative_prompt,
@@ -218,14 +238,4 @@ def paint(pipe: Any, picture: Picture, on_step: Callable[[], None] | None = None
     for name in call:
         if name not in accepted:
             raise ValueError(f"{name}: {type(pipe).__name__} has no such option.")
-    if on_step is not None and "callback_on_step_end" in accepted:
-
-        def report(*_: Any) -> dict[str, Any]:
-            on_step()
-            return {}
-
-        call["callback_on_step_end"] = report
-    generator = torch.Generator("cpu").manual_seed(picture.seed)
-    result = pipe(prompt=picture.prompt, num_inference_steps=picture.steps, generator=generator, **call)
-    image: Image.Image = result.images[0]
-    return image
+    return call

@@ -7,8 +7,7 @@ beside this file says how it was made and how well it follows its prompts.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +18,10 @@ if TYPE_CHECKING:
 __all__ = [
     "GUIDANCE_SCALE",
     "MAX_SEQUENCE_LENGTH",
+    "EmbeddedScene",
     "embedded_backgrounds",
     "embedded_prompts",
+    "embedded_scenes",
     "embedded_subjects",
     "load_embedded",
     "model_folder",
@@ -92,27 +93,36 @@ def embedded_backgrounds() -> list[str]:
     return list(scene_tables()["backgrounds"])
 
 
+@dataclass(frozen=True)
+class EmbeddedScene:
+    """A prompt and what it asks for: places in `embedded_subjects` and `embedded_backgrounds`."""
+
+    prompt: str
+    subject: int
+    background: int
+
+
 def embedded_prompts(n: int) -> list[str]:
     """Return `n` varied prompts the embedded model understands, always the same ones.
 
     Args:
         n: how many prompts, at least 0; they start to repeat after all pairs of subject and background.
     """
+    return [scene.prompt for scene in embedded_scenes(n)]
+
+
+def embedded_scenes(n: int) -> list[EmbeddedScene]:
+    """Return what `embedded_prompts` returns, with the subject and the background that each prompt asks for."""
     if n < 0:
         raise ValueError(f"n is {n}; ask for 0 prompts or more.")
-    return list(islice(_prompts(), n))
-
-
-def _prompts() -> Iterator[str]:
     tables = scene_tables()
-    subjects, backgrounds = list(tables["subjects"]), list(tables["backgrounds"].values())
-    index = 0
-    while True:
-        lap, place = divmod(index, len(subjects))
-        subject = subjects[place * _SUBJECT_STRIDE % len(subjects)]
-        background = backgrounds[(5 * place + lap) % len(backgrounds)]
-        yield describe(subject, background["phrase"])
-        index += 1
+    names, phrases = list(tables["subjects"]), [entry["phrase"] for entry in tables["backgrounds"].values()]
+    scenes = []
+    for index in range(n):
+        lap, place = divmod(index, len(names))
+        subject, background = place * _SUBJECT_STRIDE % len(names), (5 * place + lap) % len(phrases)
+        scenes.append(EmbeddedScene(describe(names[subject], phrases[background]), subject, background))
+    return scenes
 
 
 def describe(subject: str, phrase: str) -> str:

@@ -79,12 +79,19 @@ def load_classifier(weights: Path = WEIGHTS) -> SceneClassifier:
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:
-    """Frechet distance of two sets of features, each [N, D], modelled as Gaussians.
+    """Frechet distance of two sets of features, each [N, D], modelled as Gaussians."""
+    a, b = first.double(), second.double()
+    return frechet_distance_of(a.mean(0), torch.cov(a.T), b.mean(0), torch.cov(b.T))
+
+
+def frechet_distance_of(mean: Tensor, covariance: Tensor, other_mean: Tensor, other_covariance: Tensor) -> float:
+    """Frechet distance of two Gaussians: means [D], covariances [D, D].
 
     |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), the trace of the root taken from the eigenvalues of C1 C2.
     """
-    a, b = first.double(), second.double()
-    covariances = torch.cov(a.T), torch.cov(b.T)
-    roots = torch.linalg.eigvals(covariances[0] @ covariances[1]).real.clamp_min(0).sqrt().sum()
-    spread = covariances[0].trace() + covariances[1].trace() - 2 * roots
-    return float((a.mean(0) - b.mean(0)).square().sum() + spread)
+    mean, covariance, other_mean, other_covariance = (
+        t.double() for t in (mean, covariance, other_mean, other_covariance)
+    )
+    roots = torch.linalg.eigvals(covariance @ other_covariance).real.clamp_min(0).sqrt().sum()
+    spread = covariance.trace() + other_covariance.trace() - 2 * roots
+    return float((mean - other_mean).square().sum() + spread)

@@ -1,0 +1,24 @@
+"""The arena: every method from the same noise, and what each makes of a given compute.
+
+`methods` says what can take part and puts it on a pipeline, `suites` has the ready-made sets, `run` paints (resumably),
+`metrics` compares pictures, `report` makes one JSON, a table and a plot of it.
+"""
+
+from __future__ import annotations
+
+from ras_dit.arena.methods import AdamsBashforth2Scheduler, Method, StepCache, applied
+from ras_dit.arena.report import report
+from ras_dit.arena.run import Arena, Scene
+from ras_dit.arena.suites import SUITES, suite
+
+__all__ = [
+    "SUITES",
+    "AdamsBashforth2Scheduler",
+    "Arena",
+    "Method",
+    "Scene",
+    "StepCache",
+    "applied",
+    "report",
+    "suite",
+]

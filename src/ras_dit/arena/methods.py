@@ -1,0 +1,253 @@
+"""What takes part in the arena: dense samplers, RAS, and the step caches a user would pick instead."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+
+from ras_dit.config import RASConfig
+
+Solver = Literal["euler", "ab2", "heun", "unipc", "dpm++"]
+Cache = Literal["first_block", "taylorseer", "magcache", "dbcache"]
+
+
+_Euler: Any = FlowMatchEulerDiscreteScheduler  # diffusers has no types
+
+
+class AdamsBashforth2Scheduler(_Euler):  # type: ignore[misc]
+    """Flow matching with Adams-Bashforth 2: the second-order dense baseline, one evaluation a step.
+
+    x += (s' - s) (v + (s' - s) / 2 * (v - v_last) / (s - s_last)); the first step is Euler's.
+    """
+
+    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+        """Begin a run."""
+        super().set_timesteps(*args, **kwargs)
+        self._last: tuple[torch.Tensor, float] | None = None
+
+    def step(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, **options: Any) -> Any:
+        """Advance the latents; arguments and result as in `FlowMatchEulerDiscreteScheduler`."""
+        if self.step_index is None:
+            self._init_step_index(timestep)
+        sigma, following = (float(s) for s in self.sigmas[self.step_index : self.step_index + 2])
+        mean = model_output
+        if self._last is not None:
+            noise, earlier = self._last
+            mean = model_output + (following - sigma) / 2 * (model_output - noise) / (sigma - earlier)
+        self._last = (model_output, sigma)
+        return super().step(mean, timestep, sample, **options)
+
+
+@dataclass(frozen=True)
+class StepCache:
+    """A cache of whole steps or blocks by somebody else.
+
+    Attributes:
+        kind: ``first_block``, ``taylorseer`` or ``magcache`` (diffusers), ``dbcache`` (cache-dit).
+        options: of its config class; for ``dbcache`` ``taylorseer_order`` adds the TaylorSeer calibrator.
+    """
+
+    kind: Cache
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Cache):
+            raise ValueError(f"cache: got {self.kind!r}; allowed: {', '.join(get_args(Cache))}.")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One contestant.
+
+    Attributes:
+        name: unique in an arena; the folder of its pictures is made of it.
+        group: dense, reference, baseline, ras or cache: what it is drawn as.
+        steps: denoising steps.
+        solver: of the dense run, or under RAS.
+        config: RAS, None without.
+        cache: a step cache, None without.
+    """
+
+    name: str
+    group: str
+    steps: int = 28
+    solver: Solver = "euler"
+    config: RASConfig | None = None
+    cache: StepCache | None = None
+
+    def __post_init__(self) -> None:
+        if self.solver not in get_args(Solver):
+            raise ValueError(f"solver: got {self.solver!r}; allowed: {', '.join(get_args(Solver))}.")
+        if self.steps < 1:
+            raise ValueError(f"steps: got {self.steps}; allowed: at least 1.")
+        if self.config is not None and self.cache is not None:
+            raise ValueError(f"{self.name}: got a RAS config and a step cache; give one of them.")
+
+    @property
+    def slug(self) -> str:
+        """Its folder's name."""
+        return re.sub(r"[^a-z0-9.+]+", "-", self.name.lower()).strip("-")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON has it; methods that paint differently differ in it."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values["config"] = None if self.config is None else self.config.to_dict()
+        cache = self.cache
+        values["cache"] = None if cache is None else {"kind": cache.kind, "options": dict(cache.options)}
+        return values
+
+
+@contextmanager
+def applied(pipe: Any, method: Method, calibrate: Callable[[], Any] | None = None) -> Iterator[Any]:
+    """A pipeline that samples by this method inside the block, and is as before after it.
+
+    Args:
+        pipe: with a flow-matching scheduler.
+        method: what to put on it.
+        calibrate: paints one picture; for MagCache, which measures the model first.
+
+    Yields:
+        The RAS handle, None for other methods.
+
+    Raises:
+        ValueError: the solver does not fit the pipeline's scheduler.
+        ImportError: cache-dit is not installed.
+    """
+    original = pipe.scheduler
+    pipe.scheduler = scheduler_of(original, method.solver)
+    try:
+        with ExitStack() as stack:
+            handle = None
+            if method.config is not None:
+                import ras_dit
+
+                handle = stack.enter_context(ras_dit.accelerate(pipe, method.config))
+            elif method.cache is not None:
+                stack.enter_context(_cached(pipe, method, calibrate))
+            yield handle
+    finally:
+        pipe.scheduler = original
+
+
+def scheduler_of(scheduler: Any, solver: Solver) -> Any:
+    """A fresh scheduler of this order on the noise levels of a pipeline's own.
+
+    Raises:
+        ValueError: the pipeline's scheduler is no flow-matching Euler one, or uses what the solver cannot.
+    """
+    config = scheduler.config
+    if solver == "euler":
+        return type(scheduler).from_config(config)
+    if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        raise ValueError(
+            f"solver: got {solver!r} on {type(scheduler).__name__}; other solvers than 'euler' (the pipeline's own) "
+            "need a pipeline with FlowMatchEulerDiscreteScheduler."
+        )
+    if solver == "ab2":
+        return AdamsBashforth2Scheduler.from_config(config)
+    if config.get("use_dynamic_shifting"):
+        raise ValueError(f"solver: got {solver!r}; with use_dynamic_shifting only 'euler' and 'ab2' are comparable.")
+    if solver == "heun":
+        return FlowMatchHeunDiscreteScheduler(num_train_timesteps=config.num_train_timesteps, shift=config.shift)
+    kind = UniPCMultistepScheduler if solver == "unipc" else DPMSolverMultistepScheduler
+    return kind(
+        num_train_timesteps=config.num_train_timesteps,
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        flow_shift=config.shift,
+        solver_order=2,
+    )
+
+
+@contextmanager
+def _cached(pipe: Any, method: Method, calibrate: Callable[[], Any] | None) -> Iterator[None]:
+    assert method.cache is not None
+    if method.cache.kind == "dbcache":
+        with _db_cached(pipe, method):
+            yield
+        return
+    options = dict(method.cache.options)
+    if method.cache.kind == "magcache":
+        options["num_inference_steps"] = method.steps
+        options["mag_ratios"] = _magnitude_ratios(pipe, method.steps, calibrate)
+    with _hooked(pipe.transformer, method.cache.kind, options):
+        yield
+
+
+@contextmanager
+def _hooked(transformer: torch.nn.Module, kind: str, options: Mapping[str, Any]) -> Iterator[None]:
+    """diffusers' cache hooks on a transformer of any class, all calls of the block in one context."""
+    from diffusers import hooks
+    from diffusers.hooks.hooks import CacheContext, HookRegistry, _set_cache_context
+
+    known: dict[str, tuple[Any, Any]] = {
+        "first_block": (hooks.apply_first_block_cache, hooks.FirstBlockCacheConfig),
+        "taylorseer": (hooks.apply_taylorseer_cache, hooks.TaylorSeerCacheConfig),
+        "magcache": (hooks.apply_mag_cache, hooks.MagCacheConfig),
+    }
+    put, config = known[kind]
+    registry = HookRegistry.check_if_exists_or_initialize(transformer)
+    try:
+        put(transformer, config(**options))
+        registry.invalidate_child_registries_cache()
+        _set_cache_context(transformer, CacheContext("arena"))
+        yield
+    finally:
+        for module in transformer.modules():
+            own: Any = getattr(module, "_diffusers_hook", None)
+            for name in [] if own is None else list(own._hook_order):
+                if any(word in name for word in ("fbc", "mag_cache", "taylorseer")):
+                    own.remove_hook(name, recurse=False)
+        registry.invalidate_child_registries_cache()
+
+
+def _magnitude_ratios(pipe: Any, steps: int, calibrate: Callable[[], Any] | None) -> list[float]:
+    """What MagCache's calibration prints for this model and number of steps."""
+    import contextlib
+    import io
+
+    if calibrate is None:
+        raise ValueError("magcache: got no calibrate function; it has to measure the model on one picture first.")
+    printed = io.StringIO()
+    with (
+        _hooked(pipe.transformer, "magcache", {"calibrate": True, "num_inference_steps": steps}),
+        contextlib.redirect_stdout(printed),
+    ):
+        calibrate()
+    lists = [line for line in printed.getvalue().splitlines() if line.startswith("[") and line.endswith("]")]
+    if not lists:
+        raise RuntimeError("magcache: its calibration printed no ratios; diffusers may have changed it.")
+    ratios: list[float] = json.loads(lists[-1])
+    return ratios
+
+
+@contextmanager
+def _db_cached(pipe: Any, method: Method) -> Iterator[None]:
+    try:
+        import cache_dit
+    except ImportError as error:
+        raise ImportError(f"{method.name}: needs cache-dit; install it with `pip install ras-dit[arena]`.") from error
+    assert method.cache is not None
+    options = dict(method.cache.options)
+    order = options.pop("taylorseer_order", None)
+    calibrator = None
+    if order is not None:  # without that of the text stream: SD3's last block returns none
+        calibrator = cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=order, enable_encoder_calibrator=False)
+    cache_dit.enable_cache(pipe, cache_config=cache_dit.DBCacheConfig(**options), calibrator_config=calibrator)
+    try:
+        yield
+    finally:
+        cache_dit.disable_cache(pipe)

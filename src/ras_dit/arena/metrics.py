@@ -1,0 +1,98 @@
+"""How near pictures are to others, how well they follow their prompts, and how sure one can be of either."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from ras_dit.quality import psnr, ssim
+
+MAX_PSNR = 60.0
+"""Pictures are compared as 8-bit files: what lies above is equal."""
+RESAMPLES = 1000
+
+RENDERS = Path(__file__).parent.parent / "embedded" / "classifier" / "renders.safetensors"
+"""Mean and covariance of the classifier's features over held-out renders (recipes/embedded_model/evaluate.py)."""
+
+
+def fidelity(pictures: torch.Tensor, others: torch.Tensor) -> dict[str, list[float]]:
+    """PSNR (at most `MAX_PSNR`) and SSIM of every picture, uint8 [N, 3, H, W] each."""
+    pairs = list(zip(pictures, others, strict=True))
+    return {
+        "psnr": [min(psnr(a, b), MAX_PSNR) for a, b in pairs],
+        "ssim": [ssim(a, b) for a, b in pairs],
+    }
+
+
+class PromptJudge:
+    """The embedded model's classifier: does a picture show what its prompt says, and how far from renders are all."""
+
+    def __init__(self) -> None:
+        from safetensors.torch import load_file
+
+        from ras_dit.embedded.classifier import load_classifier
+
+        self.classifier = load_classifier()
+        self.renders = load_file(RENDERS) if RENDERS.is_file() else None
+
+    @torch.no_grad()
+    def features(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Features [N, 352] of pictures uint8 [N, 3, H, W]."""
+        return torch.cat([self.classifier.features(self._input(part)) for part in pictures.split(64)])
+
+    @torch.no_grad()
+    def follows(
+        self, pictures: torch.Tensor, subjects: Sequence[int], backgrounds: Sequence[int]
+    ) -> dict[str, list[float]]:
+        """1.0 for every picture whose subject (background) is the one asked for, else 0.0."""
+        logits = [self.classifier(self._input(part)) for part in pictures.split(64)]
+        found = torch.cat([part.subject.argmax(1) for part in logits])
+        behind = torch.cat([part.background.argmax(1) for part in logits])
+        return {
+            "subject": (found == torch.tensor(subjects)).float().tolist(),
+            "background": (behind == torch.tensor(backgrounds)).float().tolist(),
+        }
+
+    def frechet(self, features: torch.Tensor) -> float:
+        """Frechet distance to held-out renders. It falls with the number of pictures: compare equal numbers."""
+        from ras_dit.embedded.classifier import frechet_distance_of
+
+        assert self.renders is not None
+        mean, covariance = self.renders["mean"], self.renders["covariance"]
+        return frechet_distance_of(features.double().mean(0), torch.cov(features.double().T), mean, covariance)
+
+    @staticmethod
+    def _input(pictures: torch.Tensor) -> torch.Tensor:
+        """As the classifier saw pictures in its training: half the side, 8 bits, -1..1."""
+        small = torch.nn.functional.avg_pool2d(pictures.float().div(127.5).sub(1), 2)
+        return small.add(1).mul(127.5).round().clamp(0, 255).div(127.5).sub(1)
+
+
+def mean_interval(values: Sequence[float], resamples: int = RESAMPLES) -> tuple[float, float, float]:
+    """Mean and its 95 % bootstrap interval (percentiles)."""
+    data = torch.tensor(values, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    means = data[torch.randint(len(data), (resamples, len(data)), generator=generator)].mean(dim=1)
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return float(data.mean()), low, high
+
+
+def interval_of(
+    statistic: Callable[[torch.Tensor], float], rows: torch.Tensor, resamples: int
+) -> tuple[float, float, float]:
+    """A statistic of rows [N, ...] and its 95 % bootstrap interval."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = [statistic(rows[torch.randint(len(rows), (len(rows),), generator=generator)]) for _ in range(resamples)]
+    low, high = torch.quantile(
+        torch.tensor(drawn, dtype=torch.float64), torch.tensor([0.025, 0.975], dtype=torch.float64)
+    )
+    return statistic(rows), float(low), float(high)
+
+
+def better_by(
+    values: Sequence[float], others: Sequence[float], resamples: int = RESAMPLES
+) -> tuple[float, float, float]:
+    """Mean difference of paired values and its 95 % bootstrap interval; above 0 all of it: better for sure."""
+    return mean_interval([a - b for a, b in zip(values, others, strict=True)], resamples)

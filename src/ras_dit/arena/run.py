@@ -1,0 +1,216 @@
+"""Painting: every method, every prompt, the same noise; what is painted is on disk and is not painted again."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from ras_dit.arena.methods import Method, applied
+from ras_dit.files import save_png, save_text
+
+DENSE, CONVERGED = "dense", "converged"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One prompt with its seed, and what the embedded model's classifier should see (None: not known)."""
+
+    prompt: str
+    seed: int
+    subject: int | None = None
+    background: int | None = None
+
+
+class Arena:
+    """A folder of pictures by method, and the runs that made them.
+
+    Two methods are always there: ``dense`` (Euler, ``steps``) and ``converged`` (Adams-Bashforth 2,
+    ``converged_steps``); all others are compared with their pictures.
+
+    Args:
+        folder: where everything goes; an arena that was begun there goes on.
+        scenes: what to paint.
+        methods: the contestants.
+        call: arguments of every pipeline call (guidance, size), without prompt, steps and generator.
+        batch: pictures per call.
+        steps: of the dense reference.
+        converged_steps: of the converged one.
+
+    Raises:
+        ValueError: the folder holds an arena of other scenes or calls, or two methods have one name.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        scenes: Sequence[Scene],
+        methods: Sequence[Method],
+        call: dict[str, Any],
+        batch: int = 8,
+        steps: int = 28,
+        converged_steps: int = 200,
+    ) -> None:
+        references = [
+            Method(DENSE, "dense", steps),
+            Method(CONVERGED, "converged", converged_steps, solver="ab2"),
+        ]
+        self.methods = [*references, *methods]
+        names = [method.slug for method in self.methods]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"methods: got {', '.join(twice)} twice; names must differ.")
+        self.folder, self.scenes, self.call, self.batch = folder, list(scenes), call, batch
+        self._check_folder({"scenes": [asdict(scene) for scene in scenes], "call": call, "batch": batch})
+
+    def _check_folder(self, wanted: dict[str, Any]) -> None:
+        path = self.folder / "arena.json"
+        if path.is_file() and json.loads(path.read_text()) != json.loads(json.dumps(wanted)):
+            raise ValueError(
+                f"{self.folder}: holds an arena of other prompts, seeds or call arguments; give another folder, or "
+                "remove it."
+            )
+        save_text(json.dumps(wanted, indent=1) + "\n", path)
+
+    @property
+    def num_calls(self) -> int:
+        """Pipeline calls of a whole run."""
+        return len(self.methods) * -(-len(self.scenes) // self.batch)
+
+    def run(self, pipe: Any, on_call: Callable[[], None] = lambda: None) -> None:
+        """Paint whatever is missing, the methods in turns, batch by batch, so that times are comparable.
+
+        Args:
+            pipe: a flow-matching text-to-image pipeline.
+            on_call: called after every pipeline call, painted or found.
+
+        Raises:
+            ValueError: a method was painted before with other options.
+        """
+        for method in self.methods:
+            self._check_method(method)
+        is_warm = False
+        for start in range(0, len(self.scenes), self.batch):
+            indices = range(start, min(start + self.batch, len(self.scenes)))
+            for method in self.methods:
+                if not self._is_painted(method, indices) and self.failure(method) is None:
+                    if not is_warm:
+                        self._paint(pipe, self.methods[0], indices)
+                        is_warm = True
+                    self._paint_and_save(pipe, method, indices)
+                on_call()
+
+    def _check_method(self, method: Method) -> None:
+        path = self.folder / method.slug / "method.json"
+        wanted = json.loads(json.dumps(method.to_dict()))
+        if not path.is_file():
+            save_text(json.dumps(wanted, indent=1) + "\n", path)
+        elif json.loads(path.read_text()) != wanted:
+            raise ValueError(f"{path.parent}: was painted with other options; rename the method or remove the folder.")
+
+    def picture_path(self, method: Method, index: int) -> Path:
+        """Where the picture of a scene is."""
+        return self.folder / method.slug / f"{index:05d}.png"
+
+    def runs(self, method: Method) -> list[dict[str, Any]]:
+        """One record per call: first scene, seconds, token-steps (None where not counted), FLOPs per picture."""
+        return [json.loads(path.read_text()) for path in sorted((self.folder / method.slug).glob("run-*.json"))]
+
+    def pictures(self, method: Method) -> torch.Tensor:
+        """All pictures of a method, uint8 [N, 3, H, W]."""
+        arrays = [np.asarray(Image.open(self.picture_path(method, i))) for i in range(len(self.scenes))]
+        return torch.from_numpy(np.stack(arrays)).movedim(-1, 1)
+
+    def _is_painted(self, method: Method, indices: range) -> bool:
+        return (self.folder / method.slug / f"run-{indices.start:05d}.json").is_file() and all(
+            self.picture_path(method, index).is_file() for index in indices
+        )
+
+    def _paint(self, pipe: Any, method: Method, indices: Sequence[int]) -> list[Image.Image]:
+        scenes = [self.scenes[index] for index in indices]
+        images: list[Image.Image] = pipe(
+            prompt=[scene.prompt for scene in scenes],
+            num_inference_steps=method.steps,
+            generator=[torch.Generator().manual_seed(scene.seed) for scene in scenes],
+            output_type="pil",
+            **self.call,
+        ).images
+        return images
+
+    def failure(self, method: Method) -> str | None:
+        """Why a step cache by somebody else could not paint, None if it could."""
+        path = self.folder / method.slug / "failure.txt"
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+
+    def _paint_and_save(self, pipe: Any, method: Method, indices: range) -> None:
+        try:
+            self._paint_timed(pipe, method, indices)
+        except (TypeError, ValueError, AttributeError, AssertionError, RuntimeError, LookupError) as error:
+            if method.cache is None:
+                raise  # ours and the dense runs have to work; peers may not fit the model
+            save_text(f"{type(error).__name__}: {error}", self.folder / method.slug / "failure.txt")
+
+    def _paint_timed(self, pipe: Any, method: Method, indices: range) -> None:
+        with applied(pipe, method, calibrate=lambda: self._paint(pipe, method, indices[:1])) as handle:
+            started = time.perf_counter()
+            images = self._paint(pipe, method, indices)
+            seconds = time.perf_counter() - started
+            token_steps = None if handle is None else handle.trace.token_steps
+            notes = [] if handle is None else list(handle.summary().notes)
+        flops = self._count_flops(pipe, method) if indices.start == 0 else None
+        for index, image in zip(indices, images, strict=True):
+            save_png(image, self.picture_path(method, index))
+        record = {"first": indices.start, "count": len(indices), "seconds": seconds, "token_steps": token_steps}
+        record |= {"flops": flops, "notes": notes}
+        save_text(json.dumps(record) + "\n", self.folder / method.slug / f"run-{indices.start:05d}.json")
+
+    def _count_flops(self, pipe: Any, method: Method) -> float:
+        """FLOPs of the transformer for the first scene, as torch counts them."""
+        counter = FlopCounter()
+
+        def enter(*_: Any) -> None:
+            counter.__enter__()
+
+        def leave(*_: Any) -> None:
+            counter.__exit__(None, None, None)
+
+        with applied(pipe, method, calibrate=lambda: self._paint(pipe, method, [0])), sdpa_kernel(SDPBackend.MATH):
+            hooks = [
+                pipe.transformer.register_forward_pre_hook(enter),
+                pipe.transformer.register_forward_hook(leave, always_call=True),
+            ]
+            try:
+                self._paint(pipe, method, [0])
+            finally:
+                for hook in hooks:
+                    hook.remove()
+        return counter.total
+
+
+class FlopCounter(TorchDispatchMode):
+    """Adds up torch's own FLOP formulas of the operations inside it.
+
+    (torch's FlopCounterMode also names modules, which cache-dit's circular ones keep it from.)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0.0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=result)
+        return result

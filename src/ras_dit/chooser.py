@@ -1,0 +1,157 @@
+"""Which tokens the next evaluation computes: what is learned from guided noise, and the choice made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from ras_dit import importance, selection
+from ras_dit.config import RASConfig
+from ras_dit.forecast import TokenHistory
+from ras_dit.geometry import TokenGrid
+from ras_dit.plan import Plan, reference_cut, reference_num_skip
+
+
+class TokenChooser:
+    """Chooses the active tokens of one run, step by step.
+
+    Args:
+        config: the user's choice.
+        plan: says how many tokens every evaluation computes.
+        grid: token grid of the latents.
+        sigmas: S + 1 noise levels.
+        note: called with what a user should know.
+        num_first: tokens at the beginning of the grid that every step computes.
+        is_per_image: whether every image of a batch may have an active set of its own.
+        allowed: tokens inside a region of interest, bool [1 or images, N]; None for all.
+    """
+
+    def __init__(
+        self,
+        config: RASConfig,
+        plan: Plan,
+        grid: TokenGrid,
+        sigmas: list[float],
+        note: Callable[..., None],
+        num_first: int = 0,
+        is_per_image: bool = True,
+        allowed: torch.Tensor | None = None,
+    ) -> None:
+        self.config = config
+        self.plan = plan
+        self.grid = grid
+        self.sigmas = sigmas
+        self.note = note
+        self.num_first = num_first
+        self.is_per_image = is_per_image
+        self.allowed = allowed
+        self.forget()
+
+    def forget(self) -> None:
+        """Free everything that was learned."""
+        self._guided = TokenHistory(depth=2)
+        self._age: torch.Tensor | None = None  # evaluations since a token was computed [images, N]
+        self._drop_count: torch.Tensor | None = None  # [images, N], reference rules
+
+    @property
+    def has_learned(self) -> bool:
+        return self._age is not None
+
+    @property
+    def no_tokens(self) -> torch.Tensor:
+        """A mask [images, N] without any."""
+        assert self._age is not None
+        return torch.zeros_like(self._age, dtype=torch.bool)
+
+    def learn(self, model_output: torch.Tensor, index: int, is_active: torch.Tensor | None) -> None:
+        """Take in the guided noise of an evaluation.
+
+        Args:
+            model_output: in any form that `TokenGrid` knows.
+            index: of the evaluation.
+            is_active: tokens that it computed [images, N]; None for all.
+        """
+        if self._age is None:
+            size = (model_output.shape[0], self.grid.num_tokens)
+            self._age = torch.zeros(size, device=model_output.device)
+            self._drop_count = torch.full(size, -(len(self.plan) + 1), device=model_output.device)
+        if self.config.importance == "error":
+            self._guided.record(self.grid.patchify(model_output), self.sigmas[index], is_active)
+        waited = self._age + 1
+        self._age = torch.zeros_like(waited) if is_active is None else waited.masked_fill(is_active, 0)
+
+    def choose(self, model_output: torch.Tensor, index: int) -> torch.Tensor:
+        """Active token ids of an evaluation [images, K], ascending.
+
+        Args:
+            model_output: guided noise of the evaluation before it.
+            index: of the evaluation to choose for.
+        """
+        assert self._age is not None
+        config, step = self.config, self.plan[index]
+        if config.rules == "reference":
+            return self._choose_by_reference(model_output, index)
+        if config.importance in ("std", "l2norm"):
+            metric = importance.displacement_metric(model_output.float(), self.grid, config.importance)  # type: ignore[arg-type]
+            score = self._settled(importance.starved(metric, self._age, config.starvation_scale), wanted=-torch.inf)
+            num_drop = self.grid.num_tokens - step.num_active
+            num_outside = 0 if self.allowed is None else int((~self.allowed).sum(dim=1).max())
+            num_high = min(num_drop, max(round(num_drop * config.high_ratio), num_outside))
+            return selection.drop_ends(score, num_drop - num_high, num_high)
+        if config.importance == "error":
+            score = importance.predicted_error(self._guided, self.sigmas[step.index])
+        else:
+            score = self._shuffled(model_output.device, step.index)
+            if config.importance == "round_robin":
+                score = score + self._age
+        return selection.top_k(self._settled(score, wanted=torch.inf), step.num_active)
+
+    def _settled(self, score: torch.Tensor, wanted: float) -> torch.Tensor:
+        """The score after what the model asks for: tokens that every step computes, one set for all images.
+
+        Args:
+            score: [images, N].
+            wanted: the score that is chosen first.
+        """
+        if not self.is_per_image and score.shape[0] > 1:
+            self.note(
+                "The position tables of this transformer serve all images of a batch: they share one active set.",
+                is_warning=False,
+            )
+            score = score.mean(dim=0, keepdim=True).expand_as(score)
+        if self.allowed is not None:
+            is_outside = ~self._allowed_in(score)
+            score = score.masked_fill(is_outside, -wanted)
+        if self.num_first:
+            score = score.clone()
+            score[:, : self.num_first] = wanted
+        return score
+
+    def _allowed_in(self, score: torch.Tensor) -> torch.Tensor:
+        """The tokens that may be computed, bool [images, N]."""
+        assert self.allowed is not None
+        allowed = self.allowed.to(score.device)
+        if not self.is_per_image:
+            allowed = allowed.any(dim=0, keepdim=True)
+        num_images = score.shape[0]
+        return allowed.repeat(num_images // allowed.shape[0], 1) if num_images % allowed.shape[0] == 0 else allowed[:1]
+
+    def _shuffled(self, device: torch.device, index: int) -> torch.Tensor:
+        """Distinct random numbers in [0, 1) for every token [images, N]; round_robin keeps one order for the run."""
+        assert self._age is not None
+        is_fixed = self.config.importance == "round_robin"
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + (0 if is_fixed else index))
+        return torch.rand(self._age.shape, generator=generator).to(device)
+
+    def _choose_by_reference(self, model_output: torch.Tensor, index: int) -> torch.Tensor:
+        assert self._drop_count is not None
+        config, num_steps = self.config, len(self.plan)
+        displacement = (self.sigmas[index] - self.sigmas[index - 1]) * model_output
+        metric = importance.displacement_metric(displacement, self.grid, config.importance)  # type: ignore[arg-type]
+        score = importance.reference_starved(metric, self._drop_count, config.starvation_scale)
+        num_skip = reference_num_skip(config, index, num_steps, self.grid.num_tokens)
+        active = selection.drop_ends(score, *reference_cut(config, num_skip))
+        is_dropped = ~selection.membership(active, self.grid.num_tokens)
+        self._drop_count = self._drop_count + is_dropped.to(self._drop_count.dtype)
+        return active

@@ -1,0 +1,188 @@
+"""The arena: methods come and go without a trace, painting resumes, and the report says what the pictures say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+import ras_dit
+from ras_dit import RASConfig
+from ras_dit.arena import SUITES, AdamsBashforth2Scheduler, Arena, Method, Scene, StepCache, applied, report, suite
+from ras_dit.arena.metrics import better_by, mean_interval
+from ras_dit.arena.report import failed, table
+from ras_dit.arena.run import FlopCounter
+from ras_dit.embedded import embedded_scenes
+from tiny import inputs, run, tiny_pipeline
+
+CALL = {"guidance_scale": 4.0, "max_sequence_length": 1}
+SCENES = [Scene(s.prompt, i, s.subject, s.background) for i, s in enumerate(embedded_scenes(3))]
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    pipe = ras_dit.load_embedded()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_adams_bashforth_by_hand_and_exact_for_lines() -> None:
+    """Where the noise is linear in sigma, every step after the first is exact on any grid."""
+    scheduler = AdamsBashforth2Scheduler(shift=3.0)
+    scheduler.set_timesteps(5)
+    sigmas, x = scheduler.sigmas.tolist(), torch.zeros(1)
+    for index, timestep in enumerate(scheduler.timesteps):
+        before = x.clone()
+        x = scheduler.step(torch.tensor([2 * sigmas[index] + 1]), timestep, x, return_dict=False)[0]
+        exact = sigmas[index + 1] ** 2 - sigmas[index] ** 2 + sigmas[index + 1] - sigmas[index]
+        if index:
+            assert float(x - before) == pytest.approx(exact, abs=1e-5)
+    scheduler.set_timesteps(5)
+    assert scheduler._last is None, "a run begins anew"
+
+
+DB_OPTIONS = {"Fn_compute_blocks": 1, "residual_diff_threshold": 0.9, "max_warmup_steps": 1}
+METHODS = [
+    Method("AB2", "dense", 6, "ab2"),
+    Method("Heun", "dense", 4, "heun"),
+    Method("UniPC", "dense", 6, "unipc"),
+    Method("DPM", "dense", 6, "dpm++"),
+    Method("RAS", "ras", 6, config=RASConfig(sample_ratio=0.25, warmup_steps=2)),
+    Method("seer", "cache", 8, cache=StepCache("taylorseer", {"cache_interval": 2})),
+    Method("mag", "cache", 8, cache=StepCache("magcache", {"threshold": 0.5, "retention_ratio": 0.1})),
+    Method(
+        "db",
+        "cache",
+        8,
+        cache=StepCache(
+            "dbcache",
+            {"Fn_compute_blocks": 1, "residual_diff_threshold": 0.9, "max_warmup_steps": 1, "taylorseer_order": 1},
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_a_method_changes_the_picture_and_leaves_nothing_behind(pipe: Any, method: Method) -> None:
+    if method.cache is not None and method.cache.kind == "dbcache":
+        pytest.importorskip("cache_dit")
+
+    def paint() -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        call = {**CALL, "generator": generator, "output_type": "latent", "num_inference_steps": method.steps}
+        return pipe(prompt="a fox", **call).images
+
+    scheduler, dense = pipe.scheduler, paint()
+    with applied(pipe, method, calibrate=paint):
+        fast = paint()
+    assert fast.isfinite().all()
+    assert not torch.equal(fast, dense)
+    assert pipe.scheduler is scheduler
+    assert torch.equal(paint(), dense)
+    with pytest.raises(KeyError), applied(pipe, method, calibrate=paint):
+        raise KeyError
+    assert torch.equal(paint(), dense)
+
+
+def test_methods_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ValueError, match="solver: got 'rk4'; allowed: euler, ab2"):
+        Method("a", "dense", solver="rk4")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="give one of them"):
+        Method("a", "ras", config=RASConfig(), cache=StepCache("taylorseer"))
+    with pytest.raises(ValueError, match="cache: got 'teacache'"):
+        StepCache("teacache")  # type: ignore[arg-type]
+    pipe = tiny_pipeline()
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    with (
+        pytest.raises(ValueError, match="only 'euler' and 'ab2' are comparable"),
+        applied(pipe, Method("a", "dense", 4, "unipc")),
+    ):
+        pass
+
+
+def test_flops_are_counted_where_they_are_spent() -> None:
+    pipe = tiny_pipeline()
+    with FlopCounter() as few:
+        run(pipe, **inputs(num_inference_steps=2))
+    with FlopCounter() as many:
+        run(pipe, **inputs(num_inference_steps=6))
+    assert many.total == pytest.approx(3 * few.total)
+    assert few.total > 0
+
+
+def test_an_arena_paints_once_goes_on_and_reports(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    methods = [
+        Method("AB2, 3 steps", "dense", 3, "ab2"),
+        Method("RAS", "ras", 6, config=RASConfig(sample_ratio=0.25, warmup_steps=2)),
+        Method("does not fit", "cache", 6, cache=StepCache("first_block", {"threshold": 0.1})),
+    ]
+
+    def arena(**changes: Any) -> Arena:
+        options = {"batch": 2, "steps": 6, "converged_steps": 9}
+        return Arena(tmp_path, SCENES, methods, CALL, **{**options, **changes})
+
+    calls: list[int] = []
+    first = arena()
+    with monkeypatch.context() as patch:
+        paint = Arena._paint
+
+        def interrupted(self: Arena, *args: Any) -> Any:
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            calls.append(1)
+            return paint(self, *args)
+
+        patch.setattr(Arena, "_paint", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            first.run(pipe)
+    painted = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")}
+    assert painted
+    ticks: list[int] = []
+    arena().run(pipe, lambda: ticks.append(1))
+    assert len(ticks) == first.num_calls == 10
+    assert all(path.stat().st_mtime_ns == before for path, before in painted.items()), "not painted again"
+
+    result = report(arena())
+    rows = {row["name"]: row for row in result["rows"]}
+    assert list(rows) == ["dense", "converged", "AB2, 3 steps", "RAS"]
+    assert "does not fit" in result["failures"]
+    assert rows["dense"]["flops_share"] == 1.0
+    assert rows["AB2, 3 steps"]["flops_share"] == pytest.approx(0.5, abs=1e-3)
+    assert rows["RAS"]["token_steps"] == pytest.approx(2 + 4 * 0.25)
+    assert 0.5 < rows["RAS"]["flops_share"] < 1
+    assert len(rows["RAS"]["per_picture"]["psnr_converged"]) == 3
+    assert "psnr_dense" not in rows["dense"]["metrics"]
+    mean, low, high = rows["RAS"]["metrics"]["psnr_dense"]
+    assert low <= mean <= high
+    assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(result))
+    assert (tmp_path / "table.md").read_text() == table(result["rows"]) + failed(result["failures"])
+    assert (tmp_path / "pareto.png").stat().st_size > 10_000
+
+    with pytest.raises(ValueError, match="other prompts, seeds or call arguments"):
+        arena(batch=3)
+    methods[0] = Method("AB2, 3 steps", "dense", 4, "ab2")
+    with pytest.raises(ValueError, match="painted with other options"):
+        arena().run(pipe)
+    methods[0] = Method("ras", "ras")
+    with pytest.raises(ValueError, match="got ras twice"):
+        arena()
+
+
+def test_suites_have_distinct_names_and_unknown_ones_are_refused() -> None:
+    methods = suite("all")
+    assert len({method.slug for method in methods}) == len(methods)
+    assert suite("dense, presets") == [*SUITES["dense"](), *SUITES["presets"]()]
+    with pytest.raises(ValueError, match="suite: got 'fast'; allowed: all, dense"):
+        suite("fast")
+
+
+def test_intervals_hold_the_mean_and_differences_are_paired() -> None:
+    mean, low, high = mean_interval([1.0, 2.0, 3.0, 4.0])
+    assert mean == 2.5
+    assert 1.0 <= low < mean < high <= 4.0
+    noise = [10.0, -30.0, 55.0, 2.0]
+    assert better_by([v + 1 for v in noise], noise) == pytest.approx((1.0, 1.0, 1.0))
