@@ -72,8 +72,6 @@ class LayerSeam:
         enable_gqa: bool = False,
     ) -> torch.Tensor:
         """Scaled dot-product attention over fresh and cached keys; arguments as in torch."""
-        if is_causal:
-            raise UnsupportedAttentionError("attention: got causal attention over image tokens; RAS cannot merge that.")
         position = self.position
         self.position = position + 1
         if _skips_scores():  # every row is its own answer: nothing to keep, nothing to merge
@@ -81,8 +79,9 @@ class LayerSeam:
                 self.calls.append(KVCache(key, value, attn_mask, scale, KVStorage(keeps=False)))
             return functional.scaled_dot_product_attention(query, key, value)
         if self.kind == "capture":
-            cached = KVCache(key, value, self._kept(attn_mask), scale, self.storage)
-            if self.earlier is not None:
+            storage = KVStorage(keeps=False) if is_causal else self.storage  # text only, see below
+            cached = KVCache(key, value, self._kept(attn_mask), scale, storage)
+            if self.earlier is not None and not is_causal:
                 cached.follow(self.earlier[position] if position < len(self.earlier) else None)
             self.calls.append(cached)
         else:
@@ -93,6 +92,10 @@ class LayerSeam:
                 )
             cached = self.calls[position]
             num_missing = cached.length - key.shape[2]
+            if num_missing and is_causal:
+                raise UnsupportedAttentionError(
+                    "attention: got causal attention over image tokens; RAS cannot merge that."
+                )
             if num_missing == self.num_dropped:
                 key, value = cached.merge(key, value)
                 attn_mask = cached.mask_for(attn_mask)

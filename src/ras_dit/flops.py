@@ -75,7 +75,9 @@ def _layer_size(module: nn.Module) -> int:
 def _width(module: nn.Module) -> int:
     """Channels of all heads of an attention module together."""
     width: Any = getattr(module, "inner_dim", None)
-    return int(width if width is not None else getattr(module, "heads", 0) * getattr(module, "head_dim", 0))
+    if width is None:
+        width = getattr(module, "heads", 0) * getattr(module, "head_dim", 0)
+    return int(width or getattr(getattr(module, "to_q", None), "out_features", 0))
 
 
 def keeping_layers(share: float, num_layers: int) -> list[bool]:

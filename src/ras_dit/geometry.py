@@ -66,8 +66,13 @@ class TokenGrid:
 
         Frames that are missing at the beginning of a video are given (image to video): their tokens are zero.
         """
+        if noise.ndim == 6 and noise.shape[-1] == self.patch_size:  # rows of patches [B, N + M, C, f, p, p]
+            noise = noise.flatten(2)
+        if noise.ndim == 6:  # items [B, items, C, F, H, W], of which the last one is sampled
+            noise = noise[:, -1]
         if noise.ndim == 3:
-            return noise[:, self.num_before : self.num_before + self.num_tokens]
+            first = self.num_before if noise.shape[1] > self.num_tokens else 0
+            return noise[:, first : first + self.num_tokens]
         if noise.ndim == 4:
             noise = noise.unsqueeze(2)
         else:
@@ -88,6 +93,8 @@ class TokenGrid:
             shape: shape of the noise; None is a picture's. Reference tokens of a sequence come back as zeros.
         """
         batch, _, depth = tokens.shape
+        if shape is not None and len(shape) == 6 and shape[-1] == self.patch_size:
+            return self.unpatchify(tokens, (*shape[:2], depth)).reshape(shape)
         if shape is not None and len(shape) == 3:
             num_behind = shape[1] - self.num_tokens - self.num_before
             is_all = num_behind == 0 and self.num_before == 0
@@ -99,6 +106,8 @@ class TokenGrid:
         video = video.reshape(batch, channels, self.num_frames * f, self.height * p, self.width * p)
         if shape is None or len(shape) == 4:
             return video.squeeze(2)
+        if len(shape) == 6:
+            return torch.cat([video.new_zeros(shape[0], shape[1] - 1, *shape[2:]), video[:, None]], dim=1)
         return video.movedim(1, self.channel_dim)
 
     def as_image(self, per_token: torch.Tensor) -> torch.Tensor:

@@ -46,7 +46,7 @@ def noise_levels(scheduler: Any) -> list[float]:
     return [float(t) / scheduler.config.num_train_timesteps for t in timesteps.tolist()] + [0.0]
 
 
-_STOCHASTIC_CLASSES = ("LCM", "Ancestral", "SDE", "TCD", "DDPM", "SASolver", "CogVideoXDPM")
+_STOCHASTIC_CLASSES = ("LCM", "Ancestral", "SDE", "TCD", "DDPM", "SASolver", "CogVideoXDPM", "HeliosDMD")
 
 
 def why_stochastic(scheduler: Any) -> str | None:

@@ -146,7 +146,11 @@ class Session:
             return None
         latents = arguments[self.token_plan.latents]
         num_rows, device = len(latents), latents[0].device
-        call = generation.begin_call(num_rows, device, module)
+        num_text, reason = 0, None
+        if generation.plan.has_savings:
+            num_text = self.token_plan.count_text(module, arguments, generation.grid)
+            reason = self.token_plan.check(module, arguments)
+        call = generation.begin_call(num_rows, device, module, num_text, reason)
         placed = call.rows if call.rows is not None else call.whole
         if placed is not None and self.token_plan.joint_offset is not None:
             call.joint_rows = placed.at(self.token_plan.joint_offset(arguments))
@@ -159,7 +163,7 @@ class Session:
         token_plan, scheduler = self.token_plan, self._scheduler
         latents = arguments[token_plan.latents]
         grid = token_plan.grid(transformer, arguments)
-        is_sequence = isinstance(latents, torch.Tensor) and latents.ndim == 3
+        is_sequence = isinstance(latents, torch.Tensor) and latents.ndim in (3, 6)
         num_extra = latents.shape[1] - grid.num_tokens if is_sequence else 0
         self._first = first_index(scheduler, token_plan.scheduler_timestep(arguments[token_plan.timestep]))
         sigmas = noise_levels(scheduler)[self._first :]

@@ -31,6 +31,7 @@ class Branch:
         noise_shape: shape of the call's output.
         kv_since: sigma at which the keys and values of every token were last computed [R, N], where they are forecast.
         kv_sigma: up to which they were carried.
+        num_text: text tokens of the last dense call.
         rest: whatever the transformer returned beside the noise (LTX-2's audio); a skipped step returns it again.
     """
 
@@ -44,6 +45,7 @@ class Branch:
     kv_since: torch.Tensor | None = None
     kv_sigma: float = 0.0
     rest: tuple[object, ...] = ()
+    num_text: int = 0
 
 
 @dataclass
@@ -134,8 +136,23 @@ class Generation:
 
     # ------------------------------------------------------------------ a transformer call
 
-    def begin_call(self, num_rows: int, device: torch.device, transformer: object = None) -> Call:
-        """Decide what the next transformer call of this evaluation computes; branches are told apart by their order."""
+    def begin_call(
+        self,
+        num_rows: int,
+        device: torch.device,
+        transformer: object = None,
+        num_text: int = 0,
+        reason: str | None = None,
+    ) -> Call:
+        """Decide what the next transformer call of this evaluation computes; branches are told apart by their order.
+
+        Args:
+            num_rows: batch size R of the call.
+            device: of its latents.
+            transformer: the one that is called.
+            num_text: text tokens of the call, which the keys and values kept have to agree with.
+            reason: why this call cannot be anything but dense, if so.
+        """
         position = self._num_calls
         self._num_calls += 1
         planned = self.plan[self.index]
@@ -143,13 +160,15 @@ class Generation:
         branch = self._branches.get(position)
         if branch is not None and branch.transformer is not transformer:
             branch = None
-        if kind != "dense" and (reason := self._why_dense(branch, num_rows)):
+        if kind != "dense" and (reason := reason or self._why_dense(branch, num_rows, num_text)):
             self.note(reason)
             kind = "dense"
         needs_memory = self.plan.has_savings and self._why_all_dense is None
         if kind == "dense" and needs_memory and (branch is None or branch.num_rows != num_rows):
             branch = Branch(num_rows, transformer, TokenHistory(self._history_depth))
             self._branches[position] = branch
+        if kind == "dense" and branch is not None:
+            branch.num_text = num_text
         rows, is_active = self._rows(num_rows) if kind == "region" else (None, None)
         step = StepTrace(kind, self.sigmas[self.index])
         if position == 0:
@@ -189,12 +208,14 @@ class Generation:
     def _history_depth(self) -> int:
         return max(self.config.solver_order, self.config.forecast_order + 1)
 
-    def _why_dense(self, branch: Branch | None, num_rows: int) -> str | None:
+    def _why_dense(self, branch: Branch | None, num_rows: int, num_text: int = 0) -> str | None:
         """The reason why a planned region or skipped step cannot be one."""
         if self._why_all_dense:
             return self._why_all_dense
         if branch is None or branch.last_index != self.index - 1:
             return "A guidance branch began (or came back) in the middle of the run: its first call was dense."
+        if branch.num_text != num_text:
+            return "The length of the text changed in the middle of the run: one step was dense."
         if branch.num_rows != num_rows:
             return "The batch size of the transformer's call changed in the middle of the run: one step was dense."
         if self._num_images == 0 or num_rows % self._num_images:
@@ -307,6 +328,8 @@ class Generation:
             model_output: what the scheduler was given, in any form that `TokenGrid` knows.
             sample: the latents it was to advance, same shape.
         """
+        if model_output.ndim == 2:  # rows of one video, without a batch dimension
+            model_output, sample = model_output[None], sample[None]
         if self._num_images not in (0, model_output.shape[0]):
             self._why_all_dense = "The number of images changed in the middle of the run: the rest of it was dense."
         self._num_images = model_output.shape[0]

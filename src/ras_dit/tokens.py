@@ -12,7 +12,7 @@ import torch
 from ras_dit.attention import AttentionMerge, LayerSeam, UnsupportedAttentionError
 from ras_dit.cache import AS_COMPUTED, KVCache, KVStorage, RowIndex
 from ras_dit.models import TokenPlan, TokenSelect
-from ras_dit.models.plan import Stream, matches
+from ras_dit.models.plan import Stream
 from ras_dit.seams import PatchedMethod
 from ras_dit.state import Call
 
@@ -59,9 +59,8 @@ class TokenSeams:
                 self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
             if outputs:
                 self._hooks.append(module.register_forward_hook(functools.partial(self._gather_outputs, outputs)))
-        for name, module in self.root.named_modules():
-            if matches(name, plan.scatter):
-                self._hooks.append(module.register_forward_hook(self._scatter))
+        for module in plan.scatter_modules(self.root):
+            self._hooks.append(module.register_forward_hook(self._scatter))
         for name, (module, stream) in plan.attention_modules(self.root).items():
             self._layers[name] = (LayerSeam(plan.mask_query), stream)
             seam = functools.partial(attention_seam, self._layers[name][0], name, module)
@@ -186,6 +185,9 @@ class TokenSeams:
             return type(value)(self._rows_of(part, select, call) for part in value)
         if isinstance(value, dict):
             return {key: self._rows_of(part, select, call) for key, part in value.items()}
+        if isinstance(value, int):  # a number of rows
+            assert call.rows is not None
+            return value - call.rows.num_dropped if value == call.num_image_rows else value
         if not isinstance(value, torch.Tensor) or value.ndim <= select.dim:
             return value
         dim = select.dim % value.ndim
@@ -209,6 +211,10 @@ class TokenSeams:
         call = self._current()
         if call is None or call.rows is None:
             return None
+        if isinstance(output, tuple):
+            return (self._scatter(module, args, output[0]), *output[1:])
+        if output.ndim == 2:
+            return self._scatter(module, args, output[None])[0]
         length = output.shape[1] + call.rows.num_dropped
         return self._place(self.token_plan.scatter_stream, call, call.rows, length).scatter(output)
 
@@ -236,6 +242,7 @@ class BlockSeam:
     def aim(self, rows: RowIndex, length: int) -> None:
         """Take these rows of a sequence of this length."""
         self.index, self.is_alike, self.count = rows.laid_out(length)
+        self.num_tokens, self.num_active = rows.num_tokens, rows.num_active
 
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.index is None:
@@ -249,6 +256,8 @@ class BlockSeam:
         return tuple(new_args), new_kwargs
 
     def _taken(self, sequence: Any, dim: int) -> Any:
+        if isinstance(sequence, int):  # a number of rows
+            return self.num_active if sequence == self.num_tokens else sequence
         if not isinstance(sequence, torch.Tensor):
             return sequence
         assert self.index is not None

@@ -6,24 +6,32 @@ import difflib
 from typing import Any
 
 from ras_dit.models.allegro import ALLEGRO
+from ras_dit.models.anyflow import ANYFLOW
 from ras_dit.models.auraflow import AURAFLOW
+from ras_dit.models.bria_fibo2 import BRIA_FIBO2
 from ras_dit.models.cogvideox import COGVIDEOX, CONSISID
 from ras_dit.models.cogview4 import COGVIEW3_PLUS, COGVIEW4
+from ras_dit.models.cosmos3 import COSMOS3
 from ras_dit.models.dit import DIT
 from ras_dit.models.easyanimate import EASYANIMATE
 from ras_dit.models.flux import BRIA, BRIA_FIBO, CHROMA, FLUX, LONGCAT_IMAGE, OVIS_IMAGE
 from ras_dit.models.flux2 import FLUX2
 from ras_dit.models.glm_image import GLM_IMAGE
+from ras_dit.models.helios import HELIOS
 from ras_dit.models.hunyuan_dit import HUNYUAN_DIT
 from ras_dit.models.hunyuan_image import HUNYUAN_IMAGE
 from ras_dit.models.hunyuan_video import HUNYUAN_VIDEO
 from ras_dit.models.hunyuan_video15 import HUNYUAN_VIDEO15
+from ras_dit.models.hunyuan_video_framepack import HUNYUAN_VIDEO_FRAMEPACK
+from ras_dit.models.joyimage_edit_plus import JOYIMAGE_EDIT_PLUS
 from ras_dit.models.krea2 import KREA2
 from ras_dit.models.ltx import LTX
 from ras_dit.models.ltx2 import LTX2
 from ras_dit.models.lumina2 import LUMINA2
 from ras_dit.models.lumina_next import LUMINA_NEXT
+from ras_dit.models.minimax_h3 import MINIMAX_H3
 from ras_dit.models.mochi import MOCHI
+from ras_dit.models.omnigen import OMNIGEN
 from ras_dit.models.pixart import PIXART
 from ras_dit.models.plan import TokenPlan, TokenSelect
 from ras_dit.models.prx import PRX
@@ -71,6 +79,14 @@ TOKEN_PLANS: dict[str, TokenPlan] = {
         MOCHI,
         ALLEGRO,
         EASYANIMATE,
+        ANYFLOW,
+        COSMOS3,
+        MINIMAX_H3,
+        BRIA_FIBO2,
+        OMNIGEN,
+        JOYIMAGE_EDIT_PLUS,
+        HUNYUAN_VIDEO_FRAMEPACK,
+        HELIOS,
     )
 }
 

@@ -139,6 +139,13 @@ class TokenPlan:
                 found[name] = (module, stream)
         return found
 
+    def scatter_modules(self, transformer: torch.nn.Module) -> list[torch.nn.Module]:
+        """The modules whose output rows go back; ``-1`` at the end of the path is the last one of a list."""
+        path, _, last = self.scatter.rpartition(".")
+        if last == "-1":
+            return [transformer.get_submodule(path)[-1]]  # type: ignore[index]
+        return [module for name, module in transformer.named_modules() if matches(name, self.scatter)]
+
     def gather_modules(
         self, transformer: torch.nn.Module
     ) -> list[tuple[torch.nn.Module, Mapping[str | int, TokenSelect]]]:

@@ -1,0 +1,41 @@
+"""AnyFlow (bidirectional): Wan 2.1 with a modulation per frame, for the timesteps a step leaves and reaches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ras_dit.geometry import TokenGrid
+from ras_dit.models.plan import Arguments, TokenPlan, TokenSelect
+
+
+def grid(transformer: Any, arguments: Arguments) -> TokenGrid:
+    """Latents are [R, F, C, H, W]; a token lies in one frame."""
+    return TokenGrid.of_video(arguments["hidden_states"], transformer.config.patch_size[1], channel_dim=2)
+
+
+ANYFLOW = TokenPlan(
+    transformer="AnyFlowTransformer3DModel",
+    family="AnyFlow",
+    pipelines=("AnyFlowPipeline",),
+    gather={
+        "condition_embedder": {0: TokenSelect(), 1: TokenSelect()},
+        "blocks.0": {"hidden_states": TokenSelect()},
+        "blocks.*": {"rotary_emb": TokenSelect(dim=2)},
+    },
+    scatter="proj_out",
+    attention={"blocks.*.attn1": "image"},
+    grid=grid,
+    scheduler_timestep=lambda timestep: timestep.amax(),  # given frames have 0
+    patch=lambda transformer: (1, transformer.config.patch_size[1]),
+    text=("encoder_hidden_states", "encoder_hidden_states_image"),
+    linears={
+        "blocks.*.attn2.to_k": "text",
+        "blocks.*.attn2.to_v": "text",
+        "blocks.*": "image",
+        "patch_embedding": "all_image",
+        "condition_embedder.text_embedder.*": "text",
+        "proj_out": "image",
+    },
+    cross_attention=("blocks.*.attn2",),
+    caveats=("Made for few steps, of which the warm-up takes its share: region steps begin to pay from eight on.",),
+)

@@ -1,0 +1,40 @@
+"""JoyImage Edit Plus: joint attention; the picture's patches, those of reference pictures, then text under a mask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ras_dit.geometry import TokenGrid
+from ras_dit.models.plan import Arguments, TokenPlan, TokenSelect
+
+
+def grid(transformer: Any, arguments: Arguments) -> TokenGrid:
+    """The picture is the first of every row's parts; all rows have one of the same size."""
+    frames, height, width = arguments["shape_list"][0][0]
+    patch_frames, patch_size, _ = transformer.config.patch_size
+    return TokenGrid(height, width, patch_size, frames, patch_frames)
+
+
+JOYIMAGE_EDIT_PLUS = TokenPlan(
+    transformer="JoyImageEditPlusTransformer3DModel",
+    family="JoyImage Edit Plus",
+    pipelines=("JoyImageEditPlusPipeline",),
+    gather={
+        "double_blocks.0": {"hidden_states": TokenSelect()},
+        "double_blocks.*": {"image_rotary_emb": TokenSelect()},
+    },
+    scatter="proj_out",
+    attention={"double_blocks.*.attn": "joint"},
+    layout="image_first",
+    grid=grid,
+    patch=lambda transformer: tuple(transformer.config.patch_size[:2]),
+    linears={
+        "double_blocks.*.attn.txt_*": "text",
+        "double_blocks.*.txt_mlp.*": "text",
+        "double_blocks.*": "image",
+        "img_in": "all_image",
+        "condition_embedder.text_embedder.*": "text",
+        "proj_out": "image",
+    },
+    caveats=("Reference tokens are computed in every step.",),
+)
