@@ -49,7 +49,7 @@ def fingerprint(pipe: Any) -> list[Any]:
 
 
 @contextmanager
-def moving_by(pipe: Any, factor: float) -> Iterator[None]:
+def moving_by(pipe: Any, factor: float, reads_sigmas: bool = False) -> Iterator[None]:
     """A scheduler whose steps all have the same timestep and multiply the sample by a factor; 1 keeps it as it is."""
 
     def even_timesteps(original: Any) -> Any:
@@ -57,6 +57,8 @@ def moving_by(pipe: Any, factor: float) -> Iterator[None]:
             result = original(*args, **kwargs)
             middle = pipe.scheduler.timesteps[len(pipe.scheduler.timesteps) // 2].clone()
             pipe.scheduler.timesteps[:] = middle
+            if reads_sigmas:
+                pipe.scheduler.sigmas[:] = pipe.scheduler.sigmas[len(pipe.scheduler.timesteps) // 2].clone()
             return result
 
         return set_timesteps
@@ -109,7 +111,7 @@ def region_noises(
 ) -> tuple[list[torch.Tensor], ras_dit.Trace]:
     """The noise of every transformer call of a region run over a scheduler that moves by a factor, and the trace."""
     config = RASConfig(sample_ratio=0.3, warmup_steps=2, importance="random", token_multiple=16, **options)
-    with moving_by(pipe, factor), ras_dit.accelerate(pipe, config) as handle, recorded(pipe) as seen:
+    with moving_by(pipe, factor, case.reads_sigmas), ras_dit.accelerate(pipe, config) as handle, recorded(pipe) as seen:
         run(case, pipe, size)
     return seen, handle.trace
 
@@ -192,7 +194,7 @@ def test_stale_keys_and_values_differ(name: str) -> None:
     pipe = case.build()
     size = sizes_of(case)[0]
     stale, trace = region_noises(case, pipe, size, factor=0.8)
-    with moving_by(pipe, 0.8), recorded(pipe) as dense:
+    with moving_by(pipe, 0.8, case.reads_sigmas), recorded(pipe) as dense:
         run(case, pipe, size)
     grid, active = trace.grid, trace.steps[2].active
     assert grid is not None

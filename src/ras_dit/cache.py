@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -35,6 +37,12 @@ class RowIndex:
     @property
     def num_dropped(self) -> int:
         return self.num_tokens - self.num_active
+
+    @functools.cached_property
+    def twice(self) -> RowIndex:
+        """The same tokens of two grids side by side."""
+        active = torch.cat([self.active, self.active + self.num_tokens], dim=1)
+        return RowIndex(active, 2 * self.num_tokens, self.is_shared)
 
     def at(self, offset: int | torch.Tensor) -> RowIndex:
         """The same tokens in a sequence whose grid begins elsewhere."""
@@ -77,7 +85,7 @@ class RowIndex:
 
         Rows that differ by image are taken from sequences that have a batch dimension, of size R or 1.
         """
-        positions = self.positions(sequence.shape[dim])
+        positions = self.positions(sequence.shape[dim]).to(sequence.device)  # some rotary tables stay on the CPU
         if self.is_alike:
             return sequence.index_select(dim, positions[0])
         assert dim > 0, "rows that differ by image cannot be taken from a table without a batch dimension"
@@ -172,6 +180,13 @@ class KVAdvance:
         elapsed = sigma - since
         self.per_sigma = torch.where(elapsed == 0, torch.zeros_like(elapsed), 1 / elapsed)  # [R, N]
         self._made: dict[object, torch.Tensor] = {}
+
+    @functools.cached_property
+    def twice(self) -> KVAdvance:
+        """The same for two grids side by side."""
+        double = copy.copy(self)
+        double.per_sigma, double._made = torch.cat([self.per_sigma, self.per_sigma], dim=1), {}
+        return double
 
     def of_rows(self, rows: RowIndex, num_heads: int, length: int, is_flat: bool) -> torch.Tensor:
         """One over the sigma that passed, for the rows that `KVCache` writes: [1, 1, K, 1] if all rows of the batch are

@@ -42,20 +42,22 @@ def step_flops(
         "all_image": num_tokens + num_extra,
         "text": num_text,
         "joint": image + num_text,
+        "twice": 2 * image,
         "row": 1,
         "timestep": image if has_timestep_per_token else 1,
     }
     total = 0
+    streams = token_plan.linear_streams(transformer)
     for name, module in transformer.named_modules():
         size = _layer_size(module)
         if size:
-            stream = next((s for pattern, s in token_plan.linears.items() if fnmatchcase(name, pattern)), "row")
+            stream = next((s for pattern, s in streams.items() if fnmatchcase(name, pattern)), "row")
             total += size * rows[stream]
         if any(fnmatchcase(name, pattern) for pattern in token_plan.cross_attention):
             total += 2 * _width(module) * image * num_text
     modules = token_plan.attention_modules(transformer).values()
     for (module, stream), keeps in zip(modules, keeping_layers(kv_cache_layers, len(modules)), strict=True):
-        keys = num_tokens + num_extra + (num_text if stream == "joint" else 0) if keeps else rows[stream]
+        keys = _sequence_length(stream, num_tokens + num_extra, num_text) if keeps else rows[stream]
         total += 2 * _width(module) * rows[stream] * keys
     return 2.0 * total
 
@@ -72,12 +74,18 @@ def _layer_size(module: nn.Module) -> int:
     return inputs * outputs if is_layer else 0  # type: ignore[operator]
 
 
+def _sequence_length(stream: str, num_image: int, num_text: int) -> int:
+    """Keys of an attention module over a sequence of this kind."""
+    return num_image * (2 if stream == "twice" else 1) + (num_text if stream == "joint" else 0)
+
+
 def _width(module: nn.Module) -> int:
     """Channels of all heads of an attention module together."""
     width: Any = getattr(module, "inner_dim", None)
     if width is None:
         width = getattr(module, "heads", 0) * getattr(module, "head_dim", 0)
-    return int(width or getattr(getattr(module, "to_q", None), "out_features", 0))
+    query = getattr(module, "to_q", None) or getattr(module, "to_query", None)
+    return int(width or getattr(query, "out_features", 0))
 
 
 def keeping_layers(share: float, num_layers: int) -> list[bool]:
@@ -124,6 +132,6 @@ def plan_cost(
     if any(step.captures for step in plan):
         modules = token_plan.attention_modules(transformer).values()
         for (module, stream), keeps in zip(modules, keeping_layers(config.kv_cache_layers, len(modules)), strict=True):
-            length = num_tokens + num_extra + (num_text if stream == "joint" else 0)
+            length = _sequence_length(stream, num_tokens + num_extra, num_text)
             cache += copies * _width(module) * length * element * keeps
     return Cost(by_count[num_tokens], total, cache)

@@ -24,6 +24,7 @@ class TokenGrid:
         patch_frames: latent frames per token.
         channel_dim: where a video keeps its channels: 1 in [B, C, F, H, W], 2 in [B, F, C, H, W].
         num_before: reference tokens in front of the grid, of a sequence of tokens.
+        has_items: latents are [B, items, C, F, H, W], of which the last item is sampled and the others are given.
     """
 
     height: int
@@ -33,6 +34,7 @@ class TokenGrid:
     patch_frames: int = 1
     channel_dim: int = 1
     num_before: int = 0
+    has_items: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -66,8 +68,8 @@ class TokenGrid:
 
         Frames that are missing at the beginning of a video are given (image to video): their tokens are zero.
         """
-        if noise.ndim == 6 and noise.shape[-1] == self.patch_size:  # rows of patches [B, N + M, C, f, p, p]
-            noise = noise.flatten(2)
+        if noise.ndim == 6 and noise.shape[-1] == self.patch_size and not self.has_items:
+            noise = noise.flatten(2)  # rows of patches [B, N + M, C, f, p, p]
         if noise.ndim == 6:  # items [B, items, C, F, H, W], of which the last one is sampled
             noise = noise[:, -1]
         if noise.ndim == 3:
@@ -93,7 +95,7 @@ class TokenGrid:
             shape: shape of the noise; None is a picture's. Reference tokens of a sequence come back as zeros.
         """
         batch, _, depth = tokens.shape
-        if shape is not None and len(shape) == 6 and shape[-1] == self.patch_size:
+        if shape is not None and len(shape) == 6 and shape[-1] == self.patch_size and not self.has_items:
             return self.unpatchify(tokens, (*shape[:2], depth)).reshape(shape)
         if shape is not None and len(shape) == 3:
             num_behind = shape[1] - self.num_tokens - self.num_before

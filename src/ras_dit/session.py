@@ -165,7 +165,9 @@ class Session:
         grid = token_plan.grid(transformer, arguments)
         is_sequence = isinstance(latents, torch.Tensor) and latents.ndim in (3, 6)
         num_extra = latents.shape[1] - grid.num_tokens if is_sequence else 0
-        self._first = first_index(scheduler, token_plan.scheduler_timestep(arguments[token_plan.timestep]))
+        if grid.has_items:
+            num_extra = (latents.shape[1] - 1) * grid.num_tokens
+        self._first = first_index(scheduler, self._scheduler_timestep(arguments[token_plan.timestep]))
         sigmas = noise_levels(scheduler)[self._first :]
         num_first = token_plan.num_first(transformer, arguments, grid)
         allowed = self._allowed_tokens(grid)
@@ -241,6 +243,15 @@ class Session:
 
         return prepare_mask_latents
 
+    def _scheduler_timestep(self, timestep: Any) -> Any:
+        """The scheduler's timestep for the transformer's timestep argument."""
+        if not self.token_plan.timestep_is_level:
+            return self.token_plan.scheduler_timestep(timestep)
+        timesteps = self._scheduler.timesteps
+        levels = self._scheduler.sigmas[: len(timesteps)]
+        levels = levels / (1 + levels) if float(levels[0]) > 1 else levels
+        return timesteps[(levels - timestep.amax().to(levels.device)).abs().argmin()]
+
     def _is_expected(self, timestep: Any) -> bool:
         """Whether a call belongs to the run: its timestep is that of the evaluation due. On an accelerator it is taken
         to be, so that the device need not be waited for."""
@@ -251,7 +262,7 @@ class Session:
             return abs(float(timestep) - float(expected)) < 1e-3
         if timestep.device.type != "cpu":
             return True
-        given = float(self.token_plan.scheduler_timestep(timestep).flatten()[-1])
+        given = float(self._scheduler_timestep(timestep).flatten()[-1])
         rounding = torch.finfo(timestep.dtype).eps if timestep.dtype.is_floating_point else 0.0
         return abs(given - float(expected)) < 1e-3 + 1000 * rounding
 

@@ -287,7 +287,8 @@ class Generation:
     def _full(self, branch: Branch, tokens: torch.Tensor, output: torch.Tensor | None) -> torch.Tensor:
         """Noise of the grid's tokens in the form of the transformer's output."""
         full = self.grid.unpatchify(tokens, branch.noise_shape)
-        if self.num_extra and output is not None:  # reference tokens were computed: their noise is what it is
+        if self.num_extra and output is not None and not self.grid.has_items:
+            # reference tokens were computed: their noise is what it is
             begin, end = self.grid.num_before, self.grid.num_before + self.grid.num_tokens
             full[:, :begin] = output[:, :begin]
             full[:, end:] = output[:, end:]

@@ -12,7 +12,7 @@ import torch
 from ras_dit.attention import AttentionMerge, LayerSeam, UnsupportedAttentionError
 from ras_dit.cache import AS_COMPUTED, KVCache, KVStorage, RowIndex
 from ras_dit.models import TokenPlan, TokenSelect
-from ras_dit.models.plan import Stream
+from ras_dit.models.plan import Stream, matches
 from ras_dit.seams import PatchedMethod
 from ras_dit.state import Call
 
@@ -61,6 +61,11 @@ class TokenSeams:
                 self._hooks.append(module.register_forward_hook(functools.partial(self._gather_outputs, outputs)))
         for module in plan.scatter_modules(self.root):
             self._hooks.append(module.register_forward_hook(self._scatter))
+        for name, module in self.root.named_modules():
+            for pattern, argument in plan.whole.items():
+                if matches(name, pattern):
+                    hook = functools.partial(self._make_whole, argument, inspect.signature(type(module).forward))
+                    self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         for name, (module, stream) in plan.attention_modules(self.root).items():
             self._layers[name] = (LayerSeam(plan.mask_query), stream)
             seam = functools.partial(attention_seam, self._layers[name][0], name, module)
@@ -93,10 +98,11 @@ class TokenSeams:
                 layer.aim("capture", [], 0, storage, self._followed(call, earlier.get(name, []), stream))
                 continue
             cached_calls = call.branch.layers[name]
+            advance = call.advance.twice if call.advance is not None and stream == "twice" else call.advance
             for cached in cached_calls:
                 if cached.length >= call.num_image_rows:
-                    cached.aim(self._place(stream, call, call.rows, cached.length), call.advance)
-            layer.aim("region", cached_calls, call.rows.num_dropped)
+                    cached.aim(self._place(stream, call, call.rows, cached.length), advance)
+            layer.aim("region", cached_calls, call.rows.num_dropped * (2 if stream == "twice" else 1))
 
         if call.rows is not None and self._blocks:
             length = self._joint_length(call.branch.layers)
@@ -111,7 +117,8 @@ class TokenSeams:
         if call.advance is not None and call.whole is not None:
             for cached in earlier:
                 if cached.length >= call.num_image_rows:
-                    cached.aim_whole(call.advance, self._place(stream, call, call.whole, cached.length))
+                    advance = call.advance.twice if stream == "twice" else call.advance
+                    cached.aim_whole(advance, self._place(stream, call, call.whole, cached.length))
         return earlier
 
     def _joint_length(self, layers: Mapping[str, list[KVCache]]) -> int:
@@ -201,13 +208,30 @@ class TokenSeams:
         """Where the grid begins in a sequence of this length."""
         if stream == "image":
             return rows
+        if stream == "twice":
+            return rows.twice
         if call.joint_rows is not None:
             return call.joint_rows
         if self.token_plan.layout == "image_first":
             return rows
         return rows.at(length - call.num_image_rows + call.num_before)
 
-    def _scatter(self, module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> Any:
+    def _make_whole(
+        self,
+        argument: str,
+        signature: inspect.Signature,
+        module: torch.nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        call = self._current()
+        if call is None or call.rows is None:
+            return None
+        bound = signature.bind_partial(module, *args, **kwargs)
+        bound.arguments[argument] = call.rows.scatter(bound.arguments[argument])
+        return bound.args[1:], bound.kwargs
+
+    def _scatter(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         call = self._current()
         if call is None or call.rows is None:
             return None
@@ -243,6 +267,7 @@ class BlockSeam:
         """Take these rows of a sequence of this length."""
         self.index, self.is_alike, self.count = rows.laid_out(length)
         self.num_tokens, self.num_active = rows.num_tokens, rows.num_active
+        self.rows, self.length = rows, length
 
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.index is None:
@@ -261,6 +286,8 @@ class BlockSeam:
         if not isinstance(sequence, torch.Tensor):
             return sequence
         assert self.index is not None
+        if sequence.shape[dim] != self.length:  # a part of the sequence that holds the grid, or none of it
+            return self.rows.gather(sequence, dim) if sequence.shape[dim] >= self.num_tokens else sequence
         if self.is_alike:
             return sequence.index_select(dim, self.index)
         flat = sequence.reshape(sequence.shape[0] * sequence.shape[1], *sequence.shape[2:])

@@ -35,6 +35,7 @@ class FamilyCase:
         flops_tolerance: relative difference between the cost model and torch's counter that is accepted.
         sizes: batch, height and width of the calls.
         samples_per_image: rows that the scheduler sees per image (DiT hands it both halves of guidance).
+        reads_sigmas: the pipeline takes the noise level from the scheduler's sigmas, not from its timesteps.
         notes: patterns of the notes that a run is expected to leave.
     """
 
@@ -48,3 +49,4 @@ class FamilyCase:
     sizes: tuple[tuple[int, int, int], ...] = ((1, 6, 8), (2, 8, 6))
     samples_per_image: int = 1
     notes: tuple[str, ...] = ()
+    reads_sigmas: bool = False

@@ -9,8 +9,10 @@ from ras_dit.models.allegro import ALLEGRO
 from ras_dit.models.anyflow import ANYFLOW
 from ras_dit.models.auraflow import AURAFLOW
 from ras_dit.models.bria_fibo2 import BRIA_FIBO2
+from ras_dit.models.chronoedit import CHRONOEDIT
 from ras_dit.models.cogvideox import COGVIDEOX, CONSISID
 from ras_dit.models.cogview4 import COGVIEW3_PLUS, COGVIEW4
+from ras_dit.models.cosmos import COSMOS
 from ras_dit.models.cosmos3 import COSMOS3
 from ras_dit.models.dit import DIT
 from ras_dit.models.easyanimate import EASYANIMATE
@@ -18,12 +20,16 @@ from ras_dit.models.flux import BRIA, BRIA_FIBO, CHROMA, FLUX, LONGCAT_IMAGE, OV
 from ras_dit.models.flux2 import FLUX2
 from ras_dit.models.glm_image import GLM_IMAGE
 from ras_dit.models.helios import HELIOS
+from ras_dit.models.hidream_image import HIDREAM_IMAGE
 from ras_dit.models.hunyuan_dit import HUNYUAN_DIT
 from ras_dit.models.hunyuan_image import HUNYUAN_IMAGE
 from ras_dit.models.hunyuan_video import HUNYUAN_VIDEO
 from ras_dit.models.hunyuan_video15 import HUNYUAN_VIDEO15
 from ras_dit.models.hunyuan_video_framepack import HUNYUAN_VIDEO_FRAMEPACK
+from ras_dit.models.joyimage import JOYIMAGE
 from ras_dit.models.joyimage_edit_plus import JOYIMAGE_EDIT_PLUS
+from ras_dit.models.kandinsky5 import KANDINSKY5
+from ras_dit.models.kandinsky6 import KANDINSKY6
 from ras_dit.models.krea2 import KREA2
 from ras_dit.models.ltx import LTX
 from ras_dit.models.ltx2 import LTX2
@@ -31,6 +37,7 @@ from ras_dit.models.lumina2 import LUMINA2
 from ras_dit.models.lumina_next import LUMINA_NEXT
 from ras_dit.models.minimax_h3 import MINIMAX_H3
 from ras_dit.models.mochi import MOCHI
+from ras_dit.models.motif_video import MOTIF_VIDEO
 from ras_dit.models.omnigen import OMNIGEN
 from ras_dit.models.pixart import PIXART
 from ras_dit.models.plan import TokenPlan, TokenSelect
@@ -40,6 +47,7 @@ from ras_dit.models.refused import REFUSED
 from ras_dit.models.sd3 import SD3
 from ras_dit.models.skyreels_v2 import SKYREELS_V2
 from ras_dit.models.wan import WAN, WAN_VACE
+from ras_dit.models.wan_animate import WAN_ANIMATE
 from ras_dit.models.z_image import Z_IMAGE
 
 TOKEN_PLANS: dict[str, TokenPlan] = {
@@ -54,6 +62,7 @@ TOKEN_PLANS: dict[str, TokenPlan] = {
         OVIS_IMAGE,
         BRIA,
         BRIA_FIBO,
+        BRIA_FIBO2,
         KREA2,
         QWEN_IMAGE,
         Z_IMAGE,
@@ -66,27 +75,34 @@ TOKEN_PLANS: dict[str, TokenPlan] = {
         COGVIEW3_PLUS,
         GLM_IMAGE,
         PRX,
+        HIDREAM_IMAGE,
+        OMNIGEN,
+        JOYIMAGE,
+        JOYIMAGE_EDIT_PLUS,
         DIT,
         WAN,
+        WAN_VACE,
+        WAN_ANIMATE,
+        CHRONOEDIT,
+        SKYREELS_V2,
+        HELIOS,
+        ANYFLOW,
         LTX,
         LTX2,
         HUNYUAN_VIDEO,
         HUNYUAN_VIDEO15,
+        HUNYUAN_VIDEO_FRAMEPACK,
         COGVIDEOX,
         CONSISID,
-        WAN_VACE,
-        SKYREELS_V2,
+        COSMOS,
+        COSMOS3,
+        KANDINSKY5,
+        KANDINSKY6,
         MOCHI,
         ALLEGRO,
         EASYANIMATE,
-        ANYFLOW,
-        COSMOS3,
+        MOTIF_VIDEO,
         MINIMAX_H3,
-        BRIA_FIBO2,
-        OMNIGEN,
-        JOYIMAGE_EDIT_PLUS,
-        HUNYUAN_VIDEO_FRAMEPACK,
-        HELIOS,
     )
 }
 

@@ -1,4 +1,4 @@
-"""OmniGen: one stream of text (and input pictures), a time token and the picture, under a mask that differs by query."""
+"""OmniGen: one stream of text (and input pictures), a time token and the picture; the mask differs by query."""
 
 from __future__ import annotations
 

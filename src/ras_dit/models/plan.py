@@ -14,10 +14,11 @@ from ras_dit.geometry import TokenGrid
 Arguments = Mapping[str, Any]
 """Arguments of the transformer's forward by name, as the pipeline called it."""
 
-Stream = Literal["image", "joint"]
-"""``image``: the tokens of the grid, then reference tokens. ``joint``: those and the text in one sequence."""
+Stream = Literal["image", "joint", "twice"]
+"""``image``: the tokens of the grid, then reference tokens. ``joint``: those and the text in one sequence. ``twice``:
+the grid two times over (attention modules only)."""
 
-FlopStream = Literal["image", "all_image", "text", "joint", "row", "timestep"]
+FlopStream = Literal["image", "all_image", "text", "joint", "row", "timestep", "twice"]
 """What a linear layer works on: computed image rows, all of them (in front of the gather), text, computed image rows
 and text, one vector per row of the batch, or one per timestep (``row``, or ``image`` where every token has its own)."""
 
@@ -68,6 +69,9 @@ class TokenPlan:
             (transformer, arguments, grid) -> int.
         mask_query: the query whose row of the mask stands for all (0 the first one), where a model makes a mask of
             queries and keys anew in every layer; None keeps masks whole.
+        whole: module -> argument that is put back to full length in front of it (a layer that tells frames apart by
+            their length); what it puts out for the other tokens means nothing and is to be gathered again.
+        timestep_is_level: the timestep argument is the noise level itself, in the scheduler's form or in 0..1.
         check: refuses calls that cannot be accelerated: (transformer, arguments) -> reason, or None.
         caveats: what a user should know.
     """
@@ -95,6 +99,8 @@ class TokenPlan:
     joint_offset: Callable[[Arguments], torch.Tensor] | None = None
     num_first: Callable[[Any, Arguments, TokenGrid], int] = lambda transformer, arguments, grid: 0
     mask_query: int | None = None
+    whole: Mapping[str, str] = field(default_factory=dict)
+    timestep_is_level: bool = False
     check: Callable[[Any, Arguments], str | None] = lambda transformer, arguments: None
     caveats: tuple[str, ...] = field(default=())
 
@@ -145,6 +151,10 @@ class TokenPlan:
         if last == "-1":
             return [transformer.get_submodule(path)[-1]]  # type: ignore[index]
         return [module for name, module in transformer.named_modules() if matches(name, self.scatter)]
+
+    def linear_streams(self, transformer: torch.nn.Module) -> Mapping[str, FlopStream]:
+        """``linears``, where they depend on the transformer's configuration."""
+        return self.linears
 
     def gather_modules(
         self, transformer: torch.nn.Module
