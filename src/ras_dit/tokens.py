@@ -50,8 +50,9 @@ class TokenSeams:
         for module, chosen in plan.gather_modules(self.root):
             named = {name: select for name, select in chosen.items() if isinstance(name, str)}
             outputs = {index: select for index, select in chosen.items() if isinstance(index, int)}
-            if named and all(select.stream == "joint" for select in named.values()):
-                self._blocks.append(BlockSeam(module, named))
+            streams = {select.stream for select in named.values()}
+            if len(streams) == 1 and "twice" not in streams:
+                self._blocks.append(BlockSeam(module, named, streams.pop()))
                 self._hooks.append(module.register_forward_pre_hook(self._blocks[-1], with_kwargs=True))
             elif named:
                 signature = inspect.signature(type(module).forward)
@@ -105,10 +106,10 @@ class TokenSeams:
             layer.aim("region", cached_calls, call.rows.num_dropped * (2 if stream == "twice" else 1))
 
         if call.rows is not None and self._blocks:
-            length = self._joint_length(call.branch.layers)
-            rows = self._place("joint", call, call.rows, length)
             for block in self._blocks:
-                block.aim(rows, length)
+                is_joint = block.stream == "joint"
+                length = self._joint_length(call.branch.layers) if is_joint else call.num_image_rows
+                block.aim(self._place(block.stream, call, call.rows, length), length)
 
     def _followed(self, call: Call, earlier: list[KVCache], stream: Stream) -> list[KVCache] | None:
         """The caches that a capture follows; None where keys and values are not forecast."""
@@ -249,10 +250,12 @@ class BlockSeam:
 
     Args:
         module: the block.
-        chosen: names of its arguments -> the dimension that has one entry per row of the joint sequence.
+        chosen: names of its arguments -> the dimension that has one entry per row of the sequence.
+        stream: that sequence.
     """
 
-    def __init__(self, module: torch.nn.Module, chosen: Mapping[str, TokenSelect]) -> None:
+    def __init__(self, module: torch.nn.Module, chosen: Mapping[str, TokenSelect], stream: Stream) -> None:
+        self.stream = stream
         parameters = list(inspect.signature(type(module).forward).parameters)[1:]
         self.places = [(name, parameters.index(name), select.dim) for name, select in chosen.items()]
         self.clear()
@@ -283,13 +286,22 @@ class BlockSeam:
     def _taken(self, sequence: Any, dim: int) -> Any:
         if isinstance(sequence, int):  # a number of rows
             return self.num_active if sequence == self.num_tokens else sequence
-        if not isinstance(sequence, torch.Tensor):
+        if isinstance(sequence, (list, tuple)):
+            return type(sequence)(self._taken(part, dim) for part in sequence)
+        if isinstance(sequence, dict):
+            return {key: self._taken(part, dim) for key, part in sequence.items()}
+        if not isinstance(sequence, torch.Tensor) or sequence.ndim <= dim:
             return sequence
         assert self.index is not None
-        if sequence.shape[dim] != self.length:  # a part of the sequence that holds the grid, or none of it
-            return self.rows.gather(sequence, dim) if sequence.shape[dim] >= self.num_tokens else sequence
+        dim = dim % sequence.ndim
+        length = sequence.shape[dim]
+        if length != self.length:  # a part of the joint sequence that holds the grid, or none of it
+            is_part = self.stream == "joint" and length >= self.num_tokens
+            return self.rows.gather(sequence, dim) if is_part else sequence
         if self.is_alike:
-            return sequence.index_select(dim, self.index)
+            return sequence.index_select(dim, self.index.to(sequence.device))
+        if dim != 1 or sequence.shape[0] * self.count != self.index.shape[0] or sequence.device != self.index.device:
+            return self.rows.gather(sequence, dim)
         flat = sequence.reshape(sequence.shape[0] * sequence.shape[1], *sequence.shape[2:])
         return flat.index_select(0, self.index).view(sequence.shape[0], self.count, *sequence.shape[2:])
 
