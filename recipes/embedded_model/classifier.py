@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from ras_dit.embedded.classifier import WEIGHTS, SceneClassifier
+from ras_dit.embedded.classifier import WEIGHTS, SceneClassifier, load_classifier
 from recipes.embedded_model.checkpoint import write_json
 from recipes.embedded_model.scenes import BACKGROUNDS, DEFAULT_FONT, SUBJECTS, Renderer
 from recipes.embedded_model.vae import to_unit
@@ -128,27 +128,32 @@ def main(command_line: list[str] | None = None) -> None:
     parser.add_argument("--decoded", type=int, default=2048, help="training pictures that pass through the VAE")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--measure", action="store_true", help="train nothing: measure the weights that are there")
     arguments = parser.parse_args(command_line)
     renderer = Renderer(128, arguments.font)
     vae = AutoencoderKL.from_pretrained(arguments.out / "vae").to(memory_format=torch.channels_last).eval()
-    clean = render_labelled(renderer, TRAIN_SEED, 0, arguments.pictures)
-    decoded = render_labelled(renderer, TRAIN_SEED, arguments.pictures, arguments.decoded, vae)
-    model = train_classifier(join(clean, decoded), arguments.steps)
+    if arguments.measure:
+        model = load_classifier(arguments.weights)
+    else:
+        clean = render_labelled(renderer, TRAIN_SEED, 0, arguments.pictures)
+        decoded = render_labelled(renderer, TRAIN_SEED, arguments.pictures, arguments.decoded, vae)
+        model = train_classifier(join(clean, decoded), arguments.steps)
     held_out = measure(model, render_labelled(renderer, HELD_OUT_SEED, 0, 4000))
     through_vae = measure(model, render_labelled(renderer, HELD_OUT_SEED, 4000, 512, vae))
-    arguments.weights.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, arguments.weights)
-    arguments.weights.chmod(0o644)
-    result = {
+    if not arguments.measure:
+        arguments.weights.parent.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, arguments.weights)
+        arguments.weights.chmod(0o644)
+    result: dict[str, float] = {
         "held_out_pictures": 4000,
         "held_out_subject_accuracy": held_out.subject,
         "held_out_background_accuracy": held_out.background,
         "decoded_pictures": 512,
         "decoded_subject_accuracy": through_vae.subject,
         "decoded_background_accuracy": through_vae.background,
-        "training_pictures": arguments.pictures + arguments.decoded,
-        "steps": arguments.steps,
     }
+    if not arguments.measure:
+        result |= {"training_pictures": arguments.pictures + arguments.decoded, "steps": arguments.steps}
     write_json(result, arguments.out / "classifier_result.json")
     print(result)
 

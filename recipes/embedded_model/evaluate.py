@@ -148,6 +148,7 @@ def save_reference(classifier: SceneClassifier, renderer: Renderer) -> None:
     features = classify(classifier, halve(to_unit(renders)))["features"].double()
     tensors = {"mean": features.mean(0).float(), "covariance": torch.cov(features.T).float()}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, RENDERS)
+    RENDERS.chmod(0o644)
 
 
 def score(pictures: Tensor, cases: list[Case], font: Path) -> dict[str, Any]:
