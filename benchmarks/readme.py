@@ -91,32 +91,64 @@ def linear_table() -> str:
     return "\n".join([*lines, ""])
 
 
-def quality_table(result: dict[str, Any]) -> str:
+def arena_table(rows: list[dict[str, Any]]) -> str:
+    """Rows of the arena, most compute first; 95 % bootstrap intervals in brackets."""
     lines = [
-        f"The embedded model, {result['num_images']} prompts, {result['steps']}-step grid, guidance "
-        f"{result['guidance']}: PSNR in dB (mean and half-width of its 95 % interval) and SSIM against the dense run "
-        f"and against a converged one ({result['converged_steps']} steps) from the same noise. Commit "
-        f"{result['commit']}, {result['date']}.",
-        "",
-        "| method | T | PSNR to dense | SSIM to dense | PSNR to converged |",
-        "| --- | --- | --- | --- | --- |",
+        "| method | T | time | PSNR to converged | PSNR to dense | SSIM to dense | subject right |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for row in result["rows"]:
-        cells = [_interval(row["psnr_dense"], 1), _interval(row["ssim_dense"], 3), _interval(row["psnr_converged"], 1)]
-        lines.append(f"| {row['name']} | {row['token_steps']:.2f} | " + " | ".join(cells) + " |")
+    for row in sorted(rows, key=lambda row: -row["token_steps"]):
+        cells = [_interval(row, "psnr_converged", 1), _interval(row, "psnr_dense", 1), _interval(row, "ssim_dense", 3)]
+        cells.append(f"{row['metrics']['subject'][0]:.0%}")
+        lines.append(
+            f"| {row['name']} | {row['token_steps']:.2f} | {row['time_share']:.2f} | " + " | ".join(cells) + " |"
+        )
     return "\n".join([*lines, ""])
 
 
-def _interval(value: list[float] | None, digits: int) -> str:
-    return "" if value is None else f"{value[0]:.{digits}f} ± {value[1]:.{digits}f}"
+def _interval(row: dict[str, Any], name: str, digits: int) -> str:
+    if name not in row["metrics"]:
+        return ""
+    mean, low, high = row["metrics"][name]
+    return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def arena_origin(result: dict[str, Any]) -> str:
+    return (
+        f"The embedded model, {result['num_pictures']} pictures, 28-step grid unless said otherwise, guidance "
+        f"{result['call']['guidance_scale']}: PSNR in dB and SSIM with 95 % bootstrap intervals, against the dense run "
+        "(Euler, 28 steps) and against a converged one (Adams-Bashforth 2, 200 steps), all from the same noise. T is "
+        "the number of token-steps (of step caches: the share of FLOPs times 28), time the share of the dense run's. "
+        f"({origin(result)})"
+    )
+
+
+def chosen(result: dict[str, Any], *beginnings: str) -> list[dict[str, Any]]:
+    """Rows whose names begin so."""
+    return [row for row in result["rows"] if row["name"].startswith(beginnings)]
+
+
+def quality_blocks(result: dict[str, Any]) -> dict[str, str]:
+    """The tables of docs/quality.md."""
+    apart = ("ablation", "cache ")
+    others = [row for row in result["rows"] if not row["name"].startswith(apart) and row["name"] != "converged"]
+    failures = "".join(f"* {name}: {why}\n" for name, why in result["failures"].items())
+    return {
+        "arena": arena_origin(result) + "\n\n" + arena_table(others),
+        "failures": failures or "None.\n",
+        "ablation": arena_table(chosen(result, "ablation")),
+        "memory": arena_table(chosen(result, "cache ")),
+    }
 
 
 def quality_digest(result: dict[str, Any]) -> str:
     """The rows a reader needs first; all of them are in docs/quality.md."""
-    wanted = ("dense,", "the authors' settings", "random, ", "error, 0", "preset")
-    rows = [row for row in result["rows"] if row["name"].startswith(wanted)]
+    wanted = ("dense", "Euler", "AB2", "preset", "RAS, T", "TaylorSeer order 1", "DBCache 0.16", "MagCache 0.12")
+    rows = chosen(result, *wanted) + [row for row in chosen(result, "authors") if row["name"].endswith("28 steps")]
     return (
-        quality_table({**result, "rows": rows})
+        arena_origin(result)
+        + "\n\n"
+        + arena_table(rows)
         + "\nAll methods, and what to make of them: [docs/quality.md](docs/quality.md).\n"
     )
 
@@ -133,10 +165,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if something would change")
     arguments = parser.parse_args()
-    quality = record.read("quality_embedded")
+    arena = record.read("arena_embedded")
     files = {
-        "README.md": {"speed": speed_table() + "\n", "quality": quality_digest(quality)},
-        "docs/quality.md": {"quality": quality_table(quality)},
+        "README.md": {"speed": speed_table() + "\n", "quality": quality_digest(arena)},
+        "docs/quality.md": quality_blocks(arena),
         "docs/performance.md": {"speed": speed_table() + "\n", "profile": profile_table(), "linear": linear_table()},
     }
     texts = {name: filled((ROOT / name).read_text(encoding="utf-8"), blocks) for name, blocks in files.items()}

@@ -82,18 +82,22 @@ def cache_methods() -> list[Method]:
 
 
 def goal_methods() -> list[Method]:
-    """Ours at T = 17, 11.5, 8.75 and 6 or a little less: dense every k-th step, lean region steps between."""
-    plans: dict[str, dict[str, float]] = {
-        "17": {"sample_ratio": 0.21, "warmup_steps": 3, "refresh_every": 2},
-        "11.5": {"sample_ratio": 0.085, "warmup_steps": 3, "refresh_every": 3},
-        "8.75": {"sample_ratio": 0.06, "warmup_steps": 2, "refresh_every": 4},
-        "6": {"sample_ratio": 0.035, "warmup_steps": 2, "refresh_every": 7},
-    }
+    """Ours at T = 17, 11.5, 8.75 and 6 of 28 steps: two dense steps, then every k-th, lean region steps between."""
     found = []
-    for name, plan in plans.items():
-        for order in (1, 2):
-            config = RASConfig(**plan, solver_order=order, kv_forecast=0.8)  # type: ignore[arg-type]
-            found.append(Method(f"RAS order {order}, T {name}", "ras", config=config))
+    for token_steps, periods in {17.0: (2, 3), 11.5: (3, 4), 8.75: (4, 5), 6.0: (7, 9)}.items():
+        for every in periods:
+            num_dense = 2 + (28 - 2) // every
+            ratio = (token_steps - num_dense) / (28 - num_dense)
+            for order in (1, 2):
+                config = RASConfig(
+                    sample_ratio=round(ratio, 4),
+                    warmup_steps=2,
+                    refresh_every=every,
+                    solver_order=order,
+                    kv_forecast=0.8,
+                )
+                name = f"RAS, T {token_steps:g}, every {every}, order {order}"
+                found.append(Method(name, "ras", config=config))
     return found
 
 
@@ -104,7 +108,7 @@ def preset_methods() -> list[Method]:
 
 def option_methods() -> list[Method]:
     """The ablation: one option changed at a time, at T of about 11.5."""
-    base = RASConfig(sample_ratio=0.085, warmup_steps=3, refresh_every=3, solver_order=2, kv_forecast=0.8)
+    base = RASConfig(sample_ratio=0.083, warmup_steps=2, refresh_every=3, solver_order=2, kv_forecast=0.8)
     changes: dict[str, dict[str, object]] = {
         "nothing": {},
         "no K/V forecast": {"kv_forecast": 0.0},
@@ -123,7 +127,7 @@ def option_methods() -> list[Method]:
             "sample_ratio": 0.25,
             "warmup_steps": 4,
         },
-        "skipped steps instead of region steps": {"skip_steps": tuple(i for i in range(3, 28) if (i - 3) % 3 != 2)},
+        "skipped steps instead of region steps": {"skip_steps": tuple(i for i in range(2, 28) if (i - 2) % 3 != 2)},
     }
     return [Method(f"ablation: {name}", "ras", config=base.replace(**change)) for name, change in changes.items()]
 

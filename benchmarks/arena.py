@@ -1,0 +1,60 @@
+"""The arena on the embedded model: ``python -m benchmarks.arena`` writes ``benchmarks/results/arena_embedded.json`` and
+``docs/images/arena.png``. It goes on where it stopped; ``--folder`` keeps the pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import ras_dit
+from benchmarks import record
+from ras_dit.arena import Arena, Method, Scene, report, suite
+from ras_dit.embedded import GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH, embedded_scenes
+
+IMAGE = Path(__file__).parent.parent / "docs" / "images" / "arena.png"
+
+
+def memory_methods() -> list[Method]:
+    """What the options that save memory cost in exactness, on the balanced preset."""
+    balanced = ras_dit.PRESETS["balanced"].replace(kv_forecast=0.0)
+    changes: dict[str, dict[str, object]] = {
+        "as it is": {},
+        "kept in float8_e4m3fn": {"kv_cache_dtype": "float8_e4m3fn"},
+        "kept in bfloat16": {"kv_cache_dtype": "bfloat16"},
+        "kept by half of the layers": {"kv_cache_layers": 0.5},
+        "kept by a quarter of the layers": {"kv_cache_layers": 0.25},
+    }
+    return [Method(f"cache {name}", "ras", config=balanced.replace(**change)) for name, change in changes.items()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("outputs/arena"))
+    parser.add_argument("--pictures", type=int, default=12)
+    parser.add_argument("--batch", type=int, default=6)
+    parser.add_argument("--suites", default="all")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    a = parser.parse_args()
+    pipe = ras_dit.load_embedded(device=a.device)
+    pipe.set_progress_bar_config(disable=True)
+    found = enumerate(embedded_scenes(a.pictures))
+    scenes = [Scene(scene.prompt, 1000 + index, scene.subject, scene.background) for index, scene in found]
+    call = {"guidance_scale": GUIDANCE_SCALE, "max_sequence_length": MAX_SEQUENCE_LENGTH}
+    arena = Arena(a.folder, scenes, [*suite(a.suites), *memory_methods()], call, a.batch)
+    with tqdm(total=arena.num_calls, desc="arena", unit="call") as bar:
+        arena.run(pipe, bar.update)
+    result: dict[str, Any] = report(arena)
+    for row in result["rows"]:
+        row.pop("per_picture")  # they are in the folder's results.json
+    print("wrote", record.write("arena_embedded", {**record.environment(), **result}).name)
+    shutil.copyfile(a.folder / "pareto.png", IMAGE)
+
+
+if __name__ == "__main__":
+    main()
