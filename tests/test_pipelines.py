@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from diffusers import (
     StableDiffusion3InpaintPipeline,
     UniPCMultistepScheduler,
 )
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model_state_dict
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import ras_dit
@@ -121,6 +122,30 @@ def test_lora_follows_its_scale_at_run_time() -> None:
         full = run(pipe, **inputs())
         half = run(pipe, **inputs(), joint_attention_kwargs={"scale": 0.5})
     assert not torch.equal(full, half)
+
+
+def test_lora_loaded_from_a_file_fused_and_unfused(tmp_path: Path) -> None:
+    pipe = tiny_pipeline()
+    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    weights = get_peft_model_state_dict(pipe.transformer)
+    pipe.save_lora_weights(tmp_path, transformer_lora_layers=weights)
+
+    pipe = tiny_pipeline()
+    plain = run(pipe, **inputs())
+    pipe.load_lora_weights(tmp_path)
+    loaded = run(pipe, **inputs())
+    assert not torch.equal(loaded, plain)
+    check_contract(pipe, inputs())
+    with ras_dit.accelerate(pipe, REGION):
+        fast = run(pipe, **inputs())
+        pipe.fuse_lora()
+        assert torch.allclose(run(pipe, **inputs()), fast, atol=1e-3)
+        pipe.unfuse_lora()
+        pipe.unload_lora_weights()
+    assert torch.allclose(run(pipe, **inputs()), plain, atol=1e-4)
+    pipe.load_lora_weights(tmp_path)
+    pipe.fuse_lora()
+    check_contract(pipe, inputs())
 
 
 def test_lora_may_be_added_while_enabled() -> None:

@@ -38,6 +38,9 @@ Run = Callable[..., tuple[int, str, str]]
         (("compare", "a", "--repeats", "0"), "--repeats"),
         (("demo", "--preset", "slow"), "slow"),
         (("plan", "--model", "."), "model_index.json"),
+        (("arena", "--suites", "fast"), "suite: got 'fast'; allowed: all, dense"),
+        (("arena", "--pictures", "0"), "--pictures: got 0"),
+        (("arena", "--model", "somebody/model"), "--prompts-file: got none"),
         (("paint",), "paint"),
     ],
 )

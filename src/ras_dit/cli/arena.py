@@ -36,7 +36,6 @@ def arena(
 ) -> None:
     """Compare methods at equal compute: PSNR, SSIM, prompt accuracy, Frechet distance; JSON, table and Pareto plot."""
     from rich.console import Console
-    from rich.markdown import Markdown
 
     from ras_dit.arena import Arena, report, suite
     from ras_dit.arena.report import failed, table
@@ -55,7 +54,7 @@ def arena(
         contest.run(pipe, advance)
     result = report(contest)
     console = Console()
-    console.print(Markdown(table(result["rows"]) + failed(result["failures"])))
+    console.print(table(result["rows"]) + failed(result["failures"]), markup=False, highlight=False, soft_wrap=True)
     console.print(f"Wrote results.json, table.md and pareto.png in {output}", markup=False, soft_wrap=True)
 
 
