@@ -4,6 +4,7 @@ double- and single-stream blocks; tokens carry position ids.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ras_dit.geometry import TokenGrid
@@ -59,72 +60,46 @@ FLUX = TokenPlan(
     caveats=("Reference tokens (Kontext) are computed in every step.",),
 )
 
-CHROMA = TokenPlan(
+CHROMA = replace(
+    FLUX,
     transformer="ChromaTransformer2DModel",
     family="Chroma",
     pipelines=("ChromaPipeline", "ChromaImg2ImgPipeline"),
-    gather=GATHER,
-    scatter="proj_out",
-    attention=ATTENTION,
-    layout="text_first",
-    grid=grid,
-    patch=lambda transformer: (1, 2),
-    scheduler_timestep=lambda timestep: timestep * 1000,
-    linears=LINEARS,
     caveats=(
         "Its modulations come from one network of their own, worked out once per row, which the cost leaves out.",
     ),
 )
 
-LONGCAT_IMAGE = TokenPlan(
+LONGCAT_IMAGE = replace(
+    FLUX,
     transformer="LongCatImageTransformer2DModel",
     family="LongCat-Image",
     pipelines=("LongCatImagePipeline",),
-    gather=GATHER,
-    scatter="proj_out",
-    attention=ATTENTION,
-    layout="text_first",
-    grid=grid,
-    patch=lambda transformer: (1, 2),
-    scheduler_timestep=lambda timestep: timestep * 1000,
-    linears=LINEARS,
+    caveats=(),
 )
 
-OVIS_IMAGE = TokenPlan(
+OVIS_IMAGE = replace(
+    FLUX,
     transformer="OvisImageTransformer2DModel",
     family="Ovis-Image",
     pipelines=("OvisImagePipeline",),
-    gather=GATHER,
-    scatter="proj_out",
-    attention=ATTENTION,
-    layout="text_first",
-    grid=grid,
-    patch=lambda transformer: (1, 2),
-    scheduler_timestep=lambda timestep: timestep * 1000,
-    linears=LINEARS,
+    caveats=(),
 )
 
-BRIA = TokenPlan(
+BRIA = replace(
+    FLUX,
     transformer="BriaTransformer2DModel",
     family="Bria 3.2",
     pipelines=("BriaPipeline",),
-    gather=GATHER,
-    scatter="proj_out",
-    attention=ATTENTION,
-    layout="text_first",
-    grid=grid,
-    patch=lambda transformer: (1, 2),
-    linears=LINEARS,
+    scheduler_timestep=lambda timestep: timestep,
+    caveats=(),
 )
 
-BRIA_FIBO = TokenPlan(
+BRIA_FIBO = replace(
+    BRIA,
     transformer="BriaFiboTransformer2DModel",
     family="Bria FIBO",
     pipelines=("BriaFiboPipeline",),
-    gather=GATHER,
-    scatter="proj_out",
-    attention=ATTENTION,
-    layout="text_first",
     grid=lambda transformer, arguments: grid_of_ids(arguments["img_ids"], patch_size=1),
     patch=lambda transformer: (1, 1),
     linears={"caption_projection.*": "text", **LINEARS},
