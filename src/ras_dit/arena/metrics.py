@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -77,18 +77,6 @@ def mean_interval(values: Sequence[float], resamples: int = RESAMPLES) -> tuple[
     means = data[torch.randint(len(data), (resamples, len(data)), generator=generator)].mean(dim=1)
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return float(data.mean()), low, high
-
-
-def interval_of(
-    statistic: Callable[[torch.Tensor], float], rows: torch.Tensor, resamples: int
-) -> tuple[float, float, float]:
-    """A statistic of rows [N, ...] and its 95 % bootstrap interval."""
-    generator = torch.Generator().manual_seed(0)
-    drawn = [statistic(rows[torch.randint(len(rows), (len(rows),), generator=generator)]) for _ in range(resamples)]
-    low, high = torch.quantile(
-        torch.tensor(drawn, dtype=torch.float64), torch.tensor([0.025, 0.975], dtype=torch.float64)
-    )
-    return statistic(rows), float(low), float(high)
 
 
 def better_by(

@@ -13,7 +13,7 @@ from ras_dit.arena.run import CONVERGED, DENSE, Arena
 from ras_dit.files import save_text, whole_file
 
 COLORS = {"dense": "#333333", "reference": "#c0392b", "baseline": "#e08e0b", "ras": "#1f6fc0", "cache": "#2e8b57"}
-FRECHET_RESAMPLES = 50
+MIN_FRECHET_PICTURES = 100  # with fewer than a third of its 352 features it says nothing
 
 
 def report(arena: Arena, has_plot: bool = True) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def report(arena: Arena, has_plot: bool = True) -> dict[str, Any]:
 
     Returns:
         What results.json holds: ``rows`` with name, group, token_steps (T), flops_share and time_share (of the dense
-        run), metrics (name -> [mean, low, high], 95 % bootstrap) and per_picture (name -> list).
+        run), metrics (name -> [mean, low, high], 95 % bootstrap; frechet, from 100 pictures on, without interval) and per_picture (name -> list).
     """
     dense, converged = (arena.pictures(arena.methods[i]) for i in range(2))
     judge = metrics.PromptJudge() if all(scene.subject is not None for scene in arena.scenes) else None
@@ -46,14 +46,13 @@ def _row(arena: Arena, method: Method, dense: Any, converged: Any, judge: metric
         if method.slug != name:
             found = metrics.fidelity(pictures, others)
             per_picture |= {f"{kind}_{name}": values for kind, values in found.items()}
-    summary = {}
+    summary: dict[str, tuple[float, ...]] = {}
     if judge is not None:
         subjects = [scene.subject or 0 for scene in arena.scenes]
         backgrounds = [scene.background or 0 for scene in arena.scenes]
         per_picture |= judge.follows(pictures, subjects, backgrounds)
-        if judge.renders is not None:
-            features = judge.features(pictures)
-            summary["frechet"] = metrics.interval_of(judge.frechet, features, FRECHET_RESAMPLES)
+        if judge.renders is not None and len(pictures) >= MIN_FRECHET_PICTURES:
+            summary["frechet"] = (judge.frechet(judge.features(pictures)),)  # resampling would bias it: no interval
     summary |= {name: metrics.mean_interval(values) for name, values in per_picture.items()}
     token_steps = runs[0]["token_steps"]
     if token_steps is None:  # evaluations of a dense run, whatever a cache left of them
@@ -87,11 +86,16 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells = []
         for column in columns:
             values = row["metrics"].get(column)
-            cells.append("" if values is None else f"{values[0]:.4g} ({values[1]:.4g} to {values[2]:.4g})")
+            cells.append("" if values is None else _cell(values))
         lines.append(
             f"| {row['name']} | {row['token_steps']:.2f} | {row['time_share']:.2f} | " + " | ".join(cells) + " |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _cell(values: list[float]) -> str:
+    interval = f" ({values[1]:.4g} to {values[2]:.4g})" if len(values) == 3 else ""
+    return f"{values[0]:.4g}{interval}"
 
 
 def failed(failures: dict[str, str]) -> str:
