@@ -135,10 +135,23 @@ def quality_blocks(result: dict[str, Any]) -> dict[str, str]:
     failures = "".join(f"* {name}: {why}\n" for name, why in result["failures"].items())
     return {
         "arena": arena_origin(result) + "\n\n" + arena_table(others),
+        "paired": paired_table(result["paired"]),
         "failures": failures or "None.\n",
         "ablation": arena_table(chosen(result, "ablation")),
         "memory": arena_table(chosen(result, "cache ")),
     }
+
+
+def paired_table(pairs: list[dict[str, Any]]) -> str:
+    """How much better one method is than another, picture by picture."""
+    lines = ["| ours | against | PSNR to converged, difference in dB | to dense |", "| --- | --- | --- | --- |"]
+    for pair in pairs:
+        cells = [
+            f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+            for mean, low, high in (pair["psnr_converged"], pair["psnr_dense"])
+        ]
+        lines.append(f"| {pair['ours']} | {pair['other']} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
 
 
 def quality_digest(result: dict[str, Any]) -> str:

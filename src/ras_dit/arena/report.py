@@ -21,7 +21,8 @@ def report(arena: Arena, has_plot: bool = True) -> dict[str, Any]:
 
     Returns:
         What results.json holds: ``rows`` with name, group, token_steps (T), flops_share and time_share (of the dense
-        run), metrics (name -> [mean, low, high], 95 % bootstrap; frechet, from 100 pictures on, without interval) and per_picture (name -> list).
+        run), metrics (name -> [mean, low, high], 95 % bootstrap; frechet, from 100 pictures on, without an interval)
+        and per_picture (name -> list); ``failures`` with the step caches that do not run on the model.
     """
     dense, converged = (arena.pictures(arena.methods[i]) for i in range(2))
     judge = metrics.PromptJudge() if all(scene.subject is not None for scene in arena.scenes) else None

@@ -34,7 +34,10 @@ def arena(
     dtype: options.DType = "auto",
     device: options.Device = "auto",
 ) -> None:
-    """Compare methods at equal compute: PSNR, SSIM, prompt accuracy (Frechet distance from 100 pictures on); JSON, table and Pareto plot."""
+    """Compare methods at equal compute: PSNR, SSIM, prompt accuracy, Frechet distance (from 100 pictures on).
+
+    Writes a JSON of all results, a table and a Pareto plot.
+    """
     from rich.console import Console
 
     from ras_dit.arena import Arena, report, suite
