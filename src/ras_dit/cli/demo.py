@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def demo(
     preset: Annotated[str, typer.Option("--preset", "-p", help="quality, balanced or fast.")] = "balanced",
     num_prompts: Annotated[int, typer.Option(help="Prompts to paint.")] = 4,
-    seed: options.Seed = 0,
+    seed: options.Seed = 4,
     steps: options.Steps = 28,
     model: options.Model = "embedded",
     output: Annotated[
