@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UniPCMultistepScheduler
+from diffusers import FlowMatchHeunDiscreteScheduler, UniPCMultistepScheduler
 
 import ras_dit
 from ras_dit import RASConfig
@@ -154,3 +154,18 @@ def test_other_schedulers_take_noise_as_it_is_and_say_so() -> None:
     ):
         assert torch.equal(run(pipe, **inputs()), plain)
     assert len(handle.summary().notes) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_forecasts_stay_finite_with_heun_skips_and_half_precision(dtype: torch.dtype) -> None:
+    """Heun evaluates twice at one noise level: no sigma passes between, and no slope can be learned from that."""
+    pipe = tiny_pipeline().to(dtype)
+    call = {k: v.to(dtype) if isinstance(v, torch.Tensor) else v for k, v in inputs(batch=2).items()}
+    if dtype == torch.float32:  # diffusers' Heun makes the latents float32, which a transformer in half cannot take
+        pipe.scheduler = FlowMatchHeunDiscreteScheduler(shift=3.0)
+    config = REGION.replace(kv_forecast=1.0, skip_steps=(5, 6), refresh_steps=(9,))
+    with ras_dit.accelerate(pipe, config) as handle:
+        assert run(pipe, **call).isfinite().all()
+        assert run(pipe, **call).isfinite().all()
+    assert [step.kind for step in handle.trace.steps][4:10] == ["region", "skip", "skip", "region", "region", "dense"]
+    assert handle.summary().notes == ()

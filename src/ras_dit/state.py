@@ -29,6 +29,7 @@ class Branch:
         last_index: evaluation it last took part in.
         kept: the merged noise at the last selection [R, N, D]; what the reference rules give to slow tokens.
         noise_shape: shape of the call's output.
+        noise_dtype: its type.
         kv_since: sigma at which the keys and values of every token were last computed [R, N], where they are forecast.
         kv_sigma: up to which they were carried.
         num_text: text tokens of the last dense call.
@@ -42,6 +43,7 @@ class Branch:
     last_index: int = -1
     kept: torch.Tensor | None = None
     noise_shape: tuple[int, ...] = ()
+    noise_dtype: torch.dtype = torch.float32
     kv_since: torch.Tensor | None = None
     kv_sigma: float = 0.0
     rest: tuple[object, ...] = ()
@@ -266,7 +268,7 @@ class Generation:
         if call.kind == "dense":
             assert output is not None
             tokens = self.grid.patchify(output)
-            branch.noise_shape = tuple(output.shape)
+            branch.noise_shape, branch.noise_dtype = tuple(output.shape), output.dtype
             branch.history.record(tokens, sigma)
             self._keep(branch, tokens)
             if self.config.solver_order == 1:
@@ -286,7 +288,7 @@ class Generation:
 
     def _full(self, branch: Branch, tokens: torch.Tensor, output: torch.Tensor | None) -> torch.Tensor:
         """Noise of the grid's tokens in the form of the transformer's output."""
-        full = self.grid.unpatchify(tokens, branch.noise_shape)
+        full = self.grid.unpatchify(tokens.to(branch.noise_dtype), branch.noise_shape)
         if self.num_extra and output is not None and not self.grid.has_items:
             # reference tokens were computed: their noise is what it is
             begin, end = self.grid.num_before, self.grid.num_before + self.grid.num_tokens
