@@ -257,6 +257,21 @@ def test_stale_keys_and_values_differ(name: str) -> None:
     assert rows.abs().max() > 1e-6
 
 
+@pytest.mark.parametrize("name", ONE_PER_CLASS)
+@torch.no_grad()
+def test_skipped_steps_and_forecast_keys(name: str) -> None:
+    case = CASES[name]
+    pipe = case.build()
+    size = sizes_of(case)[-1]
+    dense = run(case, pipe, size)
+    with ras_dit.accelerate(pipe, REGION.replace(skip_steps=(4,), kv_forecast=0.8)) as handle:
+        fast = run(case, pipe, size)
+    assert fast.isfinite().all()
+    kinds = [step.kind for step in handle.trace.steps]
+    assert kinds[3:6] == ["region", "skip", "region"]
+    assert torch.equal(run(case, pipe, size), dense)
+
+
 @pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
 def test_images_of_a_batch_have_their_own_sets_or_share_one(name: str) -> None:
