@@ -65,7 +65,7 @@ def describe_failures(result: dict[str, Any], limit: int = 12) -> str:
     """Name the subjects that were mistaken most, and for what."""
     mistaken = list(result["mistaken_subjects"].items())[:limit]
     if not mistaken:
-        return "none in this measurement"
+        return "none"
     return "; ".join(f"{name} (taken for {', '.join(sorted(set(guesses)))})" for name, guesses in mistaken)
 
 
@@ -88,7 +88,7 @@ def write_card(record: dict[str, Any], log: dict[str, Any], vae: dict[str, Any],
         channels=transformer["in_channels"],
         megabytes=f"{model_size(model_folder()):.1f}",
         psnr=f"{vae['psnr']:.1f}",
-        vae_minutes=f"{vae['minutes']:.0f}",
+        vae_minutes=f"{vae['minutes'] + vae.get('refined_minutes', 0):.0f}",
         minutes=f"{log['minutes']:.0f}",
         samples=f"{last['samples']:,}",
         updates=f"{log['step']:,}",

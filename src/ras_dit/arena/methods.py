@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -215,10 +217,7 @@ def _hooked(transformer: torch.nn.Module, kind: str, options: Mapping[str, Any])
 
 
 def _magnitude_ratios(pipe: Any, steps: int, calibrate: Callable[[], Any] | None) -> list[float]:
-    """What MagCache's calibration prints for this model and number of steps."""
-    import contextlib
-    import io
-
+    """What MagCache's calibration prints for this model and number of steps, on the first picture of the batch."""
     if calibrate is None:
         raise ValueError("magcache: got no calibrate function; it has to measure the model on one picture first.")
     printed = io.StringIO()

@@ -36,7 +36,7 @@ class MotifVideoPlan(TokenPlan):
 MOTIF_VIDEO = MotifVideoPlan(
     transformer="MotifVideoTransformer3DModel",
     family="Motif-Video",
-    pipelines=("MotifVideoPipeline", "MotifVideoImage2VideoPipeline"),
+    pipelines=("MotifVideoPipeline",),
     gather={
         "x_embedder": {0: TokenSelect()},
         "rope": {0: TokenSelect(dim=0), 1: TokenSelect(dim=0)},

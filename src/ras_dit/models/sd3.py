@@ -20,7 +20,6 @@ SD3 = TokenPlan(
         "StableDiffusion3Img2ImgPipeline",
         "StableDiffusion3InpaintPipeline",
         "StableDiffusion3ControlNetPipeline",
-        "StableDiffusion3ControlNetInpaintingPipeline",
     ),
     gather={
         "": {"block_controlnet_hidden_states": TokenSelect()},
