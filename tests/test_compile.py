@@ -9,7 +9,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import ras_dit
-from families import all_cases
+from families import one_case_per_class
 from families.case import FamilyCase
 from ras_dit import RASConfig
 from ras_dit.models import token_plan_of
@@ -17,14 +17,7 @@ from ras_dit.models import token_plan_of
 CONFIG = RASConfig(sample_ratio=0.25, warmup_steps=2, refresh_steps=(5,))
 
 
-def one_case_per_class() -> dict[str, FamilyCase]:
-    cases: dict[str, FamilyCase] = {}
-    for case in all_cases():
-        cases.setdefault(type(case.build().transformer).__name__, case)
-    return cases
-
-
-CASES = one_case_per_class()
+CASES = dict(one_case_per_class())
 WITH_FORECAST = ("SD3Transformer2DModel", "FluxTransformer2DModel", "LuminaNextDiT2DModel", "ZImageTransformer2DModel")
 # its attention picks text tokens by a mask: no whole graph, without RAS either
 CASES.pop("MochiTransformer3DModel", None)

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import ras_dit
-from families import all_cases
+from families import all_cases, one_case_per_class
 from families.case import FamilyCase
 from ras_dit import RASConfig
 from ras_dit.models import token_plan_of
@@ -25,7 +25,7 @@ from ras_dit.session import transformers_of
 
 REGION = RASConfig(sample_ratio=0.25, warmup_steps=2)
 CASES = {case.name: case for case in all_cases()}
-ONE_PER_CLASS = list({type(case.build().transformer): case.name for case in reversed(CASES.values())}.values())
+ONE_PER_CLASS = [case.name for case in one_case_per_class().values()]
 
 
 def run(case: FamilyCase, pipe: Any, size: tuple[int, int, int]) -> torch.Tensor:

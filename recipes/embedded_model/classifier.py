@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from ras_dit.embedded.classifier import WEIGHTS, SceneClassifier, load_classifier
+from ras_dit.embedded.classifier import WEIGHTS, SceneClassifier, halve, load_classifier
 from recipes.embedded_model.checkpoint import write_json
 from recipes.embedded_model.scenes import BACKGROUNDS, DEFAULT_FONT, SUBJECTS, Renderer
 from recipes.embedded_model.vae import to_unit
@@ -40,12 +40,6 @@ class Accuracy:
 
     subject: float
     background: float
-
-
-def halve(pictures: Tensor) -> Tensor:
-    """Reduce pictures [N, 3, S, S] in -1..1 to half the side, as uint8."""
-    small = F.avg_pool2d(pictures, 2)
-    return small.add(1).mul(127.5).round().clamp(0, 255).byte()
 
 
 @torch.no_grad()

@@ -25,11 +25,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from ras_dit.arena.metrics import RENDERS
 from ras_dit.embedded import GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH, describe, model_folder, scene_tables
-from ras_dit.embedded.classifier import SceneClassifier, frechet_distance, load_classifier
+from ras_dit.embedded.classifier import RENDERS, SceneClassifier, frechet_distance, halve, load_classifier
 from recipes.embedded_model.checkpoint import Ranks, save_atomically, write_json
-from recipes.embedded_model.classifier import halve
 from recipes.embedded_model.model import CountedRowAttention
 from recipes.embedded_model.scenes import BACKGROUNDS, DEFAULT_FONT, SUBJECTS, Renderer
 from recipes.embedded_model.vae import to_unit

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ras_dit.cache import KVStorage
+from ras_dit.chooser import TokenChooser
 from ras_dit.config import RASConfig
 from ras_dit.flops import keeping_layers, plan_cost
 from ras_dit.geometry import TokenGrid
@@ -205,17 +206,8 @@ class Session:
         self.plan = Plan(plan.steps, plan.num_tokens, cost)
         notes = list(self._early_notes)
         self._early_notes.clear()
-        self._generation = Generation(
-            config,
-            self.plan,
-            grid,
-            sigmas,
-            self.note,
-            num_extra=num_extra,
-            num_first=num_first,
-            is_per_image=token_plan.is_per_image,
-            allowed=allowed,
-        )
+        chooser = TokenChooser(config, self.plan, grid, sigmas, self.note, num_first, token_plan.is_per_image, allowed)
+        self._generation = Generation(config, self.plan, grid, sigmas, self.note, chooser, num_extra)
         self.trace = self._generation.trace
         self.trace.notes.extend(notes)
 

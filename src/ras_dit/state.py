@@ -93,10 +93,8 @@ class Generation:
         grid: token grid of the latents.
         sigmas: S + 1 noise levels: the one of every evaluation, then the last one reached.
         note: called with a reason whenever something runs otherwise than planned (False: not worth a warning).
+        chooser: chooses the tokens of this run.
         num_extra: reference tokens M beside the grid, always computed.
-        num_first: tokens at the beginning of the grid that every step computes.
-        is_per_image: whether every image of a batch may have an active set of its own.
-        allowed: tokens inside a region of interest, bool [1 or images, N]; None for all.
     """
 
     def __init__(
@@ -106,11 +104,8 @@ class Generation:
         grid: TokenGrid,
         sigmas: list[float],
         note: Callable[..., None],
-        *,
+        chooser: TokenChooser,
         num_extra: int = 0,
-        num_first: int = 0,
-        is_per_image: bool = True,
-        allowed: torch.Tensor | None = None,
     ) -> None:
         assert len(sigmas) == len(plan) + 1
         self.config = config
@@ -119,7 +114,6 @@ class Generation:
         self.sigmas = sigmas
         self.note = note
         self.num_extra = num_extra
-        self.is_per_image = is_per_image
         self.trace = Trace(grid)
         self.index = 0
         self._num_calls = 0
@@ -127,7 +121,7 @@ class Generation:
         self._branches: dict[int, Branch] = {}
         self._active: torch.Tensor | None = None  # [images, K]
         self._is_active: torch.Tensor | None = None  # [images, N], of the evaluation under way; None: all
-        self._chooser = TokenChooser(config, plan, grid, sigmas, note, num_first, is_per_image, allowed)
+        self._chooser = chooser
         self._stopwatches: list[Stopwatch] = []
         self._why_all_dense: str | None = None
         self._is_finite: torch.Tensor | None = None
@@ -240,7 +234,7 @@ class Generation:
         num_images = self._active.shape[0]
         active = self._active.repeat(num_rows // num_images, 1)
         mask = selection.membership(self._active, self.grid.num_tokens).repeat(num_rows // num_images, 1)
-        is_shared = num_images == 1 or not self.is_per_image
+        is_shared = num_images == 1 or not self._chooser.is_per_image
         return RowIndex(active, self.grid.num_tokens, is_shared, offset=self.grid.num_before), mask
 
     def _mask(self, kind: StepKind) -> torch.Tensor | None:

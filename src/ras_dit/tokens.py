@@ -50,14 +50,12 @@ class TokenSeams:
         for module, chosen in plan.gather_modules(self.root):
             named = {name: select for name, select in chosen.items() if isinstance(name, str)}
             outputs = {index: select for index, select in chosen.items() if isinstance(index, int)}
-            streams = {select.stream for select in named.values()}
-            if len(streams) == 1 and "twice" not in streams:
-                self._blocks.append(BlockSeam(module, named, streams.pop()))
+            if named:
+                (stream,) = {
+                    select.stream for select in named.values()
+                }  # the arguments of a module are of one sequence
+                self._blocks.append(BlockSeam(module, named, stream))
                 self._hooks.append(module.register_forward_pre_hook(self._blocks[-1], with_kwargs=True))
-            elif named:
-                signature = inspect.signature(type(module).forward)
-                hook = functools.partial(self._gather_arguments, named, signature)
-                self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
             if outputs:
                 self._hooks.append(module.register_forward_hook(functools.partial(self._gather_outputs, outputs)))
         for module in plan.scatter_modules(self.root):
@@ -141,39 +139,15 @@ class TokenSeams:
 
     def gather_root(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Take the rows of the transformer's own arguments."""
-        chosen = {str(name): select for name, select in self.token_plan.gather.get("", {}).items()}
-        return self._gathered(chosen, self._root_signature, self.root, args, kwargs)
-
-    # ------------------------------------------------------------------ rows
-
-    def _gather_arguments(
-        self,
-        chosen: Mapping[str, TokenSelect],
-        signature: inspect.Signature,
-        module: torch.nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        call = self._current()
-        if call is None or call.rows is None:
-            return None
-        return self._gathered(chosen, signature, module, args, kwargs)
-
-    def _gathered(
-        self,
-        chosen: Mapping[str, TokenSelect],
-        signature: inspect.Signature,
-        module: torch.nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         call = self._current()
         assert call is not None
-        bound = signature.bind_partial(module, *args, **kwargs)
-        for name, select in chosen.items():
+        bound = self._root_signature.bind_partial(self.root, *args, **kwargs)
+        for name, select in self.token_plan.gather.get("", {}).items():
             if name in bound.arguments:
-                bound.arguments[name] = self._rows_of(bound.arguments[name], select, call)
+                bound.arguments[str(name)] = self._rows_of(bound.arguments[str(name)], select, call)
         return bound.args[1:], bound.kwargs
+
+    # ------------------------------------------------------------------ rows
 
     def _gather_outputs(
         self, chosen: Mapping[int, TokenSelect], module: torch.nn.Module, args: tuple[Any, ...], output: Any
@@ -193,9 +167,6 @@ class TokenSeams:
             return type(value)(self._rows_of(part, select, call) for part in value)
         if isinstance(value, dict):
             return {key: self._rows_of(part, select, call) for key, part in value.items()}
-        if isinstance(value, int):  # a number of rows
-            assert call.rows is not None
-            return value - call.rows.num_dropped if value == call.num_image_rows else value
         if not isinstance(value, torch.Tensor) or value.ndim <= select.dim:
             return value
         dim = select.dim % value.ndim

@@ -13,9 +13,9 @@ from diffusers import StableDiffusion3Pipeline
 from transformers import CLIPTokenizer
 
 from ras_dit.embedded import embedded_backgrounds, embedded_subjects, load_embedded, model_folder
-from ras_dit.embedded.classifier import WEIGHTS, SceneClassifier, frechet_distance, load_classifier
+from ras_dit.embedded.classifier import WEIGHTS, SceneClassifier, frechet_distance, halve, load_classifier
 from recipes.embedded_model.checkpoint import write_json
-from recipes.embedded_model.classifier import halve, measure, render_labelled
+from recipes.embedded_model.classifier import measure, render_labelled
 from recipes.embedded_model.evaluate import Share, all_cases
 from recipes.embedded_model.export import export
 from recipes.embedded_model.scenes import SUBJECTS, Renderer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 
@@ -20,6 +21,15 @@ def all_cases() -> list[FamilyCase]:
             if not is_older_diffusers():
                 raise  # a class that the lowest supported version does not have yet is no error there
     return found
+
+
+@functools.cache
+def one_case_per_class() -> dict[str, FamilyCase]:
+    """The first case of every transformer class, by the class's name."""
+    cases: dict[str, FamilyCase] = {}
+    for case in all_cases():
+        cases.setdefault(type(case.build().transformer).__name__, case)
+    return cases
 
 
 def is_older_diffusers() -> bool:

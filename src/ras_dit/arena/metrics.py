@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -12,9 +11,6 @@ from ras_dit.quality import psnr, ssim
 MAX_PSNR = 60.0
 """Pictures are compared as 8-bit files: what lies above is equal."""
 RESAMPLES = 1000
-
-RENDERS = Path(__file__).parent.parent / "embedded" / "classifier" / "renders.safetensors"
-"""Mean and covariance of the classifier's features over held-out renders (recipes/embedded_model/evaluate.py)."""
 
 
 def fidelity(pictures: torch.Tensor, others: torch.Tensor) -> dict[str, list[float]]:
@@ -32,7 +28,7 @@ class PromptJudge:
     def __init__(self) -> None:
         from safetensors.torch import load_file
 
-        from ras_dit.embedded.classifier import load_classifier
+        from ras_dit.embedded.classifier import RENDERS, load_classifier
 
         self.classifier = load_classifier()
         self.renders = load_file(RENDERS) if RENDERS.is_file() else None
@@ -66,8 +62,9 @@ class PromptJudge:
     @staticmethod
     def _input(pictures: torch.Tensor) -> torch.Tensor:
         """As the classifier saw pictures in its training: half the side, 8 bits, -1..1."""
-        small = torch.nn.functional.avg_pool2d(pictures.float().div(127.5).sub(1), 2)
-        return small.add(1).mul(127.5).round().clamp(0, 255).div(127.5).sub(1)
+        from ras_dit.embedded.classifier import halve
+
+        return halve(pictures.float().div(127.5).sub(1)).float().div(127.5).sub(1)
 
 
 def mean_interval(values: Sequence[float], resamples: int = RESAMPLES) -> tuple[float, float, float]:

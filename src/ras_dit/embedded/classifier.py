@@ -16,6 +16,8 @@ from ras_dit.embedded import embedded_backgrounds, embedded_subjects
 
 INPUT_SIZE = 64  # pixels per side; larger pictures are reduced to it
 WEIGHTS = Path(__file__).parent / "classifier" / "classifier.safetensors"
+RENDERS = WEIGHTS.with_name("renders.safetensors")
+"""Mean and covariance of the features of held-out renders (recipes/embedded_model/evaluate.py writes them)."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,12 @@ def load_classifier(weights: Path = WEIGHTS) -> SceneClassifier:
     model = SceneClassifier(len(embedded_subjects()), len(embedded_backgrounds()))
     model.load_state_dict({name: tensor.float() for name, tensor in load_file(weights).items()})
     return model.eval()
+
+
+def halve(pictures: Tensor) -> Tensor:
+    """Reduce pictures [N, 3, S, S] in -1..1 to half the side, as uint8: what the classifier was trained on."""
+    small = F.avg_pool2d(pictures, 2)
+    return small.add(1).mul(127.5).round().clamp(0, 255).byte()
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ras_dit.geometry import TokenGrid
-from ras_dit.models.plan import Arguments, TokenPlan, TokenSelect
+from ras_dit.models.joyimage import JOYIMAGE
+from ras_dit.models.plan import Arguments, TokenSelect
 
 
 def grid(transformer: Any, arguments: Arguments) -> TokenGrid:
@@ -15,7 +17,8 @@ def grid(transformer: Any, arguments: Arguments) -> TokenGrid:
     return TokenGrid(height, width, patch_size, frames, patch_frames)
 
 
-JOYIMAGE_EDIT_PLUS = TokenPlan(
+JOYIMAGE_EDIT_PLUS = replace(
+    JOYIMAGE,
     transformer="JoyImageEditPlusTransformer3DModel",
     family="JoyImage Edit Plus",
     pipelines=("JoyImageEditPlusPipeline",),
@@ -23,18 +26,5 @@ JOYIMAGE_EDIT_PLUS = TokenPlan(
         "double_blocks.0": {"hidden_states": TokenSelect()},
         "double_blocks.*": {"image_rotary_emb": TokenSelect()},
     },
-    scatter="proj_out",
-    attention={"double_blocks.*.attn": "joint"},
-    layout="image_first",
     grid=grid,
-    patch=lambda transformer: tuple(transformer.config.patch_size[:2]),
-    linears={
-        "double_blocks.*.attn.txt_*": "text",
-        "double_blocks.*.txt_mlp.*": "text",
-        "double_blocks.*": "image",
-        "img_in": "all_image",
-        "condition_embedder.text_embedder.*": "text",
-        "proj_out": "image",
-    },
-    caveats=("Reference tokens are computed in every step.",),
 )
