@@ -51,9 +51,7 @@ class TokenSeams:
             named = {name: select for name, select in chosen.items() if isinstance(name, str)}
             outputs = {index: select for index, select in chosen.items() if isinstance(index, int)}
             if named:
-                (stream,) = {
-                    select.stream for select in named.values()
-                }  # the arguments of a module are of one sequence
+                (stream,) = {select.stream for select in named.values()}  # one sequence for all of a module
                 self._blocks.append(BlockSeam(module, named, stream))
                 self._hooks.append(module.register_forward_pre_hook(self._blocks[-1], with_kwargs=True))
             if outputs:
