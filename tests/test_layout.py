@@ -14,6 +14,7 @@ import ras_dit
 SOURCE = Path(ras_dit.__file__).parent
 ORDER = [
     "region",
+    "config_checks",
     "config",
     "geometry",
     "plan",
