@@ -74,7 +74,7 @@ def test_from_pictures_to_a_report(ras_dit: Run, folder: Path) -> None:
 
 def test_options_of_build(ras_dit: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = folder / "prompts.txt"
-    prompts.write_text("one\ntwo\nthree\nfour\n")
+    prompts.write_text("fox one\nfox two\nfox three\nfox four\n")
     monkeypatch.setattr(commands, "LARGE_PAGE", 1000)
     words = (
         "study",
@@ -92,12 +92,12 @@ def test_options_of_build(ras_dit: Run, folder: Path, monkeypatch: pytest.Monkey
     assert err.strip().startswith("ras-dit: note: the page has 0 MB, much for a phone")
     key = Key.load(folder / "study" / "key.json")
     assert (key.question, key.seed, len(key.pairs)) == ("Which is nicer?", 5, 3)
-    assert {pair.prompt for pair in key.pairs} < {"one", "two", "three", "four"}
+    assert {pair.prompt for pair in key.pairs} < {"fox one", "fox two", "fox three", "fox four"}
     code, _, err = ras_dit(*words, "--seed", 6)
     assert code == 2
     assert "holds another study" in err
     assert ras_dit(*words, "--seed", 6, "--hide-prompts", "--overwrite")[0] == 0
-    assert "three" not in (folder / "study" / "study.html").read_text()
+    assert "fox three" not in (folder / "study" / "study.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,8 @@ def serve(
     port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = PORT,
 ) -> None:
     """Serve the page and collect votes, on this machine only unless told otherwise. Ctrl-C ends it."""
+    import socket
+
     from ras_dit.study.build import PAGE, VOTES
     from ras_dit.study.server import PageOutline, StudyServer
 
@@ -90,7 +92,8 @@ def serve(
         ) from None
     if not server.is_local:
         _note(f"whoever reaches {host} can vote, and nothing is encrypted.")
-    console.print(f"Voters go to {server.url}\nVotes go to {server.folder}. Ctrl-C ends.", markup=False)
+    address = server.url.replace("//0.0.0.0:", f"//{socket.gethostname()}:")
+    console.print(f"Voters go to {address}\nVotes go to {server.folder}. Ctrl-C ends.", markup=False)
     try:
         server.serve_forever()
     except KeyboardInterrupt:

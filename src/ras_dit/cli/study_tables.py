@@ -20,13 +20,13 @@ def print_results(results: Results, has_pairs: bool = False) -> None:
     console = Console(highlight=False)
     console.print(_outcomes(results))
     for line in _lines(results):
-        console.print(line, markup=False)
+        console.print(line, markup=False, soft_wrap=True)
     console.print()
     console.print(_voters(results))
     if has_pairs:
         console.print(_pairs(results))
     for note in results.notes:
-        console.print(f"Note: {note}", markup=False)
+        console.print(f"Note: {note}", markup=False, soft_wrap=True)
 
 
 def _lines(results: Results) -> list[str]:
@@ -37,7 +37,7 @@ def _lines(results: Results) -> list[str]:
         f"Each pair by its majority: {_counts(results.by_pair)}.",
         f"Each voter by theirs: {_counts(results.by_voter)}.",
         f"Left picture: {_percent(results.left)} of {results.left.total} decided votes, "
-        f"p = {results.left.p_value:.3g} (a low one hints at a habit).",
+        f"p = {results.left.p_value:.3g}.",
     ]
     if results.same.total:
         same = results.same

@@ -52,11 +52,12 @@ class PageOutline:
         if not path.is_file():
             raise ValueError(f"study: got {str(path)!r}, which is no file; build a study first.")
         html = path.read_text(encoding="utf-8")
-        found = re.search(r'<script type="application/json" id="study">(.*?)</script>', html, re.DOTALL)
+        _, start, rest = html.partition('<script type="application/json" id="study">')
+        text, end, _ = rest.partition("</script>")
         marker = 'data-collect=""'
-        if found is None or marker not in html:
+        if not (start and end and marker in html):
             raise ValueError(f"study: {path} is no page of a study; give the study.html that `study build` wrote.")
-        data = json.loads(found[1])
+        data = json.loads(text)
         collecting = html.replace(marker, f'data-collect="{COLLECT}"', 1)
         return cls(collecting.encode(), data["id"], frozenset(trial["id"] for trial in data["trials"]))
 

@@ -215,7 +215,7 @@
   function showEnd() {
     byId("end-count").textContent = `You have judged all ${state.order.length} pairs.`;
     byId("end-what").textContent = collect
-      ? "There is nothing more to do. You may download a copy of your votes."
+      ? "Your votes are sent by themselves. You may download a copy."
       : "Please download your votes and send the file to whoever gave you this page.";
     byId("next-voter").disabled = !state.isKept;
   }
