@@ -35,7 +35,7 @@ def answers(pair: int, kind: str) -> str:
 
 def test_from_pictures_to_a_report(ras_dit: Run, folder: Path) -> None:
     output = folder / "study"
-    code, out, err = ras_dit("study", "build", folder, "-o", output, "--repeats", 1, "--catches", 1)
+    code, out, err = ras_dit("study", "build", folder, "-o", output, "--num-repeats", 1, "--num-catches", 1)
     assert (code, err.strip()) == (0, "")
     assert "4 pairs on 6 screens; give it to voters" in out
     assert "keep it to yourself" in out

@@ -35,8 +35,8 @@ def build(
     ] = None,
     hide_prompts: Annotated[bool, typer.Option("--hide-prompts", help="Show pictures only.")] = False,
     num_pairs: Annotated[int | None, typer.Option(help="Take so many pairs, by chance; all without it.")] = None,
-    repeats: Annotated[int, typer.Option(help="Pairs that come a second time, sides swapped.")] = 0,
-    catches: Annotated[int, typer.Option(help="Screens that show one picture twice.")] = 0,
+    num_repeats: Annotated[int, typer.Option(help="Pairs that come a second time, sides swapped.")] = 0,
+    num_catches: Annotated[int, typer.Option(help="Screens that show one picture twice.")] = 0,
     max_side: Annotated[int | None, typer.Option(help="Scale larger pictures down to so many pixels.")] = None,
     seed: Annotated[int | None, typer.Option(help="To draw the same study again. Voters must not know it.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another study and its key.")] = False,
@@ -51,7 +51,13 @@ def build(
     from ras_dit.study.build import KEY, PAGE, QUESTION
 
     config = StudyConfig(
-        QUESTION if question is None else question, num_pairs, repeats, catches, seed, max_side, not hide_prompts
+        QUESTION if question is None else question,
+        num_pairs,
+        num_repeats,
+        num_catches,
+        seed,
+        max_side,
+        not hide_prompts,
     )
     prompts = None if prompts_file is None else [entry["prompt"] for entry in read_prompts(prompts_file)]
     pairs = find_pairs(folder, ours, against, prompts)

@@ -21,6 +21,7 @@ from ras_dit.study.pictures import CleanPicture, clean_picture
 PAGE, KEY, VOTES = "study.html", "key.json", "votes"
 QUESTION = "Which picture is better?"
 MIN_SIDE = 16
+SEED_BITS = 128  # nobody tries them all
 LETTERS: tuple[Letter, Letter] = ("a", "b")
 
 
@@ -110,7 +111,7 @@ def build_study(
         ValueError: fewer pairs than asked for, or the pictures of a pair differ in size.
     """
     config = config or StudyConfig()
-    seed = secrets.randbits(64) if config.seed is None else config.seed
+    seed = secrets.randbits(SEED_BITS) if config.seed is None else config.seed
     chance = random.Random(f"picture study {seed}")
     pairs = _drawn(pairs, config, chance)
     study = _hex(chance)
@@ -197,7 +198,8 @@ def _add_pictures(
 
 
 def _hex(chance: random.Random) -> str:
-    return f"{chance.getrandbits(96):024x}"
+    """An id. Hashed, so that ids do not give away what else was drawn."""
+    return hashlib.sha256(chance.randbytes(32)).hexdigest()[:24]
 
 
 def page_html(page: dict[str, Any]) -> str:
