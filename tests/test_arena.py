@@ -14,7 +14,7 @@ import ras_dit
 from ras_dit import RASConfig
 from ras_dit.arena import SUITES, AdamsBashforth2Scheduler, Arena, Method, Scene, StepCache, applied, report, suite
 from ras_dit.arena.metrics import better_by, mean_interval
-from ras_dit.arena.report import failed, table
+from ras_dit.arena.report import text
 from ras_dit.arena.run import FlopCounter
 from ras_dit.embedded import embedded_scenes
 from tiny import inputs, run, tiny_pipeline
@@ -159,7 +159,7 @@ def test_an_arena_paints_once_goes_on_and_reports(pipe: Any, tmp_path: Path, mon
     mean, low, high = rows["RAS"]["metrics"]["psnr_dense"]
     assert low <= mean <= high
     assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(result))
-    assert (tmp_path / "table.md").read_text() == table(result["rows"]) + failed(result["failures"])
+    assert (tmp_path / "table.md").read_text() == text(result)
     assert (tmp_path / "pareto.png").stat().st_size > 10_000
 
     with pytest.raises(ValueError, match="other prompts, seeds or call arguments"):
