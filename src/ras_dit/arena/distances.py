@@ -144,6 +144,7 @@ def kernel_to(features: Tensor, reference: Tensor, resamples: int = KERNEL_RESAM
     def draw() -> Tensor:
         rows = resampled_indices(len(features), resamples)
         counts = torch.zeros(rows.shape, dtype=torch.float64).scatter_add_(1, rows, torch.ones(rows.shape).double())
+        counts = counts[(counts > 0).sum(1) > 1]  # of one picture alone there is no pair
         return weighted(counts.to(own.device)).cpu()
 
     return Distance(float(weighted(torch.ones_like(cross)[None])[0]), draw, is_biased=False)
