@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ras_dit.arena.distances import Distance, frechet_between, frechet_to, kernel_to, resampled_indices
+from ras_dit.arena.distances import (
+    FrechetDistance,
+    KernelDistance,
+    frechet_between,
+    frechet_to,
+    kernel_to,
+    resampled_indices,
+)
 from ras_dit.embedded.classifier import frechet_distance
 
 ROUNDING = 1e-6  # of square roots of eigenvalues that should be 0, in float64
@@ -126,13 +133,31 @@ def test_kernel_distance_has_no_bias_however_few_the_pictures_and_its_interval_h
     values = torch.tensor([distance.value for distance in found])
     assert abs(float(values.mean()) - true) < 3 * float(values.std()) / 150**0.5
     draws = torch.stack([distance.draw().mean() for distance in found])
-    assert float((draws - values).mean().abs()) < 0.05 * float(values.std()), "nor has its bootstrap"
+    assert float((draws - values).mean().abs()) < 0.1 * float(values.std()), "nor has its bootstrap"
     held = sum(low <= true <= high for _, low, high in (distance.interval() for distance in found))
     assert held >= 0.85 * len(found)
 
 
+def test_kernel_intervals_hold_0_for_one_distribution_and_are_not_too_wide() -> None:
+    """Where pairs have rests and pictures no parts, plain resampling would be 1.7 times too wide."""
+    reference = normal(2000, 6, 1000)
+    found = [kernel_to(normal(25, 6, seed), reference) for seed in range(200)]
+    spread = float(torch.tensor([distance.value for distance in found]).std())
+    widths = torch.tensor([high - low for _, low, high in (distance.interval() for distance in found)])
+    assert 0.75 < float(widths.mean()) / (2 * 1.96 * spread) < 1.35
+    held = sum(low <= 0 <= high for _, low, high in (distance.interval() for distance in found))
+    assert held >= 0.88 * len(found)
+    wrong = 0
+    for first, second in zip(found[::2], found[1::2], strict=True):
+        _, low, high = first.difference(second)
+        wrong += not low <= 0 <= high
+    assert wrong <= 12
+    same = KernelDistance(found[0].pairs.clone())
+    assert found[0].difference(same) == (0, 0, 0)
+
+
 def test_a_distance_with_bias_is_corrected_by_its_draws() -> None:
     draws = torch.tensor([2.0, 4.0], dtype=torch.float64)
-    estimate, low, high = Distance(2.0, lambda: draws, is_biased=True).interval()
+    estimate, low, high = FrechetDistance(2.0, lambda: draws).interval()
     assert estimate == 1.0
     assert (high - low) / 2 == pytest.approx(1.959964 * 2**0.5)

@@ -45,7 +45,7 @@ def test_metrics_of_other_networks(ras_dit: Run, model: str, tmp_path: Path, mon
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setitem(SUITES, "dense", lambda: [Method("Euler, 6 steps", "dense", 6)])
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a fox\na cat\n")
+    prompts.write_text("a fox\na cat\na dog\nan owl\n")
     words = ("arena", "--model", model, "--prompts-file", str(prompts), "--suites", "dense", "--steps", "12")
     words = (*words, "--converged-steps", "13", "--height", "32", "--width", "32", "-o", str(tmp_path / "arena"))
     code, out, err = ras_dit(*words)

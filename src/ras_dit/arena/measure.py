@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ras_dit.arena import metrics
-from ras_dit.arena.distances import Distance
+from ras_dit.arena.distances import MIN_KERNEL_PICTURES, Distance
 from ras_dit.arena.methods import Method
 from ras_dit.arena.perceptual import MIN_LPIPS_SIZE, Perceptual
 from ras_dit.arena.run import CONVERGED, DENSE, Arena
@@ -51,11 +51,14 @@ class Measures:
         count, (height, width) = len(self.arena.scenes), self.references[DENSE].shape[-2:]
         if min(height, width) < MIN_LPIPS_SIZE and self.has("lpips"):
             self.left_out["lpips"] = f"pictures of {width} x {height}; needs {MIN_LPIPS_SIZE} pixels a side."
-        if count < metrics.MIN_FRECHET_PICTURES:
-            why = f"{count} pictures; a Frechet distance needs {metrics.MIN_FRECHET_PICTURES}, better thousands."
-            names = [] if self.judge is None else ["frechet"]
-            names += ["fid", "sfid"] if self.has("inception") else []
-            self.left_out |= dict.fromkeys(names, why)
+        judged, looked = self.judge is not None, self.has("inception")
+        for least, why, names in (
+            (metrics.MIN_FRECHET_PICTURES, "a Frechet distance", {"frechet": judged, "fid": looked, "sfid": looked}),
+            (MIN_KERNEL_PICTURES, "a kernel distance", {"kernel": judged, "kid": looked}),
+        ):
+            if count < least:
+                wanted = [name for name, is_wanted in names.items() if is_wanted]
+                self.left_out |= dict.fromkeys(wanted, f"{count} pictures; {why} needs {least}.")
 
     def has(self, network: str) -> bool:
         """Is a network at hand, and of use here: ``lpips``, ``inception`` or ``clip``."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ras_dit.arena.distances import Distance, frechet_to, kernel_to
+from ras_dit.arena.distances import MIN_KERNEL_PICTURES, Distance, frechet_to, kernel_to
 from ras_dit.quality import psnr, ssim
 
 MAX_PSNR = 60.0
@@ -61,10 +61,10 @@ class PromptJudge:
         return {**values, "certainty": certainty.tolist()}
 
     def distances(self, features: torch.Tensor) -> dict[str, Distance]:
-        """Distances of features [N, 352] to held-out renders: ``kernel``, and ``frechet`` from 100 pictures on."""
-        if self.renders is None or len(features) < 2:
+        """Distances of features [N, 352] to held-out renders: ``kernel`` from 4, ``frechet`` from 100 pictures on."""
+        if self.renders is None or len(features) < MIN_KERNEL_PICTURES:
             return {}
-        found = {"kernel": kernel_to(features, self.renders)}
+        found: dict[str, Distance] = {"kernel": kernel_to(features, self.renders)}
         if len(features) >= MIN_FRECHET_PICTURES:
             found["frechet"] = frechet_to(features, self.renders)
         return found

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ras_dit.arena.distances import Distance, frechet_between, frechet_to, kernel_to
+from ras_dit.arena.distances import MIN_KERNEL_PICTURES, Distance, frechet_between, frechet_to, kernel_to
 from ras_dit.arena.metrics import MIN_FRECHET_PICTURES
 from ras_dit.files import whole_file
 
@@ -199,17 +199,17 @@ class Perceptual:
         """Distances of Inception's features to those of the dense pictures and, unless empty, of real ones.
 
         Returns:
-            ``fid_dense``, ``sfid_dense``, ``fid_real`` and ``sfid_real`` from 100 pictures on, and ``kid_real``.
+            ``fid_dense``, ``sfid_dense``, ``fid_real`` and ``sfid_real`` from 100 pictures on, ``kid_real`` from 4.
         """
         where = self.device if self.device.type == "cuda" else torch.device("cpu")  # some others have no float64
-        found = {}
+        found: dict[str, Distance] = {}
         for name in ("fid", "sfid"):
             features = own[name].to(where)
             if len(features) >= MIN_FRECHET_PICTURES:
                 found[f"{name}_dense"] = frechet_between(features, dense[name].to(where))
                 if real:
                     found[f"{name}_real"] = frechet_to(features, real[name].to(where))
-        if real and len(own["fid"]) > 1:
+        if real and len(own["fid"]) >= MIN_KERNEL_PICTURES:
             found["kid_real"] = kernel_to(own["fid"].to(where), real["fid"].to(where))
         return found
 

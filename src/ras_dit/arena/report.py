@@ -166,11 +166,13 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     except ImportError as error:
         raise ImportError("the plot needs matplotlib; install it with `pip install ras-dit[arena]`.") from error
 
+    knows_scenes = any("subject" in row["metrics"] for row in rows)
+    prompt = ("subject", "subject recognised") if knows_scenes else ("clip", "CLIP score")
     panels = [
         ("token_steps", "psnr_converged", "T (token-steps)", "PSNR against the converged run [dB]"),
         ("token_steps", "psnr_dense", "T (token-steps)", "PSNR against dense [dB]"),
         ("time_share", "psnr_converged", "time, share of dense", "PSNR against the converged run [dB]"),
-        ("token_steps", "subject", "T (token-steps)", "subject recognised"),
+        ("token_steps", prompt[0], "T (token-steps)", prompt[1]),
     ]
     figure = Figure(figsize=(12, 9), layout="constrained")
     FigureCanvasAgg(figure)
