@@ -140,8 +140,8 @@ def test_kernel_distance_has_no_bias_however_few_the_pictures_and_its_interval_h
 
 def test_kernel_intervals_hold_0_for_one_distribution_and_are_not_too_wide() -> None:
     """Where pairs have rests and pictures no parts, plain resampling would be 1.7 times too wide."""
-    reference = normal(2000, 6, 1000)
-    found = [kernel_to(normal(25, 6, seed), reference) for seed in range(200)]
+    reference = normal(400, 6, 1000)
+    found = [kernel_to(normal(25, 6, seed), reference) for seed in range(120)]
     spread = float(torch.tensor([distance.value for distance in found]).std())
     widths = torch.tensor([high - low for _, low, high in (distance.interval() for distance in found)])
     assert 0.75 < float(widths.mean()) / (2 * 1.96 * spread) < 1.35
@@ -151,7 +151,7 @@ def test_kernel_intervals_hold_0_for_one_distribution_and_are_not_too_wide() -> 
     for first, second in zip(found[::2], found[1::2], strict=True):
         _, low, high = first.difference(second)
         wrong += not low <= 0 <= high
-    assert wrong <= 12
+    assert wrong <= 8
     same = KernelDistance(found[0].pairs.clone())
     assert found[0].difference(same) == (0, 0, 0)
 
