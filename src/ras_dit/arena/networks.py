@@ -1,7 +1,7 @@
 """The networks of FID and LPIPS, for weights files as they are published.
 
 torch-fidelity and torchmetrics have both networks too, but neither without torchvision, and neither gives sFID's maps.
-The tests hold these to theirs.
+The tests hold these to theirs, where they can be imported.
 """
 
 from __future__ import annotations
