@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import ras_dit
 from benchmarks import record
-from ras_dit.arena import Arena, Method, Scene, report, suite
+from ras_dit.arena import SUITES, Arena, Method, Scene, report, suite
 from ras_dit.arena.metrics import better_by
 from ras_dit.arena.perceptual import Perceptual, Weights
 from ras_dit.embedded import GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH, embedded_scenes
@@ -38,21 +38,27 @@ def memory_methods() -> list[Method]:
 PAIRS = [
     (ours, other)
     for ours, others in {
-        "RAS, T 17, every 2, order 2": ("UniPC 2, 17 steps", "AB2, 17 steps", "Euler, 17 steps", "random, 0.5"),
-        "RAS, T 11.5, every 3, order 2": (
-            "UniPC 2, 12 steps",
-            "UniPC 2, 14 steps",
-            "AB2, 12 steps",
-            "Euler, 12 steps",
-            "MagCache 0.12",
-            "authors, 0.25, 28 steps",
-            "random, 0.25",
-            "ablation: skipped steps instead of region steps",
-            "ablation: no K/V forecast",
-            "ablation: random tokens",
+        "RAS, T 17, order 2": (
+            *("UniPC 2, 17 steps", "AB2, 17 steps", "DPM-Solver++ 2M, 17 steps", "Euler, 17 steps", "Euler, 20 steps"),
+            *("authors, 0.5, 28 steps", "random, 0.5", "skipping only, T 17, order 2", "AB2 on those 17 steps"),
+            *("TaylorSeer order 1, every 2", "DBCache 0.16", "RAS, tolerance 0.12"),
         ),
-        "RAS, T 8.75, every 4, order 2": ("UniPC 2, 9 steps", "AB2, 9 steps", "authors, 0.125, 28 steps"),
-        "RAS, T 6, every 7, order 1": ("UniPC 2, 6 steps", "DPM-Solver++ 2M, 6 steps", "Euler, 6 steps"),
+        "RAS, T 11.5, order 2": (
+            *("UniPC 2, 12 steps", "UniPC 2, 14 steps", "AB2, 12 steps", "AB2, 14 steps", "DPM-Solver++ 2M, 14 steps"),
+            *("Euler, 12 steps", "authors, 0.25, 28 steps", "random, 0.25", "round_robin, 0.25"),
+            *("skipping only, T 11, order 2", "AB2 on those 11 steps", "MagCache 0.06", "MagCache 0.12"),
+            *("DBCache 0.16", "DBCache 0.16 with TaylorSeer"),
+        ),
+        "RAS, T 8.75, order 2": (
+            *("UniPC 2, 9 steps", "UniPC 2, 12 steps", "AB2, 9 steps", "DPM-Solver++ 2M, 9 steps", "Euler, 9 steps"),
+            *("authors, 0.125, 28 steps", "random, 0.125", "skipping only, T 8, order 2", "AB2 on those 8 steps"),
+            *("MagCache 0.24", "DBCache 0.32"),
+        ),
+        "RAS, T 6, order 2": (
+            *("UniPC 2, 6 steps", "UniPC 2, 9 steps", "DPM-Solver++ 2M, 6 steps", "AB2, 6 steps", "Euler, 6 steps"),
+            *("skipping only, T 6, order 2", "AB2 on those 6 steps"),
+        ),
+        "ablation: nothing": tuple(method.name for method in SUITES["options"]() if method.name != "ablation: nothing"),
     }.items()
     for other in others
 ]

@@ -72,7 +72,8 @@ def test_a_listed_plan_fits_runs_of_any_length() -> None:
     assert [step.kind for step in plan] == ["dense", "region", "skip", "dense", "region"]
     assert [step.index for step in plan if step.captures] == [0, 3]
     longer = build_plan(config, 9, 40)
-    assert [step.num_active for step in longer] == [40, 20, 20, 0, 0, 40, 40, 10, 10]
+    assert [step.num_active for step in longer] == [40, 40, 20, 20, 0, 0, 40, 40, 10]
+    assert [step.num_active for step in build_plan(config, 3, 40)] == [40, 40, 10], "the largest that fall together"
     assert build_plan(config, 1, 40)[0].kind == "dense"
     assert build_plan(config, 5, 40, dense_step=2)[2].kind == "dense"
     assert not build_plan(RASConfig(step_ratios=(1, 1)), 7, 40).has_savings

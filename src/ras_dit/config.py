@@ -82,8 +82,8 @@ class RASConfig:
     )
     step_ratios: tuple[float, ...] = _option(
         (),
-        "A whole plan: the share of tokens of every evaluation, 1 dense and 0 skipped, instead of the options above. A "
-        "run of another length takes for every step the share that stands nearest.",
+        "A whole plan: the share of tokens of every evaluation, 1 dense and 0 skipped, instead of the options above. "
+        "In a run of another length entries that fall together give the largest, or entries are repeated.",
     )
     refresh_tolerance: float | None = _option(
         None,

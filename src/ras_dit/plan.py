@@ -186,12 +186,15 @@ def _adaptive_shares(config: RASConfig, num_steps: int) -> list[float]:
 
 
 def _listed_shares(config: RASConfig, num_steps: int) -> list[float]:
-    """The shares of `RASConfig.step_ratios`, for a run of any length: every step takes what stands nearest."""
-    ratios = config.step_ratios
-    if len(ratios) == num_steps:
-        return list(ratios)
-    scale = (len(ratios) - 1) / max(1, num_steps - 1)
-    return [ratios[int(index * scale + 0.5)] for index in range(num_steps)]
+    """The shares of `RASConfig.step_ratios`, for a run of any length: a shorter run takes the largest of the entries
+    that fall together, a longer one repeats them."""
+    ratios, shares = config.step_ratios, [0.0] * num_steps
+    if len(ratios) <= num_steps:
+        return [float(ratios[index * len(ratios) // num_steps]) for index in range(num_steps)]
+    for place, ratio in enumerate(ratios):
+        index = place * num_steps // len(ratios)
+        shares[index] = max(shares[index], float(ratio))
+    return shares
 
 
 def _step(config: RASConfig, index: int, share: float, num_tokens: int, num_first: int, num_allowed: int) -> StepPlan:

@@ -53,6 +53,22 @@ class AdamsBashforth2Scheduler(_Euler):  # type: ignore[misc]
         return super().step(mean, timestep, sample, **options)
 
 
+class VisitingScheduler(AdamsBashforth2Scheduler):
+    """Adams-Bashforth 2 on some points of the grid only: what dense steps would do where a plan has them.
+
+    Attributes:
+        visited: indices of the grid's points, from 0 on; set it before `set_timesteps`.
+    """
+
+    visited: tuple[int, ...] = ()
+
+    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+        """Begin a run over the visited points."""
+        super().set_timesteps(*args, **kwargs)
+        kept, base = list(self.visited), vars(self)
+        self.timesteps, self.sigmas = base["timesteps"][kept], base["sigmas"][[*kept, -1]]
+
+
 @dataclass(frozen=True)
 class StepCache:
     """A cache of whole steps or blocks by somebody else.
@@ -81,6 +97,7 @@ class Method:
         solver: of the dense run, or under RAS.
         config: RAS, None without.
         cache: a step cache, None without.
+        visited: points of the grid of ``steps`` that a dense run takes, with Adams-Bashforth 2; () takes all.
     """
 
     name: str
@@ -89,8 +106,11 @@ class Method:
     solver: Solver = "euler"
     config: RASConfig | None = None
     cache: StepCache | None = None
+    visited: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.visited and (self.visited[0] != 0 or self.solver != "ab2"):
+            raise ValueError(f"visited: got {self.visited} with {self.solver}; allowed: 0, ... with 'ab2'.")
         if self.solver not in get_args(Solver):
             raise ValueError(f"solver: got {self.solver!r}; allowed: {', '.join(get_args(Solver))}.")
         if self.steps < 1:
@@ -106,6 +126,8 @@ class Method:
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON has it; methods that paint differently differ in it."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if not self.visited:
+            del values["visited"]
         values["config"] = None if self.config is None else self.config.to_dict()
         cache = self.cache
         values["cache"] = None if cache is None else {"kind": cache.kind, "options": dict(cache.options)}
@@ -129,7 +151,7 @@ def applied(pipe: Any, method: Method, calibrate: Callable[[], Any] | None = Non
         ImportError: cache-dit is not installed.
     """
     original = pipe.scheduler
-    pipe.scheduler = scheduler_of(original, method.solver)
+    pipe.scheduler = scheduler_of(original, method.solver, method.visited)
     try:
         with ExitStack() as stack:
             handle = None
@@ -144,8 +166,8 @@ def applied(pipe: Any, method: Method, calibrate: Callable[[], Any] | None = Non
         pipe.scheduler = original
 
 
-def scheduler_of(scheduler: Any, solver: Solver) -> Any:
-    """A fresh scheduler of this order on the noise levels of a pipeline's own.
+def scheduler_of(scheduler: Any, solver: Solver, visited: tuple[int, ...] = ()) -> Any:
+    """A fresh scheduler of this order on the noise levels of a pipeline's own, or on some of them.
 
     Raises:
         ValueError: the pipeline's scheduler is no flow-matching Euler one, or uses what the solver cannot.
@@ -158,6 +180,10 @@ def scheduler_of(scheduler: Any, solver: Solver) -> Any:
             f"solver: got {solver!r} on {type(scheduler).__name__}; other solvers than 'euler' (the pipeline's own) "
             "need a pipeline with FlowMatchEulerDiscreteScheduler."
         )
+    if visited:
+        visiting = VisitingScheduler.from_config(config)
+        visiting.visited = visited
+        return visiting
     if solver == "ab2":
         return AdamsBashforth2Scheduler.from_config(config)
     if config.get("use_dynamic_shifting"):

@@ -98,6 +98,8 @@ def _row(arena: Arena, method: Method, found: Measured) -> dict[str, Any]:
 
 def evaluations(method: Method) -> int:
     """Transformer evaluations of a dense run."""
+    if method.visited:
+        return len(method.visited)
     return 2 * method.steps - 1 if method.solver == "heun" else method.steps
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from ras_dit.arena.methods import Method, Solver, StepCache
 from ras_dit.config import PRESETS, RASConfig
 
 RATIOS = (0.75, 0.5, 0.25, 0.125)
 STEPS = (28, 15, 10, 7)
+_FORECAST: dict[str, Any] = {
+    "solver_order": 2,
+    "forecast_order": 1,
+    "kv_forecast": 0.8,
+}
 
 
 def dense_methods() -> list[Method]:
@@ -81,23 +87,64 @@ def cache_methods() -> list[Method]:
     return found
 
 
+def listed(dense: Iterable[int], ratio: float = 0.0, begins: int = 8, steps: int = 28) -> tuple[float, ...]:
+    """A plan for `RASConfig.step_ratios`.
+
+    Args:
+        dense: steps that run dense.
+        ratio: share of the tokens in all others.
+        begins: first step that may be a region step; earlier ones are skipped.
+        steps: of the run.
+    """
+    is_dense = set(dense)
+    return tuple(1.0 if i in is_dense else ratio if i >= begins else 0.0 for i in range(steps))
+
+
+def _with(ratios: tuple[float, ...], others: Mapping[int, float]) -> tuple[float, ...]:
+    """A plan with other shares at some steps."""
+    return tuple(others.get(index, ratio) for index, ratio in enumerate(ratios))
+
+
+GOALS: dict[float, RASConfig] = {
+    17.0: RASConfig(
+        step_ratios=_with(
+            listed((0, 1, 2, 3, 4, 7, 9, 11, 13, 15, 19, 21, 23, 26, 27)), {6: 0.5, 17: 0.5, 18: 0.5, 25: 0.5}
+        ),
+        forecast_damping=0.8,
+        **_FORECAST,
+    ),
+    11.5: RASConfig(step_ratios=listed((0, 1, 2, 3, 6, 11, 17, 23), 0.203), forecast_below=0.93, **_FORECAST),
+    8.75: RASConfig(step_ratios=listed((0, 1, 2, 6, 13, 18, 25), 0.103), **_FORECAST),
+    6.0: RASConfig(step_ratios=listed((0, 1, 3, 8, 17), 0.053), forecast_damping=0.3, forecast_below=0.93, **_FORECAST),
+}
+"""Plans at equal compute with the paper's ratios, found by search on pictures that are not in the arena."""
+
+SKIPPING: dict[float, tuple[int, ...]] = {
+    17.0: (0, 1, 2, 3, 4, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 26),
+    11.5: (0, 1, 2, 3, 5, 8, 12, 16, 20, 23, 25),
+    8.75: (0, 1, 2, 4, 6, 13, 18, 23),
+    6.0: (0, 1, 3, 6, 15, 22),
+}
+"""Dense steps of plans that skip all others."""
+
+
 def goal_methods() -> list[Method]:
-    """Ours at T = 17, 11.5, 8.75 and 6 of 28 steps: two dense steps, then every k-th, lean region steps between."""
+    """Ours at T = 17, 11.5, 8.75 and 6 of 28 steps, and what becomes of it without regions: skipped steps instead of
+    region steps, and a dense solver that visits the dense steps alone."""
     found = []
-    for token_steps, periods in {17.0: (2, 3), 11.5: (3, 4), 8.75: (4, 5), 6.0: (7, 9)}.items():
-        for every in periods:
-            num_dense = 2 + (28 - 2) // every
-            ratio = (token_steps - num_dense) / (28 - num_dense)
-            for order in (1, 2):
-                config = RASConfig(
-                    sample_ratio=round(ratio, 4),
-                    warmup_steps=2,
-                    refresh_every=every,
-                    solver_order=order,
-                    kv_forecast=0.8,
-                )
-                name = f"RAS, T {token_steps:g}, every {every}, order {order}"
-                found.append(Method(name, "ras", config=config))
+    for token_steps, config in GOALS.items():
+        for order in (1, 2):
+            name = f"RAS, T {token_steps:g}, order {order}"
+            found.append(Method(name, "ras", config=config.replace(solver_order=order)))
+    for token_steps, dense in SKIPPING.items():
+        config = GOALS[token_steps].replace(step_ratios=listed(dense), kv_forecast=0.0)
+        for order in (1, 2):
+            name = f"skipping only, T {len(dense)}, order {order}"
+            found.append(Method(name, "ras", config=config.replace(solver_order=order)))
+        found.append(Method(f"AB2 on those {len(dense)} steps", "dense", 28, "ab2", visited=dense))
+    for tolerance in (0.08, 0.12, 0.2):
+        config = GOALS[11.5].replace(step_ratios=listed((0, 1, 2, 3, 6), 0.21), refresh_tolerance=tolerance)
+        found.append(Method(f"RAS, tolerance {tolerance}", "ras", config=config))
     return found
 
 
@@ -108,28 +155,35 @@ def preset_methods() -> list[Method]:
 
 def option_methods() -> list[Method]:
     """The ablation: one option changed at a time, at T of about 11.5."""
-    base = RASConfig(sample_ratio=0.083, warmup_steps=2, refresh_every=3, solver_order=2, kv_forecast=0.8)
+    base = GOALS[11.5]
+    dense = (0, 1, 2, 3, 6, 11, 17, 23)
     changes: dict[str, dict[str, object]] = {
-        "nothing": {},
+        "random tokens": {"importance": "random"},
+        "oldest tokens first": {"importance": "round_robin"},
+        "the paper's std, sign mended": {"importance": "std"},
+        "the paper's l2norm, sign mended": {"importance": "l2norm"},
+        "blurred score": {"score_filter": "blur"},
+        "dilated score": {"score_filter": "dilate"},
+        "anchors, one in 4 x 4": {"anchor_stride": 4},
+        "neighbours' update, 0.5": {"neighbor_update": 0.5},
+        "text reuse": {"text_reuse": True},
         "no K/V forecast": {"kv_forecast": 0.0},
         "K/V forecast 0.5": {"kv_forecast": 0.5},
         "K/V forecast 1.0": {"kv_forecast": 1.0},
         "first-order steps": {"solver_order": 1},
-        "forecast order 1, damping 0.5": {"forecast_order": 1},
-        "forecast order 1, damping 1": {"forecast_order": 1, "forecast_damping": 1.0},
-        "forecast order 2, damping 0.5": {"forecast_order": 2},
-        "random tokens": {"importance": "random"},
-        "oldest tokens first": {"importance": "round_robin"},
-        "the paper's std, sign mended": {"importance": "std"},
-        "long stretches: dense at 12 and 20": {
-            "refresh_every": None,
-            "refresh_steps": (12, 20),
-            "sample_ratio": 0.25,
-            "warmup_steps": 4,
-        },
-        "skipped steps instead of region steps": {"skip_steps": tuple(i for i in range(2, 28) if (i - 2) % 3 != 2)},
+        "no forecast of noise": {"forecast_order": 0},
+        "forecast damping 0.3": {"forecast_damping": 0.3},
+        "forecast damping 1": {"forecast_damping": 1.0},
+        "forecast order 2": {"forecast_order": 2},
+        "forecasts from the beginning": {"forecast_below": 1.0},
+        "forecasts of any reach": {"forecast_reach": None},
+        "skipped steps instead of region steps": {"step_ratios": listed(dense)},
+        "region steps from step 4 on": {"step_ratios": listed(dense, 0.175, 4)},
+        "every third step dense": {"step_ratios": listed((0, 1, *range(4, 28, 3)), 0.083, 2)},
+        "the authors' dense steps": {"step_ratios": listed((0, 1, 2, 3, 12, 20), 0.25, 4)},
     }
-    return [Method(f"ablation: {name}", "ras", config=base.replace(**change)) for name, change in changes.items()]
+    ablated = [Method(f"ablation: {name}", "ras", config=base.replace(**change)) for name, change in changes.items()]
+    return [Method("ablation: nothing", "ras", config=base), *ablated]
 
 
 SUITES: dict[str, Callable[[], list[Method]]] = {
