@@ -54,6 +54,24 @@ def save_text(text: str, path: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def claim_folder(path: Path, purpose: Mapping[str, Any]) -> list[str]:
+    """Write into a folder what it is for, or compare that with what it was for before.
+
+    Args:
+        path: the JSON file that says it.
+        purpose: names and values that JSON can hold.
+
+    Returns:
+        The names whose values differ from those of before; nothing is written then.
+    """
+    wanted = json.loads(json.dumps(purpose))
+    if not path.is_file():
+        save_text(json.dumps(wanted, indent=1) + "\n", path)
+        return []
+    before = json.loads(path.read_text(encoding="utf-8"))
+    return sorted(name for name in {*before, *wanted} if before.get(name) != wanted.get(name))
+
+
 def read_prompts(path: Path) -> list[dict[str, Any]]:
     """The prompts of a file: ``.txt`` with one a line (# starts a comment), ``.jsonl`` with one object a line.
 
