@@ -74,6 +74,11 @@ class Handle:
         """What ran in the latest generation (empty before the first)."""
         return self._session.trace
 
+    @property
+    def latest_plan(self) -> Plan | None:
+        """What the latest generation was planned to compute, its text and reference tokens counted; None before it."""
+        return self._session.plan
+
     def plan(
         self,
         num_inference_steps: int = 28,

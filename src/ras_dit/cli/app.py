@@ -15,6 +15,7 @@ from ras_dit.cli.compare import compare
 from ras_dit.cli.demo import demo
 from ras_dit.cli.generate import generate
 from ras_dit.cli.information import models, plan, presets
+from ras_dit.cli.tune import tune
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -44,7 +45,7 @@ def build_app() -> typer.Typer:
     app = typer.Typer(
         name="ras-dit", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, callback=_options
     )
-    for command in (demo, generate, compare, arena, plan, models, presets):
+    for command in (demo, generate, compare, arena, tune, plan, models, presets):
         app.command()(command)
     return app
 
