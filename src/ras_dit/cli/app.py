@@ -85,7 +85,7 @@ def _one_line(error: Exception) -> str | None:
 
     if hasattr(error, "format_message"):  # what typer raises for a bad flag; its class moved between versions
         text = str(error.format_message())
-    elif isinstance(error, (ValueError, OSError, UnsupportedAttentionError)):
+    elif isinstance(error, (ValueError, OSError, ImportError, UnsupportedAttentionError)):
         text = str(error)
     else:
         return None

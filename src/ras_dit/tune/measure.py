@@ -23,7 +23,7 @@ from ras_dit.plan import Plan, StepPlan
 from ras_dit.tune.metric import Metric
 
 NUM_TIMED = 3
-"""Calls of a measurement that a dense call is timed beside."""
+"""Calls of a measurement that a dense call is timed beside, unless it asks for more."""
 
 
 @dataclass
@@ -120,6 +120,7 @@ class Bench:
         method: Method,
         on: SceneSet,
         is_hopeless: Callable[[Measured], bool] = lambda measured: False,
+        num_timed: int = NUM_TIMED,
     ) -> Measured:
         """Paint with a method and compare with the references.
 
@@ -127,13 +128,14 @@ class Bench:
             method: RAS, or a dense run with fewer steps.
             on: what to paint.
             is_hopeless: asked after every call; True ends it there.
+            num_timed: calls that a dense call is timed beside, if time is measured.
         """
         found = Measured({metric.name: [] for metric in self.metrics})
         ratios: list[float] = []
         spent: list[dict[str, float]] = []
         for number, start in enumerate(range(0, len(on.scenes), self.batch)):
             scenes = on.scenes[start : start + self.batch]
-            seconds_dense = self._time_dense(scenes) if self.is_timed and number < NUM_TIMED else None
+            seconds_dense = self._time_dense(scenes) if self.is_timed and number < num_timed else None
             with applied(self.pipe, method) as handle:
                 if self.is_timed and number == 0:
                     self._paint(scenes, method.steps)  # the first run of a config is slower

@@ -95,7 +95,7 @@ def summary(tuning: Tuning, outcome: Outcome) -> list[str]:
     lines += [f"For comparison, {found.label}: {_numbers(tuning, found)}." for found in outcome.baselines]
     if beaten := [found.label for found in outcome.baselines if _beats(tuning, found, verdict.validated)]:
         lines.append(
-            f"Note: {' and '.join(beaten)} did better at this cost; taking fewer steps would serve you better."
+            f"Note: {' and '.join(beaten)} did better at about this cost; taking fewer steps would serve you better."
         )
     return lines
 

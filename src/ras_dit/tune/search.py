@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 NUM_RANDOM = 10
 """Trials (the known configs among them) before the sampler trusts what it has seen."""
+LOCK_SECONDS = 3
+"""Locks are held for milliseconds; one that is older was left behind."""
 NOT_RUN_MISS = 10.0
 """What the sampler is told of a config that was not run: far off."""
 
@@ -45,11 +47,22 @@ def known_for(space: Space, bench: Bench) -> dict[str, RASConfig]:
     return {name: config for name, config in known_good(space).items() if not bench.why_not(config)}
 
 
+def _journal(optuna: Any, path: Path) -> Any:
+    """Optuna's storage in a file of lines; half a line or a lock that a killed process left is no hindrance."""
+    if path.is_file():
+        text = path.read_bytes()
+        if not text.endswith(b"\n"):
+            with path.open("r+b") as stream:
+                stream.truncate(text.rfind(b"\n") + 1)
+    lock = optuna.storages.journal.JournalFileOpenLock(str(path), grace_period=LOCK_SECONDS)
+    return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path), lock_obj=lock))
+
+
 class Search:
     """Configs tried on the calibration pictures.
 
     Args:
-        folder: where the trials are kept (``trials.db``, which Optuna's tools read).
+        folder: where the trials are kept (``trials.log``, an Optuna journal).
         bench: paints and measures.
         on: the calibration pictures.
         target: what is asked for.
@@ -61,7 +74,7 @@ class Search:
         self.bench, self.on, self.target, self.space, self.seed = bench, on, target, space, seed
         self._optuna = load_optuna()
         folder.mkdir(parents=True, exist_ok=True)
-        storage = f"sqlite:///{(folder / 'trials.db').resolve()}"
+        storage = _journal(self._optuna, folder / "trials.log")
         self._options, self._plans = (
             self._optuna.create_study(storage=storage, study_name=name, direction="minimize", load_if_exists=True)
             for name in ("options", "plans")
@@ -167,9 +180,10 @@ class Search:
         return main.gain(best.quality[main.name], quality[main.name]) > main.scale
 
     def _expected(self, found: Measured, done: Sequence[Trial]) -> dict[str, float]:
-        """What the quality over all pictures will be: pictures differ in how hard they are, and others had them all.
+        """What the quality over all pictures will come to.
 
-        The last one that was measured on all says how: its value over all, plus the mean difference so far.
+        Pictures differ in how hard they are. The best config so far had them all: its quality, and the mean difference
+        to it so far.
         """
         rival = best_of(done, self.target)
         if rival is None or rival.measured is None or rival.quality is None:

@@ -191,10 +191,10 @@ class Tuning:
             search.search_plans(plan_trials, lambda trial: advance(standing()))
 
     def _baselines(self, judge: Validation, verdict: Verdict, advance: Callable[[str], None]) -> tuple[Validated, ...]:
-        """What anybody gets by taking fewer steps: as many as the choice's FLOPs pay for."""
+        """What anybody gets by taking fewer steps: as many as the choice's cost pays for."""
         if verdict.validated is None:
             return ()
-        steps = max(1, round(self.steps * verdict.validated.measured.costs["flops"]))
+        steps = max(1, round(self.steps * verdict.validated.cost))
         methods = [Method(f"{steps} dense steps", "dense", steps)]
         if type(judge.bench.pipe.scheduler).__name__ == "FlowMatchEulerDiscreteScheduler":
             methods.append(Method(f"{steps} dense steps, second order (AB2)", "dense", steps, solver="ab2"))

@@ -18,6 +18,8 @@ from ras_dit.tune.trial import Trial
 Status = Literal["met", "fallback", "missed"]
 NUM_AT_LEAST = 3
 """Candidates that are validated even if the first of them will do."""
+NUM_TIMED = 8
+"""Calls that a dense call is timed beside."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Validation:
         if path.is_file():
             measured = Measured(**json.loads(path.read_text(encoding="utf-8")))
         else:
-            measured = self.bench.measure(method, self.on)
+            measured = self.bench.measure(method, self.on, num_timed=NUM_TIMED)
             save_text(json.dumps(measured.to_dict()) + "\n", path)
         return self._judged(label, measured)
 
