@@ -133,6 +133,8 @@ def tune(
     result = write_report(tuning, outcome, name, has_plot=_has_matplotlib())
     console = Console(soft_wrap=True, highlight=False)
     console.print("\n".join(result["summary"]), markup=False)
+    if not _has_matplotlib():
+        console.print("No plot: it needs matplotlib (`pip install ras-dit[tune]`).", markup=False)
     if outcome.verdict.chosen is None:
         raise typer.Exit(EXIT_MISSED)
     console.print(

@@ -23,7 +23,8 @@ MAX_TRIES = 50
 
 
 def check_ratios(ratios: Ratios) -> None:
-    """
+    """Refuse what is no plan.
+
     Raises:
         ValueError: no plan: a share outside [0, 1], or a first step that is not dense.
     """

@@ -9,7 +9,7 @@ from typing import Any
 
 from ras_dit.files import save_text
 from ras_dit.tune.plot import plot
-from ras_dit.tune.trial import Trial, best_of, front_of
+from ras_dit.tune.trial import Trial, best_of, front_of, key_of
 from ras_dit.tune.tuning import Outcome, Tuning
 from ras_dit.tune.validate import Validated
 
@@ -78,12 +78,14 @@ def _outline(trial: Trial) -> dict[str, Any]:
 def summary(tuning: Tuning, outcome: Outcome) -> list[str]:
     """What came of it, in a few lines."""
     target, verdict = tuning.target, outcome.verdict
-    tried = sum(trial.state == "measured" for trial in outcome.trials)
-    pruned = sum(trial.state == "pruned" for trial in outcome.trials)
+    measured, pruned = (
+        len({key_of(trial.config) for trial in outcome.trials if trial.state == state})
+        for state in ("measured", "pruned")
+    )
     lines = [
         f"Asked for: {target}; compared with the {tuning.reference} run.",
-        f"Tried {len(outcome.trials)} configs on {len(tuning.calibration)} pictures: {tried} measured, {pruned} given "
-        f"up early, {len(outcome.trials) - tried - pruned} not run.",
+        f"{len(outcome.trials)} trials on {len(tuning.calibration)} pictures: {measured} measured, {pruned} given up "
+        f"early, {len(outcome.trials) - measured - pruned} not run or the same as others.",
     ]
     if not verdict.candidates:
         return [*lines, *_nothing_met(tuning, outcome)]

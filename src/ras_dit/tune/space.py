@@ -138,7 +138,7 @@ SPACE: tuple[Knob, ...] = (
         "final_sample_ratio",
         lambda run: Real(0.25, 4.0, is_log=True),  # times sample_ratio
         _has_regions,
-        to_option=lambda factor, chosen, run: min(1.0, factor * chosen.get("sample_ratio", 0.25)),
+        to_option=lambda factor, chosen, run: round(min(1.0, factor * chosen.get("sample_ratio", 0.25)), 4),
         from_config=lambda config, run: (config.final_sample_ratio or config.sample_ratio) / config.sample_ratio,
     ),
     Knob("importance", lambda run: Choice(("error", "std", "l2norm", "round_robin")), _has_regions),
@@ -225,7 +225,8 @@ def known_good(space: Space) -> dict[str, RASConfig]:
     }
     # of the others' options, those that the base decides stay the base's
     fixed = {name: value for name, value in space.base.to_dict().items() if name in space.without or name in UNSEARCHED}
-    seeds = {"base": space.base, **{f"preset {name}": config for name, config in PRESETS.items()}}
+    own = "defaults" if space.base == RASConfig() else "base"
+    seeds = {own: space.base, **{f"preset {name}": config for name, config in PRESETS.items()}}
     seeds |= {name: RASConfig.from_dict(options) for name, options in found.items()}
     distinct: dict[RASConfig, str] = {}
     for name, config in seeds.items():

@@ -118,10 +118,6 @@ def front_of(trials: Iterable[Trial], target: Target) -> list[Trial]:
 
 
 def candidates_of(trials: Iterable[Trial], target: Target) -> list[Trial]:
-    """Those of the front that meet the target on the calibration pictures, best first."""
-    kept = measured_trials(trials)
-    front = [trial for trial in front_of(kept, target) if trial.is_met(target)]
-    best = best_of(kept, target)
-    if best is not None and best.is_met(target) and best not in front:  # of several floors, the front knows one
-        front.append(best)
+    """Those that meet the target on the calibration pictures and that no other such one beats, best first."""
+    front = front_of([trial for trial in trials if trial.is_met(target)], target)
     return sorted(front, key=lambda trial: trial.rank(target))
