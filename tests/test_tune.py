@@ -490,6 +490,8 @@ def test_what_cannot_be_tuned_is_refused(pipe: Any, tmp_path: Path) -> None:
         tuning(tmp_path, validation=SCENES[3:4])
     with pytest.raises(ValueError, match="--reference: got 'best'; allowed: dense, converged"):
         tuning(tmp_path, reference="best")
+    with pytest.raises(ValueError, match=r"call: got .* allowed: numbers, words and lists"):
+        tuning(tmp_path, call={"image": torch.zeros(1)})
     with pytest.raises(ValueError, match="--converged-steps: got 0"):
         tuning(tmp_path, converged_steps=0)
 

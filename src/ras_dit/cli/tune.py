@@ -115,19 +115,19 @@ def tune(
     pipe = load_pipeline(model, dtype, device)
     picture = resolved(pipe, model, Picture(first[0].prompt, 0, steps, guidance, height, width))
     tuning = Tuning(
-        output,
-        target,
-        first,
-        second,
-        call_arguments(pipe, picture),
-        steps,
-        reference,  # type: ignore[arg-type]
-        converged_steps,
-        batch,
-        seed,
-        base,
-        frozenset(word.strip() for word in without.split(",") if word.strip()),
-        model,
+        folder=output,
+        target=target,
+        calibration=first,
+        validation=second,
+        call=call_arguments(pipe, picture),
+        steps=steps,
+        reference=reference,  # type: ignore[arg-type]
+        converged_steps=converged_steps,
+        batch=batch,
+        seed=seed,
+        base=base,
+        without=frozenset(word.strip() for word in without.split(",") if word.strip()),
+        model=model,
     )
     outcome = tuning.run(pipe, trials, plan_trials, described_progress)
     result = write_report(tuning, outcome, name, has_plot=_has_matplotlib())

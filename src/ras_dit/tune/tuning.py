@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -54,7 +55,7 @@ class Tuning:
         target: what is asked for.
         calibration: scenes that configs are searched on.
         validation: other scenes, which the winners have to hold on.
-        call: arguments of every pipeline call, without prompt, steps and generator.
+        call: arguments of every pipeline call that JSON can hold, without prompt, steps and generator.
         steps: denoising steps.
         reference: compare with the dense run (the same picture sooner) or with a converged one (the right picture).
         converged_steps: of the converged run.
@@ -93,6 +94,12 @@ class Tuning:
                 f"prompts: got {both[0]!r} for calibration and for validation; what a config was chosen on cannot "
                 "validate it. Give other prompts."
             )
+        try:
+            json.dumps(self.call)
+        except TypeError as error:
+            raise ValueError(
+                f"call: got {error}; allowed: numbers, words and lists, which can be compared when a tuning goes on."
+            ) from error
         for name in ("steps", "converged_steps", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')}: got {getattr(self, name)}; allowed: at least 1.")
