@@ -475,7 +475,7 @@ def test_what_cannot_be_tuned_is_refused(pipe: Any, tmp_path: Path) -> None:
 
     euler = pipe.scheduler
     with pytest.raises(ValueError, match="--trials: got 3; allowed: at least 8, the known configs"):
-        tuning(tmp_path).run(pipe, 3)
+        tuning(tmp_path).run(pipe, 3, 0)
     pipe.scheduler = FlowMatchLCMScheduler()
     with pytest.raises(ValueError, match="adds fresh noise at every step, so that RAS runs dense"):
         tuning(tmp_path).run(pipe, 20)
@@ -505,7 +505,7 @@ def test_a_metric_of_ones_own_and_a_target_out_of_reach(pipe: Any, tmp_path: Pat
     metric = Metric("difference", difference, scale=1.0, is_higher_better=False)
     job = tuning(tmp_path, target=Target((Floor(metric, 0.0),), cost="token_steps", quantile=0.25))
     (tmp_path / "tuned.json").write_text("{}")
-    outcome = job.run(pipe, 8)
+    outcome = job.run(pipe, 8, 0)
     result = write_report(job, outcome, has_plot=False)
     assert result["status"] == "missed"
     assert result["config"] is None

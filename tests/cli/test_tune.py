@@ -22,7 +22,20 @@ def words(model: str, tmp_path: Path) -> tuple[object, ...]:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a fox\na cat\nan owl\na dog\n")
     sizes = ("--steps", 6, "--height", 32, "--width", 32, "--calibration", 2, "--validation", 2)
-    return ("tune", "-m", model, "--prompts-file", prompts, *sizes, "--trials", 9, "-o", tmp_path / "tune")
+    return (
+        "tune",
+        "-m",
+        model,
+        "--prompts-file",
+        prompts,
+        *sizes,
+        "--trials",
+        9,
+        "--plan-trials",
+        0,
+        "-o",
+        tmp_path / "tune",
+    )
 
 
 def test_a_preset_that_enable_takes(ras_dit: Run, words: tuple[object, ...], model: str, tmp_path: Path) -> None:

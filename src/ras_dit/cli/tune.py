@@ -70,8 +70,8 @@ def tune(
     batch: Annotated[int, typer.Option(help="Pictures per call, as you will call it.", rich_help_panel=PICTURES)] = 1,
     trials: Annotated[int, typer.Option(help="Configs to try in all, known ones first.", rich_help_panel=SEARCH)] = 60,
     plan_trials: Annotated[
-        int, typer.Option(help="Changed plans to try after that, in all.", rich_help_panel=SEARCH)
-    ] = 0,
+        int, typer.Option(help="Changed plans to try after that, in all; 0 for none.", rich_help_panel=SEARCH)
+    ] = 20,
     without: Annotated[
         str,
         typer.Option(

@@ -41,11 +41,13 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """Its name, or what matters of its config."""
+        """Its name, or what differs from the defaults in its config."""
         if self.name:
             return self.name
         default, options = RASConfig().to_dict(), self.config.to_dict()
-        return ", ".join(f"{key} {value}" for key, value in options.items() if value != default[key]) or "defaults"
+        changed = {key: value for key, value in options.items() if value != default[key]}
+        is_long = {key: isinstance(value, list) and len(value) > 3 for key, value in changed.items()}
+        return ", ".join(f"{len(value)} {key}" if is_long[key] else f"{key} {value}" for key, value in changed.items())
 
     def rank(self, target: Target) -> tuple[float, float]:
         """See `Target.rank`."""

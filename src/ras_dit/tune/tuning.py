@@ -104,7 +104,7 @@ class Tuning:
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')}: got {getattr(self, name)}; allowed: at least 1.")
 
-    def run(self, pipe: Any, trials: int, plan_trials: int = 0, progress: Progress = _silent) -> Outcome:
+    def run(self, pipe: Any, trials: int = 60, plan_trials: int = 20, progress: Progress = _silent) -> Outcome:
         """Search and validate; goes on where an earlier call with the same settings stopped.
 
         Args:
