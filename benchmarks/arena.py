@@ -16,6 +16,7 @@ import ras_dit
 from benchmarks import record
 from ras_dit.arena import Arena, Method, Scene, report, suite
 from ras_dit.arena.metrics import better_by
+from ras_dit.arena.perceptual import Perceptual, Weights
 from ras_dit.embedded import GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH, embedded_scenes
 
 IMAGE = Path(__file__).parent.parent / "docs" / "images" / "arena.png"
@@ -78,7 +79,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=6)
     parser.add_argument("--suites", default="all")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--lpips-weights", type=Path, help="torchvision's VGG16 or AlexNet")
+    parser.add_argument("--inception-weights", type=Path, help="torch-fidelity's InceptionV3")
+    parser.add_argument("--clip-model", help="a transformers folder")
+    parser.add_argument("--real", type=Path, help="folder of real pictures")
     a = parser.parse_args()
+    weights = Weights(a.lpips_weights, a.inception_weights, a.clip_model, a.real)
     pipe = ras_dit.load_embedded(device=a.device)
     pipe.set_progress_bar_config(disable=True)
     found = enumerate(embedded_scenes(a.pictures))
@@ -87,7 +93,7 @@ def main() -> None:
     arena = Arena(a.folder, scenes, [*suite(a.suites), *memory_methods()], call, a.batch)
     with tqdm(total=arena.num_calls, desc="arena", unit="call") as bar:
         arena.run(pipe, bar.update)
-    result: dict[str, Any] = report(arena)
+    result: dict[str, Any] = report(arena, perceptual=Perceptual.load(weights, a.device))
     result["paired"] = paired(result["rows"])
     for row in result["rows"]:
         row.pop("per_picture")  # they are in the folder's results.json

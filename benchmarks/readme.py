@@ -138,9 +138,58 @@ def quality_blocks(result: dict[str, Any]) -> dict[str, str]:
         "arena": arena_origin(result) + "\n\n" + arena_table(others),
         "paired": paired_table(result["paired"]),
         "failures": failures or "None.\n",
+        "sensitivity": sensitivity_block(result),
         "ablation": arena_table(chosen(result, "ablation")),
         "memory": arena_table(chosen(result, "cache ")),
     }
+
+
+METRICS = {
+    "psnr": "PSNR in dB",
+    "ssim": "SSIM",
+    "lpips": "LPIPS",
+    "subject": "subject right",
+    "background": "background right",
+    "certainty": "log-likelihood of the prompt's scene in nats",
+    "clip": "CLIP score",
+    "kernel": "kernel distance to renders",
+    "frechet": "Frechet distance to renders",
+    "fid": "FID",
+    "sfid": "sFID",
+    "kid": "KID",
+}
+
+
+def metric_title(name: str) -> str:
+    """A metric's name in results.json in words."""
+    kind, _, reference = name.partition("_")
+    words = {"dense": " to dense", "converged": " to converged", "real": " to real pictures"}
+    return METRICS[kind] + words.get(reference, "")
+
+
+def sensitivity_block(result: dict[str, Any]) -> str:
+    """Whether every metric tells the dense run from that of half its steps; results from before have none."""
+    found = result.get("sensitivity")
+    if found is None:
+        return "These results are from before this check.\n"
+    lines = [
+        f"{result['num_pictures']} pictures. ({origin(result)})",
+        "",
+        f"| metric | {found['first_steps']} steps | {found['second_steps']} steps | difference | told apart |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, one in found["metrics"].items():
+        difference, low, high = one["difference"]
+        cells = (
+            metric_title(name),
+            f"{one['first']:.4g}",
+            f"{one['second']:.4g}",
+            f"{difference:+.3g} ({low:+.3g} to {high:+.3g})",
+            "yes" if one["is_told_apart"] else "**no**",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    left_out = "".join(f"* {metric_title(name)}: {why}\n" for name, why in result["left_out"].items())
+    return "\n".join([*lines, ""]) + (f"\nLeft out:\n\n{left_out}" if left_out else "")
 
 
 def paired_table(pairs: list[dict[str, Any]]) -> str:

@@ -13,8 +13,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 import ras_dit
 from ras_dit import RASConfig
 from ras_dit.arena import SUITES, AdamsBashforth2Scheduler, Arena, Method, Scene, StepCache, applied, report, suite
-from ras_dit.arena.metrics import better_by, mean_interval
-from ras_dit.arena.report import failed, table
+from ras_dit.arena.measure import Measured, is_to_itself, summary, told_apart
+from ras_dit.arena.metrics import PromptJudge, better_by, mean_interval
+from ras_dit.arena.report import text
 from ras_dit.arena.run import FlopCounter
 from ras_dit.embedded import embedded_scenes
 from tiny import inputs, run, tiny_pipeline
@@ -117,6 +118,7 @@ def test_flops_are_counted_where_they_are_spent() -> None:
 def test_an_arena_paints_once_goes_on_and_reports(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     methods = [
         Method("AB2, 3 steps", "dense", 3, "ab2"),
+        Method("Euler, 3 steps", "dense", 3),
         Method("RAS", "ras", 6, config=RASConfig(sample_ratio=0.25, warmup_steps=2)),
         Method("does not fit", "cache", 6, cache=StepCache("first_block", {"threshold": 0.1})),
     ]
@@ -143,12 +145,12 @@ def test_an_arena_paints_once_goes_on_and_reports(pipe: Any, tmp_path: Path, mon
     assert painted
     ticks: list[int] = []
     arena().run(pipe, lambda: ticks.append(1))
-    assert len(ticks) == first.num_calls == 10
+    assert len(ticks) == first.num_calls == 12
     assert all(path.stat().st_mtime_ns == before for path, before in painted.items()), "not painted again"
 
     result = report(arena())
     rows = {row["name"]: row for row in result["rows"]}
-    assert list(rows) == ["dense", "converged", "AB2, 3 steps", "RAS"]
+    assert list(rows) == ["dense", "converged", "AB2, 3 steps", "Euler, 3 steps", "RAS"]
     assert "does not fit" in result["failures"]
     assert rows["dense"]["flops_share"] == 1.0
     assert rows["AB2, 3 steps"]["flops_share"] == pytest.approx(0.5, abs=1e-3)
@@ -158,8 +160,21 @@ def test_an_arena_paints_once_goes_on_and_reports(pipe: Any, tmp_path: Path, mon
     assert "psnr_dense" not in rows["dense"]["metrics"]
     mean, low, high = rows["RAS"]["metrics"]["psnr_dense"]
     assert low <= mean <= high
+    assert all(low <= mean <= high for row in rows.values() for mean, low, high in row["metrics"].values())
+    assert {"certainty", "subject"} <= set(rows["dense"]["metrics"])
+    assert result["left_out"] == {
+        "frechet": "3 pictures; a Frechet distance needs 100.",
+        "kernel": "3 pictures; a kernel distance needs 4.",
+    }
+    apart = result["sensitivity"]
+    assert (apart["first"], apart["second"]) == ("dense", "Euler, 3 steps")
+    assert set(apart["metrics"]) == set(rows["RAS"]["metrics"])
+    assert apart["metrics"]["psnr_dense"]["first"] == 60, "the dense run is equal to itself"
+    for metric in ("psnr_dense", "ssim_dense", "psnr_converged", "ssim_converged"):
+        assert apart["metrics"][metric]["is_told_apart"], "three steps of Euler are not six"
+        assert apart["metrics"][metric]["difference"][1] > 0
     assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(result))
-    assert (tmp_path / "table.md").read_text() == table(result["rows"]) + failed(result["failures"])
+    assert (tmp_path / "table.md").read_text() == text(result)
     assert (tmp_path / "pareto.png").stat().st_size > 10_000
 
     with pytest.raises(ValueError, match="other prompts, seeds or call arguments"):
@@ -170,6 +185,30 @@ def test_an_arena_paints_once_goes_on_and_reports(pipe: Any, tmp_path: Path, mon
     methods[0] = Method("ras", "ras")
     with pytest.raises(ValueError, match="got ras twice"):
         arena()
+
+
+def test_few_pictures_have_no_frechet_distance_and_many_have_a_corrected_one() -> None:
+    """Held-out renders against themselves: the usual value falls with the number, the corrected one needs 352."""
+    judge = PromptJudge()
+    assert judge.renders is not None
+    features = judge.renders[torch.randperm(1000, generator=torch.Generator().manual_seed(0))]
+    assert set(judge.distances(features[:99])) == {"kernel"}
+    found = [summary(Measured({}, judge.distances(features[:count])), "x") for count in (100, 400)]
+    assert [set(each) for each in found] == [{"kernel", "frechet"}, {"kernel", "frechet", "frechet_corrected"}]
+    assert found[0]["frechet"][0] > found[1]["frechet"][0] > found[1]["frechet_corrected"][0]
+    estimate, low, high = found[1]["frechet_corrected"]
+    assert low < estimate < high
+
+
+def test_a_verdict_is_paired() -> None:
+    noise = [10.0, -30.0, 55.0, 2.0]
+    first, second = Measured({"psnr": [value + 1 for value in noise]}), Measured({"psnr": noise})
+    verdict = told_apart(first, second)["psnr"]
+    assert verdict["is_told_apart"]
+    assert verdict["difference"] == pytest.approx([1, 1, 1])
+    assert not told_apart(first, first)["psnr"]["is_told_apart"]
+    assert is_to_itself("fid_dense_corrected", "dense")
+    assert not is_to_itself("psnr_converged", "dense")
 
 
 def test_suites_have_distinct_names_and_unknown_ones_are_refused() -> None:

@@ -33,6 +33,18 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"solver_order": 3}, "solver_order: got 3; allowed: 1 or 2"),
     ({"kv_forecast": -0.5}, "kv_forecast: got -0.5"),
     ({"kv_forecast": 0.5, "kv_cache_dtype": "bfloat16"}, "kv_forecast: works on keys and values as they are computed"),
+    ({"step_ratios": (0.5, 1)}, "step_ratios: got 0.5 first; allowed: 1"),
+    ({"step_ratios": (1, 1.5)}, "step_ratios: got 1.5; allowed: one share"),
+    ({"step_ratios": "1,0"}, "step_ratios: got '1,0'; allowed: a tuple of shares of the tokens"),
+    ({"step_ratios": (1, 0.5), "sample_ratio": 0.5}, "sample_ratio: got 0.5; step_ratios say it"),
+    ({"step_ratios": (1, 0.5), "refresh_every": 2}, "refresh_every: got 2; step_ratios say it"),
+    ({"refresh_tolerance": 0}, "refresh_tolerance: got 0; allowed: a number above 0"),
+    ({"score_filter": "median"}, "score_filter: got 'median'; allowed: blur, dilate"),
+    ({"anchor_stride": 1}, "anchor_stride: got 1; allowed: an int of at least 2"),
+    ({"neighbor_update": 1.5}, "neighbor_update: got 1.5"),
+    ({"text_reuse": "yes"}, "text_reuse: got 'yes'; allowed: True or False"),
+    ({"forecast_below": 0}, "forecast_below: got 0; allowed: a noise level"),
+    ({"forecast_reach": 0}, "forecast_reach: got 0; allowed: a number above 0, or None"),
     ({"high_ratio": 1.01}, "high_ratio"),
     ({"starvation_scale": -1}, "starvation_scale"),
     ({"starvation_scale": float("nan")}, "starvation_scale"),
@@ -80,6 +92,11 @@ configs = st.builds(
     forecast_order=st.integers(0, 2),
     forecast_damping=st.floats(0, 1),
     token_multiple=st.integers(1, 64),
+    forecast_below=st.floats(0.01, 1),
+    forecast_reach=st.one_of(st.none(), st.floats(0.01, 3)),
+    score_filter=st.sampled_from([None, "blur", "dilate"]),
+    anchor_stride=st.one_of(st.none(), st.integers(2, 9)),
+    neighbor_update=st.floats(0, 1),
 )
 
 
@@ -125,3 +142,15 @@ def test_presets() -> None:
     with pytest.raises(ValueError, match="Did you mean 'balanced'"):
         RASConfig.preset("balance")
     assert RASConfig().replace(sample_ratio=0.5).sample_ratio == 0.5
+
+
+def test_options_of_the_plan_replace_a_listed_plan() -> None:
+    listed = RASConfig(step_ratios=(1, 0.25, 0), solver_order=2)
+    assert listed.has_savings
+    assert listed.skips
+    assert listed.replace(seed=3).step_ratios == (1, 0.25, 0)
+    changed = listed.replace(sample_ratio=0.5)
+    assert (changed.step_ratios, changed.sample_ratio, changed.solver_order) == ((), 0.5, 2)
+    assert not listed.dense.has_savings
+    assert RASConfig.from_json(listed.to_json()) == listed
+    assert RASConfig(sample_ratio=1.0, skip_steps=(5,)).has_savings

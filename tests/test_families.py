@@ -19,13 +19,14 @@ import ras_dit
 from families import all_cases, one_case_per_class
 from families.case import FamilyCase
 from ras_dit import RASConfig
-from ras_dit.models import token_plan_of
+from ras_dit.models import TOKEN_PLANS, token_plan_of
 from ras_dit.seams import PatchedMethod
 from ras_dit.session import transformers_of
 
 REGION = RASConfig(sample_ratio=0.25, warmup_steps=2)
 CASES = {case.name: case for case in all_cases()}
 ONE_PER_CLASS = [case.name for case in one_case_per_class().values()]
+REUSES_TEXT = [case.name for cls, case in one_case_per_class().items() if TOKEN_PLANS[cls].text_rows]
 
 
 def run(case: FamilyCase, pipe: Any, size: tuple[int, int, int]) -> torch.Tensor:
@@ -185,6 +186,42 @@ def test_fresh_keys_and_values_give_the_dense_tokens(name: str) -> None:
             dense = outputs[index % case.num_calls]
             difference = grid.patchify(output) - grid.patchify(dense)
             assert difference.abs().max() == 0.0, f"call {index} of size {size}"
+
+
+@pytest.mark.parametrize("name", REUSES_TEXT)
+@torch.no_grad()
+def test_text_that_is_not_computed_serves_as_it_was(name: str) -> None:
+    """As above, with the text computed in dense steps only; what is computed is what the cost says."""
+    case = CASES[name]
+    pipe = case.build()
+    size = sizes_of(case)[0]
+    outputs, trace = region_noises(case, pipe, size, factor=1.0, kv_forecast=0.8, text_reuse=True)
+    assert trace.steps[-1].kind == "region"
+    grid = trace.grid
+    assert grid is not None
+    for index, output in enumerate(outputs):
+        difference = grid.patchify(output) - grid.patchify(outputs[index % case.num_calls])
+        assert difference.abs().max() < 1e-5, f"call {index}"
+    counted: list[float] = []
+    rows: list[int] = []
+    config = REGION.replace(text_reuse=True)
+    with ras_dit.accelerate(pipe, config) as handle, counting(pipe, counted, rows), sdpa_kernel(SDPBackend.MATH):
+        reused = run(case, pipe, size)
+    plan = handle._session.plan
+    assert plan is not None
+    assert plan.cost is not None
+    assert plan.cost.total_flops * sum(rows) / len(plan) == pytest.approx(sum(counted), rel=case.flops_tolerance)
+    with ras_dit.accelerate(pipe, REGION) as handle:
+        assert not torch.equal(run(case, pipe, size), reused)
+    whole = handle._session.plan
+    assert whole is not None
+    assert whole.speedup_limit < plan.speedup_limit
+
+
+def test_text_reuse_is_refused_where_it_is_not_known_to_work() -> None:
+    case = one_case_per_class()["PixArtTransformer2DModel"]
+    with pytest.raises(ValueError, match="text_reuse: got PixArtTransformer2DModel; allowed: BriaTr"):
+        ras_dit.enable(case.build(), RASConfig(text_reuse=True))
 
 
 def calling_thrice(transformer: Any) -> bool:

@@ -14,6 +14,7 @@ import ras_dit
 SOURCE = Path(ras_dit.__file__).parent
 ORDER = [
     "region",
+    "config_checks",
     "config",
     "geometry",
     "plan",
@@ -38,6 +39,7 @@ ORDER = [
     "embedded",
     "arena",
     "tune",
+    "study",
     "cli",
 ]
 
@@ -74,6 +76,7 @@ def test_imports_go_one_way() -> None:
     [
         ("import ras_dit", {"torch", "diffusers", "typer"}),
         ("import ras_dit.cli", {"torch", "diffusers", "transformers", "optuna"}),
+        ("import ras_dit.study", {"torch", "diffusers", "typer", "rich", "matplotlib", "PIL"}),
         ("import ras_dit; ras_dit.enable", {"triton", "matplotlib", "gradio", "typer", "diffusers", "transformers"}),
     ],
 )

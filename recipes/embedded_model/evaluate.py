@@ -141,11 +141,9 @@ def sample_all(
 
 
 def save_reference(classifier: SceneClassifier, renderer: Renderer) -> None:
-    """Ship mean and covariance of the features of held-out renders, so that others need neither font nor renderer."""
+    """Ship the features of held-out renders, so that others need neither font nor renderer."""
     renders = np.stack([renderer.render(REFERENCE_SEED, i)[0] for i in range(NUM_REFERENCES)])
-    features = classify(classifier, halve(to_unit(renders)))["features"].double()
-    tensors = {"mean": features.mean(0).float(), "covariance": torch.cov(features.T).float()}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, RENDERS)
+    save_file({"features": classify(classifier, halve(to_unit(renders)))["features"].half().contiguous()}, RENDERS)
     RENDERS.chmod(0o644)
 
 

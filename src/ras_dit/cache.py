@@ -278,12 +278,13 @@ class KVCache:
         passed = advance.of_sequence(rows, self.length)  # a model that attends image by image shares one set (Mochi)
         self.per_sigma = passed[: self.key.shape[0]].to(self.key.dtype)
 
-    def aim(self, rows: RowIndex, advance: KVAdvance | None = None) -> None:
+    def aim(self, rows: RowIndex, advance: KVAdvance | None = None, keeps_others: bool = False) -> None:
         """Lay out where the rows of a region step go; `merge` and `mask_for` then only read tensors and numbers.
 
         Args:
             rows: computed rows, placed in this sequence.
             advance: from the last step to this one, where keys and values are forecast.
+            keeps_others: the rows beside the grid are not computed either; what was kept of them stays.
         """
         self.index = rows.heads_index(self.num_heads, self.length)
         is_uniform = isinstance(rows.offset, int)
@@ -292,6 +293,9 @@ class KVCache:
         self.begin = rows.offset if isinstance(rows.offset, int) else 0
         self.middle = self.begin + rows.num_active if is_uniform else self.length
         self.end = self.begin + rows.num_tokens if is_uniform else self.length
+        if keeps_others:
+            assert is_uniform
+            self.begin, self.middle, self.end = 0, rows.num_active, self.length
         self.queries = rows.positions(self.length) if self.mask is not None else None
         self.queries_are_alike = rows.is_alike
         self.advance = advance if self.keeps else None

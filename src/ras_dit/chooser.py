@@ -76,7 +76,7 @@ class TokenChooser:
             size = (model_output.shape[0], self.grid.num_tokens)
             self._age = torch.zeros(size, device=model_output.device)
             self._drop_count = torch.full(size, -(len(self.plan) + 1), device=model_output.device)
-        if self.config.importance == "error":
+        if self.config.importance == "error" or self.config.refresh_tolerance is not None:
             self._guided.record(self.grid.patchify(model_output), self.sigmas[index], is_active)
         waited = self._age + 1
         self._age = torch.zeros_like(waited) if is_active is None else waited.masked_fill(is_active, 0)
@@ -94,7 +94,8 @@ class TokenChooser:
             return self._choose_by_reference(model_output, index)
         if config.importance in ("std", "l2norm"):
             metric = importance.displacement_metric(model_output.float(), self.grid, config.importance)  # type: ignore[arg-type]
-            score = self._settled(importance.starved(metric, self._age, config.starvation_scale), wanted=-torch.inf)
+            score = importance.starved(metric, self._age, config.starvation_scale)
+            score = -self._settled(-score, step.index)  # these rank the wanted ones low
             num_drop = self.grid.num_tokens - step.num_active
             num_outside = 0 if self.allowed is None else int((~self.allowed).sum(dim=1).max())
             num_high = min(num_drop, max(round(num_drop * config.high_ratio), num_outside))
@@ -105,27 +106,47 @@ class TokenChooser:
             score = self._shuffled(model_output.device, step.index)
             if config.importance == "round_robin":
                 score = score + self._age
-        return selection.top_k(self._settled(score, wanted=torch.inf), step.num_active)
+        return selection.top_k(self._settled(score, step.index), step.num_active)
 
-    def _settled(self, score: torch.Tensor, wanted: float) -> torch.Tensor:
-        """The score after what the model asks for: tokens that every step computes, one set for all images.
+    def predicted_error(self, index: int, active: torch.Tensor | None) -> float:
+        """How far the noise of an evaluation will be off where it is not computed, as a share of the noise: the root
+        mean square over the tokens of the worst image.
 
         Args:
-            score: [images, N].
-            wanted: the score that is chosen first.
+            index: of the evaluation.
+            active: tokens that it would compute [images, K]; None for none.
         """
+        error = importance.predicted_error(self._guided, self.sigmas[index])
+        if active is not None:
+            error = error.scatter(1, active, 0)
+        noise = self._guided.values[0].norm(dim=-1)
+        return float((error.square().sum(dim=1) / noise.square().sum(dim=1)).sqrt().max())
+
+    def _settled(self, score: torch.Tensor, index: int) -> torch.Tensor:
+        """The score after what user and model ask for: neighbours alike, anchors, a region, one set for all images,
+        tokens that every step computes.
+
+        Args:
+            score: [images, N], high where a token is wanted.
+            index: of the evaluation.
+        """
+        if self.config.score_filter is not None:
+            score = importance.filtered(score, self.grid, self.config.score_filter)
         if not self.is_per_image and score.shape[0] > 1:
             self.note(
                 "The position tables of this transformer serve all images of a batch: they share one active set.",
                 is_warning=False,
             )
             score = score.mean(dim=0, keepdim=True).expand_as(score)
+        if self.config.anchor_stride is not None:
+            is_anchor = importance.anchors(self.grid, self.config.anchor_stride, index, score.device)
+            above = score.amax(dim=1, keepdim=True) - score.amin(dim=1, keepdim=True) + 1
+            score = torch.where(is_anchor, score + above, score)  # in their order, if they are too many
         if self.allowed is not None:
-            is_outside = ~self._allowed_in(score)
-            score = score.masked_fill(is_outside, -wanted)
+            score = score.masked_fill(~self._allowed_in(score), -torch.inf)
         if self.num_first:
             score = score.clone()
-            score[:, : self.num_first] = wanted
+            score[:, : self.num_first] = torch.inf
         return score
 
     def _allowed_in(self, score: torch.Tensor) -> torch.Tensor:

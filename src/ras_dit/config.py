@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
 
+from ras_dit.config_checks import (
+    PLAN_OPTIONS,
+    Importance,
+    KVCacheDType,
+    Position,
+    Rules,
+    ScoreFilter,
+    check,
+    nearest,
+)
 from ras_dit.region import RegionOfInterest
-
-Importance = Literal["error", "std", "l2norm", "random", "round_robin"]
-Rules = Literal["ras_dit", "reference"]
-KVCacheDType = Literal["float8_e4m3fn", "float8_e5m2", "bfloat16", "float16"]
-Position = int | float
-"""A step of the run: an int is an evaluation index, a float in (0, 1) a share of the run."""
 
 
 def _option(default: Any, help: str, *, important: bool = False) -> Any:
@@ -77,6 +80,16 @@ class RASConfig:
     skip_steps: tuple[Position, ...] = _option(
         (), "Evaluations that compute no token at all: everything is forecast. Not inside the warm-up."
     )
+    step_ratios: tuple[float, ...] = _option(
+        (),
+        "A whole plan: the share of tokens of every evaluation, 1 dense and 0 skipped, instead of the options above. A "
+        "run of another length takes for every step the share that stands nearest.",
+    )
+    refresh_tolerance: float | None = _option(
+        None,
+        "Run a region or skipped step dense if the predicted error of the tokens left out exceeds this share of the "
+        "noise (> 0, try 0.1). On a GPU this waits for the device once a step.",
+    )
     end_step: int | None = _option(None, "Last evaluation that may be a region step (inclusive); all later ones dense.")
     starvation_scale: float = _option(
         0.1, "std and l2norm: how fast a token that was not computed gains importance, per step (>= 0)."
@@ -86,6 +99,34 @@ class RASConfig:
     )
     forecast_damping: float = _option(
         0.5, "Slope of the forecast is multiplied by this, in [0, 1]; 0 equals forecast_order 0."
+    )
+    score_filter: ScoreFilter | None = _option(
+        None, "Make neighbours alike in the ranking: blur (mean) or dilate (maximum) of the score over 3 x 3 tokens."
+    )
+    anchor_stride: int | None = _option(
+        None,
+        "In every cell of this many tokens a side, one is always computed, each in its turn (>= 2): no place is left "
+        "alone for long.",
+    )
+    neighbor_update: float = _option(
+        0.0,
+        "Tokens that are not computed take this share, in [0, 1], of what the forecast missed at their computed "
+        "neighbours (3 x 3).",
+    )
+    text_reuse: bool = _option(
+        False,
+        "Text tokens of joint attention are computed in dense steps only; region steps attend to their last keys and "
+        "values. Stable Diffusion 3 and FLUX.1.",
+    )
+    forecast_below: float = _option(
+        1.0,
+        "Forecasts (of noise, and of keys and values) extrapolate below this noise level only, in (0, 1]; above it, "
+        "where a step says little about the next one, the last value is reused.",
+    )
+    forecast_reach: float | None = _option(
+        1.0,
+        "A slope is followed at most this many times the distance of the two values it was taken from (> 0); None "
+        "follows it any far.",
     )
     forecast_midpoint: bool = _option(
         False, "Forecast at the middle of the step's sigma interval (Euler schedulers only)."
@@ -118,18 +159,16 @@ class RASConfig:
     skip_num_step_length: int = _option(0, "Reference rules only: steps between two such changes.")
 
     def __post_init__(self) -> None:
-        for name in ("refresh_steps", "skip_steps"):
+        for name in ("refresh_steps", "skip_steps", "step_ratios"):
             value = getattr(self, name)
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 value = (value,)
             if not isinstance(value, (tuple, list)):
-                raise ValueError(f"{name}: got {value!r}; allowed: a tuple of step indices or shares of the run.")
+                of_what = "shares of the tokens" if name == "step_ratios" else "step indices or shares of the run"
+                raise ValueError(f"{name}: got {value!r}; allowed: a tuple of {of_what}.")
             object.__setattr__(self, name, tuple(value))
         object.__setattr__(self, "region_of_interest", _region(self.region_of_interest))
-        _check_ratios(self)
-        _check_steps(self)
-        _check_choices(self)
-        _check_rules(self)
+        check(self)
 
     # ------------------------------------------------------------------ making one
 
@@ -137,7 +176,7 @@ class RASConfig:
     def preset(cls, name: str) -> RASConfig:
         """The named preset: ``quality``, ``balanced`` or ``fast``. Their steps scale with the length of the run."""
         if name not in PRESETS:
-            raise ValueError(f"preset: got {name!r}; allowed: {', '.join(PRESETS)}.{_nearest(name, PRESETS)}")
+            raise ValueError(f"preset: got {name!r}; allowed: {', '.join(PRESETS)}.{nearest(name, PRESETS)}")
         return PRESETS[name]
 
     @classmethod
@@ -184,8 +223,30 @@ class RASConfig:
             skip_num_step_length=skip_num_step_length,
         )
 
+    @property
+    def has_savings(self) -> bool:
+        """Whether any evaluation may compute less than all tokens."""
+        if self.step_ratios:
+            return min(self.step_ratios) < 1
+        return self.sample_ratio < 1 or bool(self.skip_steps)
+
+    @property
+    def skips(self) -> bool:
+        """Whether any evaluation may compute no token at all."""
+        return bool(self.skip_steps) or 0 in self.step_ratios
+
+    @property
+    def dense(self) -> RASConfig:
+        """The same with every evaluation over all tokens."""
+        return self.replace(sample_ratio=1.0, skip_steps=(), step_ratios=())
+
     def replace(self, **changes: Any) -> RASConfig:
-        """A copy with some options changed (validated again)."""
+        """A copy with some options changed (validated again).
+
+        An option that describes the plan (`sample_ratio`, `refresh_every` ...) takes the place of ``step_ratios``.
+        """
+        if self.step_ratios and any(name in PLAN_OPTIONS for name in changes):
+            changes = {"step_ratios": (), **changes}
         return RASConfig.from_dict({**self.to_dict(), **changes})
 
     # ------------------------------------------------------------------ dict, JSON, YAML
@@ -209,7 +270,7 @@ class RASConfig:
         names = [f.name for f in dataclasses.fields(cls)]
         for key in values:
             if key not in names:
-                hint = _nearest(str(key), names)
+                hint = nearest(str(key), names)
                 raise ValueError(f"RASConfig: got the unknown option {key!r}.{hint} Allowed: {', '.join(names)}.")
         return cls(**values)
 
@@ -256,34 +317,6 @@ def _config_suffix(path: Path) -> str:
     return suffix
 
 
-def _nearest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
-
-
-def _is_number(value: Any, *kinds: type) -> bool:
-    return isinstance(value, kinds or (int, float)) and not isinstance(value, bool)
-
-
-def _check_ratios(config: RASConfig) -> None:
-    for name in ("sample_ratio", "final_sample_ratio", "kv_cache_layers"):
-        value = getattr(config, name)
-        if value is None and name == "final_sample_ratio":
-            continue
-        if not _is_number(value) or not 0 < value <= 1:
-            of_what = "layers" if name == "kv_cache_layers" else "tokens"
-            raise ValueError(
-                f"{name}: got {value!r}; allowed: a share of the {of_what} in (0, 1]. Use 0.25 for a quarter of them, "
-                "1.0 for all."
-            )
-    for name in ("high_ratio", "forecast_damping", "kv_forecast"):
-        value = getattr(config, name)
-        if not _is_number(value) or not 0 <= value <= 1:
-            raise ValueError(f"{name}: got {value!r}; allowed: a number in [0, 1].")
-    if not _is_number(config.starvation_scale) or not config.starvation_scale >= 0:
-        raise ValueError(f"starvation_scale: got {config.starvation_scale!r}; allowed: a number of at least 0.")
-
-
 def _region(value: Any) -> RegionOfInterest | Literal["inpaint"] | None:
     if value is None or isinstance(value, RegionOfInterest):
         return value
@@ -292,102 +325,6 @@ def _region(value: Any) -> RegionOfInterest | Literal["inpaint"] | None:
     if isinstance(value, Mapping):
         return RegionOfInterest(**value)
     return RegionOfInterest.of(value)
-
-
-def _check_position(name: str, value: Any) -> None:
-    is_index = _is_number(value, int) and value >= 0
-    is_share = _is_number(value, float) and 0 < value < 1
-    if not (is_index or is_share):
-        raise ValueError(
-            f"{name}: got {value!r}; allowed: a step index (int, at least 0) or a share of the run (float in (0, 1))."
-        )
-
-
-def _check_steps(config: RASConfig) -> None:
-    _check_position("warmup_steps", config.warmup_steps)
-    for name in ("refresh_steps", "skip_steps"):
-        for value in getattr(config, name):
-            _check_position(name, value)
-    if config.warmup_steps == 0 and config.sample_ratio < 1:
-        raise ValueError(
-            "warmup_steps: got 0; allowed: at least 1 when sample_ratio < 1, because a region step needs the keys, "
-            "values and noise of a dense one before it. Use warmup_steps=1."
-        )
-    every = config.refresh_every
-    if every is not None and (not _is_number(every, int) or every < 2):
-        raise ValueError(f"refresh_every: got {every!r}; allowed: an int of at least 2, or None.")
-    end = config.end_step
-    if end is not None and (not _is_number(end, int) or end < 0):
-        raise ValueError(f"end_step: got {end!r}; allowed: an int of at least 0, or None.")
-
-
-def _check_choices(config: RASConfig) -> None:
-    for name, kind in (("importance", Importance), ("rules", Rules)):
-        value, allowed = getattr(config, name), get_args(kind)
-        if value not in allowed:
-            raise ValueError(f"{name}: got {value!r}; allowed: {', '.join(allowed)}.{_nearest(str(value), allowed)}")
-    if not _is_number(config.forecast_order, int) or config.forecast_order not in (0, 1, 2):
-        raise ValueError(f"forecast_order: got {config.forecast_order!r}; allowed: 0, 1 or 2.")
-    if not isinstance(config.forecast_midpoint, bool):
-        raise ValueError(f"forecast_midpoint: got {config.forecast_midpoint!r}; allowed: True or False.")
-    if not _is_number(config.token_multiple, int) or config.token_multiple < 1:
-        raise ValueError(f"token_multiple: got {config.token_multiple!r}; allowed: an int of at least 1.")
-    if not _is_number(config.solver_order, int) or config.solver_order not in (1, 2):
-        raise ValueError(f"solver_order: got {config.solver_order!r}; allowed: 1 or 2.")
-    if config.kv_forecast and (config.kv_cache_dtype is not None or config.kv_cache_device is not None):
-        raise ValueError(
-            "kv_forecast: works on keys and values as they are computed; give it without kv_cache_dtype and "
-            "kv_cache_device."
-        )
-    if config.kv_cache_dtype not in (None, *get_args(KVCacheDType)):
-        dtypes = ", ".join(get_args(KVCacheDType))
-        raise ValueError(f"kv_cache_dtype: got {config.kv_cache_dtype!r}; allowed: {dtypes}, or None.")
-    if config.kv_cache_device is not None and not isinstance(config.kv_cache_device, str):
-        raise ValueError(f"kv_cache_device: got {config.kv_cache_device!r}; allowed: a device such as 'cpu', or None.")
-    for name in ("seed", "skip_num_step", "skip_num_step_length"):
-        if not _is_number(getattr(config, name), int):
-            raise ValueError(f"{name}: got {getattr(config, name)!r}; allowed: an int.")
-
-
-def _check_rules(config: RASConfig) -> None:
-    if config.rules == "reference":
-        _check_reference(config)
-    elif config.skip_num_step or config.skip_num_step_length:
-        raise ValueError(
-            "skip_num_step and skip_num_step_length belong to reference rules: use RASConfig.reference(...), or "
-            "final_sample_ratio for a ratio that changes over the run."
-        )
-
-
-def _check_reference(config: RASConfig) -> None:
-    defaults = {f.name: f.default for f in dataclasses.fields(config)}
-    for name in (
-        "final_sample_ratio",
-        "skip_steps",
-        "refresh_every",
-        "token_multiple",
-        "forecast_midpoint",
-        "solver_order",
-        "kv_forecast",
-        "region_of_interest",
-    ):
-        if getattr(config, name) != defaults[name]:
-            raise ValueError(f"{name}: got {getattr(config, name)!r}; the reference rules have no such option.")
-    if config.importance not in ("std", "l2norm") or config.forecast_order != 0:
-        raise ValueError(
-            f"reference rules: got importance={config.importance!r}, forecast_order={config.forecast_order}; "
-            "allowed: importance 'std' or 'l2norm' with forecast_order 0."
-        )
-    for name in ("warmup_steps", "refresh_steps"):
-        values = getattr(config, name)
-        for value in values if isinstance(values, tuple) else (values,):
-            if not _is_number(value, int):
-                raise ValueError(f"{name}: got {value!r}; the reference rules count in whole steps: give ints.")
-    if bool(config.skip_num_step) != bool(config.skip_num_step_length) or config.skip_num_step_length < 0:
-        raise ValueError(
-            f"skip_num_step={config.skip_num_step}, skip_num_step_length={config.skip_num_step_length}: give both "
-            "(the length at least 1), or leave both 0."
-        )
 
 
 PRESETS: dict[str, RASConfig] = {

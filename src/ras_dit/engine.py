@@ -10,7 +10,7 @@ from typing import Any
 
 from ras_dit.config import PRESETS, RASConfig
 from ras_dit.flops import plan_cost
-from ras_dit.models import token_plan_of
+from ras_dit.models import TOKEN_PLANS, token_plan_of
 from ras_dit.models.sizes import grid_for_size
 from ras_dit.plan import Plan, build_plan
 from ras_dit.schedule import why_stochastic
@@ -28,7 +28,8 @@ class Summary:
         num_steps: transformer evaluations that ran.
         num_dense: those over all tokens.
         token_steps: T, the sum of computed / all tokens.
-        predicted_speedup: dense FLOPs over planned FLOPs of the transformer.
+        predicted_speedup: dense FLOPs over those of the steps as they ran (before anything ran: as planned), of the
+            transformer.
         measured_speedup: dense time over spent time of the transformer, from the run's own dense steps.
         notes: why anything ran otherwise than planned.
     """
@@ -109,7 +110,7 @@ class Handle:
             num_steps=len(trace.steps),
             num_dense=sum(step.kind == "dense" for step in trace.steps),
             token_steps=trace.token_steps,
-            predicted_speedup=plan.speedup_limit if plan is not None else None,
+            predicted_speedup=None if plan is None else _limit_of(trace, plan),
             measured_speedup=trace.measured_speedup,
             notes=tuple(trace.notes),
         )
@@ -129,6 +130,15 @@ class Handle:
     def __repr__(self) -> str:
         state = "enabled" if self._is_enabled else "disabled"
         return f"<ras_dit.Handle {state} on {type(self._session.transformer).__name__}>"
+
+
+def _limit_of(trace: Trace, plan: Plan) -> float:
+    """Dense FLOPs over those of the steps that ran."""
+    if plan.cost is None or not trace.steps:
+        return plan.speedup_limit
+    counts = [trace.num_tokens if step.active is None else step.active.shape[1] for step in trace.steps]
+    spent = sum(plan.cost.flops_of[count] for count in counts if count)
+    return plan.cost.dense_flops * len(counts) / spent
 
 
 def plan_for(
@@ -197,11 +207,20 @@ def enable(pipe: Any, config: RASConfig | str | Path | None = None, *, preset: s
             "enable: RAS is already enabled on this pipeline's transformer. Call ras_dit.disable(pipe) first, then "
             "enable it with the new config."
         )
+    _check_text_reuse(pipe, chosen)
     handle = Handle(pipe, chosen)
     setattr(pipe.transformer, _MARK, handle)
-    if chosen.sample_ratio < 1 and (reason := why_stochastic(pipe.scheduler)):
+    if chosen.has_savings and (reason := why_stochastic(pipe.scheduler)):
         handle._session.note(f"{reason}: noise cannot be carried from step to step, so the whole run was dense.")
     return handle
+
+
+def _check_text_reuse(pipe: Any, config: RASConfig) -> None:
+    if config.text_reuse and not token_plan_of(pipe.transformer).text_rows:
+        able = ", ".join(name for name, token_plan in sorted(TOKEN_PLANS.items()) if token_plan.text_rows)
+        raise ValueError(
+            f"text_reuse: got {type(pipe.transformer).__name__}; allowed: {able}. Leave it out for others."
+        )
 
 
 def disable(pipe: Any) -> None:

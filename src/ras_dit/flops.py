@@ -21,6 +21,7 @@ def step_flops(
     num_extra: int = 0,
     kv_cache_layers: float = 1.0,
     has_timestep_per_token: bool = False,
+    text_reuse: bool = False,
 ) -> float:
     """Multiply-adds times two of one evaluation for one row of the batch.
 
@@ -35,13 +36,14 @@ def step_flops(
         num_extra: reference tokens M beside the grid, always computed.
         kv_cache_layers: share of the layers that attend over all keys in a region step.
         has_timestep_per_token: every computed image token has a time embedding of its own.
+        text_reuse: text tokens are attended to, and not computed.
     """
-    image = num_active + num_extra
+    image, num_queries = num_active + num_extra, 0 if text_reuse else num_text
     rows = {
         "image": image,
         "all_image": num_tokens + num_extra,
-        "text": num_text,
-        "joint": image + num_text,
+        "text": num_queries,
+        "joint": image + num_queries,
         "twice": 2 * image,
         "row": 1,
         "timestep": image if has_timestep_per_token else 1,
@@ -119,9 +121,13 @@ def plan_cost(
     """
     num_tokens = plan.num_tokens
     share, is_timed = config.kv_cache_layers, has_timestep_per_token
+
+    def flops(count: int) -> float:
+        reuses = config.text_reuse and count < num_tokens
+        return step_flops(token_plan, transformer, count, num_tokens, num_text, num_extra, share, is_timed, reuses)
+
     by_count = {
-        count: step_flops(token_plan, transformer, count, num_tokens, num_text, num_extra, share, is_timed)
-        for count in {num_tokens, *(step.num_active for step in plan if step.kind != "skip")}
+        count: flops(count) for count in {num_tokens, *(step.num_active for step in plan if step.kind != "skip")}
     }
     total = sum(by_count[step.num_active] for step in plan if step.kind != "skip")
     element = next((p.element_size() for p in transformer.parameters()), 4)
@@ -134,4 +140,4 @@ def plan_cost(
         for (module, stream), keeps in zip(modules, keeping_layers(config.kv_cache_layers, len(modules)), strict=True):
             length = _sequence_length(stream, num_tokens + num_extra, num_text)
             cache += copies * _width(module) * length * element * keeps
-    return Cost(by_count[num_tokens], total, cache)
+    return Cost(by_count[num_tokens], total, cache, by_count)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
+
+from ras_dit.geometry import TokenGrid
 
 
 class TokenHistory:
@@ -46,7 +49,7 @@ class TokenHistory:
         is_again = ~is_new if is_active is None else ~is_new & is_active
         self.values[0] = torch.where(is_again[..., None], tokens, self.values[0])
 
-    def forecast(self, sigma: float, order: int, damping: float) -> torch.Tensor:
+    def forecast(self, sigma: float, order: int, damping: float, reach: float | None = None) -> torch.Tensor:
         """Values at ``sigma`` by Newton's divided differences through the last ``order + 1`` computed ones.
 
         A token with fewer values gets the highest order that those allow.
@@ -55,6 +58,8 @@ class TokenHistory:
             sigma: where the values are wanted.
             order: 0 reuses, 1 is a line, 2 a parabola; at most ``depth - 1``.
             damping: factor on everything beyond the last value, in [0, 1].
+            reach: a token's values are not extrapolated farther than this times the distance of its last two; None for
+                any far.
 
         Returns:
             [R, N, D] float32.
@@ -63,12 +68,15 @@ class TokenHistory:
         if order == 0 or damping == 0:
             return last
         h = sigma - self.sigmas[0]
+        if reach is not None:
+            limit = reach * (self.sigmas[0] - self.sigmas[1]).abs().nan_to_num(torch.inf)
+            h = h.clamp(-limit, limit)
         slope = _divided_difference(self.values[0], self.values[1], self.sigmas[0] - self.sigmas[1])
         change = slope * h[..., None]
         if order == 2:
             earlier = _divided_difference(self.values[1], self.values[2], self.sigmas[1] - self.sigmas[2])
             curvature = _divided_difference(slope, earlier, self.sigmas[0] - self.sigmas[2])
-            change = change + curvature * (h * (sigma - self.sigmas[1]).nan_to_num())[..., None]
+            change = change + curvature * (h * (h + self.sigmas[0] - self.sigmas[1]).nan_to_num())[..., None]
         return last + damping * change
 
 
@@ -76,3 +84,28 @@ def _divided_difference(newer: torch.Tensor, older: torch.Tensor, gap: torch.Ten
     """(newer - older) / gap per token, 0 where the older value is missing."""
     difference = (newer - older) / gap[..., None]
     return torch.where(gap.isnan()[..., None], torch.zeros_like(difference), difference)
+
+
+def missed_nearby(missed: torch.Tensor, is_active: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
+    """What the forecast missed around each token: the mean over the computed ones of its 3 x 3 neighbours in a frame.
+
+    Args:
+        missed: computed minus forecast noise [R, N, D]; rows of tokens that were not computed are not read.
+        is_active: computed tokens [R, N].
+        grid: where the tokens lie.
+
+    Returns:
+        [R, N, D], 0 where no neighbour was computed.
+    """
+    weight = is_active[..., None].to(missed.dtype)
+    weighed = torch.where(is_active[..., None], missed, torch.zeros_like(missed))
+    total = _sum_nearby(torch.cat([weighed, weight], dim=-1), grid)
+    return total[..., :-1] / total[..., -1:].clamp_min(1)
+
+
+def _sum_nearby(tokens: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
+    """Sums over 3 x 3 tokens of a frame [R, N, D]."""
+    num_rows, _, depth = tokens.shape
+    frames = tokens.reshape(num_rows * grid.num_frames, grid.height, grid.width, depth).permute(0, 3, 1, 2)
+    sums = F.avg_pool2d(frames, 3, stride=1, padding=1, divisor_override=1)
+    return sums.permute(0, 2, 3, 1).reshape(tokens.shape)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 
 from ras_dit.forecast import TokenHistory
 from ras_dit.geometry import TokenGrid
@@ -66,3 +68,51 @@ def starved(metric: torch.Tensor, age: torch.Tensor, starvation_scale: float) ->
 def reference_starved(metric: torch.Tensor, drop_count: torch.Tensor, starvation_scale: float) -> torch.Tensor:
     """The authors' sign: every drop raises the score, and a high score is dropped again (see RASConfig.reference)."""
     return metric * torch.exp(starvation_scale * drop_count)
+
+
+def filtered(score: torch.Tensor, grid: TokenGrid, kind: Literal["blur", "dilate"]) -> torch.Tensor:
+    """The score with neighbours made alike: the mean or the maximum over 3 x 3 tokens of a frame, as far as they exist.
+
+    Args:
+        score: [B, N].
+        grid: where the tokens lie.
+        kind: ``blur`` or ``dilate``.
+
+    Returns:
+        [B, N].
+    """
+    frames = score.reshape(-1, 1, grid.height, grid.width)
+    if kind == "blur":
+        frames = F.avg_pool2d(frames, 3, stride=1, padding=1, count_include_pad=False)
+    else:
+        frames = F.max_pool2d(frames, 3, stride=1, padding=1)
+    return frames.reshape(score.shape)
+
+
+def anchors(grid: TokenGrid, stride: int, index: int, device: torch.device | None = None) -> torch.Tensor:
+    """One token of every cell of ``stride`` x ``stride`` tokens, another one at every evaluation, all in turn.
+
+    Consecutive evaluations take places that lie apart. In a cell that the border cuts, some turns go without.
+
+    Args:
+        grid: where the tokens lie.
+        stride: side of a cell.
+        index: of the evaluation.
+        device: of the mask.
+
+    Returns:
+        Mask [N] bool.
+    """
+    turn = index * _coprime_step(stride) % stride**2
+    rows = torch.arange(grid.height, device=device) % stride == turn // stride
+    columns = torch.arange(grid.width, device=device) % stride == turn % stride
+    return (rows[:, None] & columns).flatten().repeat(grid.num_frames)
+
+
+def _coprime_step(stride: int) -> int:
+    """A step through the places of a cell that comes by all of them: their golden section, made coprime."""
+    count = stride**2
+    step = round(count * 0.618)
+    while math.gcd(step, count) != 1:
+        step += 1
+    return step

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ras_dit.config import Position, RASConfig
@@ -38,11 +38,13 @@ class Cost:
         dense_flops: one dense evaluation, all rows of the batch.
         total_flops: the whole plan.
         kv_cache_bytes: keys and values kept between steps, in the transformer's dtype.
+        flops_of: one evaluation by its number of computed image tokens, as far as the plan has it.
     """
 
     dense_flops: float
     total_flops: float
     kv_cache_bytes: int
+    flops_of: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,10 @@ def build_plan(
         steps = list(_reference_steps(config, num_steps, num_tokens, dense_step))
     else:
         allowed = num_tokens if num_allowed is None else num_allowed
-        steps = list(_adaptive_steps(config, num_steps, num_tokens, num_first, allowed, dense_step))
+        shares = _listed_shares(config, num_steps) if config.step_ratios else _adaptive_shares(config, num_steps)
+        if dense_step is not None:
+            shares[dense_step] = 1.0
+        steps = [_step(config, index, share, num_tokens, num_first, allowed) for index, share in enumerate(shares)]
     return Plan(_mark_captures(steps, needs_earlier=config.kv_forecast > 0), num_tokens)
 
 
@@ -156,9 +161,8 @@ def _num_warmup(config: RASConfig, num_steps: int) -> int:
     return config.warmup_steps
 
 
-def _adaptive_steps(
-    config: RASConfig, num_steps: int, num_tokens: int, num_first: int, num_allowed: int, dense_step: int | None
-) -> Iterable[StepPlan]:
+def _adaptive_shares(config: RASConfig, num_steps: int) -> list[float]:
+    """Share of the tokens of every evaluation, from the options that describe a plan."""
     warmup = _num_warmup(config, num_steps)
     refresh = {resolve_position("refresh_steps", step, num_steps) for step in config.refresh_steps}
     skip = {resolve_position("skip_steps", step, num_steps) for step in config.skip_steps}
@@ -166,8 +170,6 @@ def _adaptive_steps(
         raise ValueError(f"skip_steps and refresh_steps: both hold {clash}; a step is either dense or skipped.")
     if early := sorted(step for step in skip if step < warmup):
         raise ValueError(f"skip_steps: got {early}, inside the warm-up of {warmup} steps; skip later ones.")
-    if dense_step is not None:
-        refresh, skip = refresh | {dense_step}, skip - {dense_step}
     every = config.refresh_every
     end = num_steps - 1 if config.end_step is None else config.end_step
 
@@ -175,28 +177,35 @@ def _adaptive_steps(
         is_periodic = every is not None and (index - warmup) % every == every - 1
         return index < warmup or index > end or ((index in refresh or is_periodic) and index not in skip)
 
-    region = [i for i in range(num_steps) if not is_dense(i) and i not in skip]
-    positions = {index: order / max(1, len(region) - 1) for order, index in enumerate(region)}
-    for index in range(num_steps):
-        if index in skip and index <= end:
-            yield StepPlan(index, "skip", 0)
-            continue
-        num_active = num_tokens
-        if index in positions:
-            num_active = min(num_allowed, _num_active(config, num_tokens, num_first, positions[index]))
-        if num_active >= num_tokens:
-            yield StepPlan(index, "dense", num_tokens)
-        else:
-            yield StepPlan(index, "region", num_active, selects=True)
-
-
-def _num_active(config: RASConfig, num_tokens: int, num_first: int, position: float) -> int:
-    """Tokens of a region step that lies at ``position`` (0 to 1) among the region steps."""
+    region = [index for index in range(num_steps) if not is_dense(index) and index not in skip]
+    shares = [0.0 if index in skip and index <= end else 1.0 for index in range(num_steps)]
     final = config.sample_ratio if config.final_sample_ratio is None else config.final_sample_ratio
-    ratio = config.sample_ratio + (final - config.sample_ratio) * position
+    for order, index in enumerate(region):
+        shares[index] = config.sample_ratio + (final - config.sample_ratio) * order / max(1, len(region) - 1)
+    return shares
+
+
+def _listed_shares(config: RASConfig, num_steps: int) -> list[float]:
+    """The shares of `RASConfig.step_ratios`, for a run of any length: every step takes what stands nearest."""
+    ratios = config.step_ratios
+    if len(ratios) == num_steps:
+        return list(ratios)
+    scale = (len(ratios) - 1) / max(1, num_steps - 1)
+    return [ratios[int(index * scale + 0.5)] for index in range(num_steps)]
+
+
+def _step(config: RASConfig, index: int, share: float, num_tokens: int, num_first: int, num_allowed: int) -> StepPlan:
+    """A step that computes this share of the tokens."""
+    if share == 0:
+        return StepPlan(index, "skip", 0)
     multiple = config.token_multiple
-    wanted = num_first + round(ratio * (num_tokens - num_first))
-    return min(num_tokens, max(1, -(-wanted // multiple)) * multiple)
+    wanted = num_first + round(share * (num_tokens - num_first))
+    num_active = min(num_tokens, max(1, -(-wanted // multiple)) * multiple)
+    if share < 1:
+        num_active = min(num_allowed, num_active)
+    if num_active >= num_tokens:
+        return StepPlan(index, "dense", num_tokens)
+    return StepPlan(index, "region", num_active, selects=True)
 
 
 def _reference_steps(config: RASConfig, num_steps: int, num_tokens: int, dense_step: int | None) -> Iterable[StepPlan]:

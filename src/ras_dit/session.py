@@ -74,7 +74,7 @@ class Session:
         storages = storages_of(self.config, len(self.token_plan.attention_modules(root)))
         self._seams[root] = TokenSeams(root, self.token_plan, lambda: self._call, storages)
         self._seams[root].attach()
-        if self.config.skip_steps:
+        if self.config.skips:
             self._forward_patches.append(PatchedMethod(root, "forward", self._skipping_forward))
 
     def _attach_scheduler(self, scheduler: Any) -> None:
@@ -173,7 +173,7 @@ class Session:
         num_first = token_plan.num_first(transformer, arguments, grid)
         allowed = self._allowed_tokens(grid)
         given = token_plan.given_tokens(arguments, grid, num_extra)
-        if given is not None and self.config.sample_ratio < 1:
+        if given is not None and self.config.has_savings:
             allowed = ~given if allowed is None else allowed.to(given.device) & ~given
         num_allowed = None if allowed is None else max(num_first + 1, int(allowed.sum(dim=1).min()))
         second = first_of_second(self._pipe, scheduler, self._first)
@@ -188,8 +188,8 @@ class Session:
             reason = token_plan.check(transformer, arguments)
         if plan.has_savings and reason:
             self.note(reason)
-            plan = build_plan(self.config.replace(sample_ratio=1.0, skip_steps=()), len(plan), grid.num_tokens)
-        elif self.config.sample_ratio < 1 and not plan.has_savings:
+            plan = build_plan(self.config.dense, len(plan), grid.num_tokens)
+        elif self.config.has_savings and not plan.has_savings:
             self.note(
                 f"The run has {len(plan)} evaluations, all of them dense by the plan (warm-up or refresh steps): take "
                 "more steps or a shorter warm-up."
@@ -269,7 +269,7 @@ class Session:
         is_tuple = isinstance(output, tuple)
         sample = output[0] if is_tuple else output.sample
         is_list = isinstance(sample, list)
-        if is_tuple and call.branch is not None and self.config.skip_steps:
+        if is_tuple and call.branch is not None and self.config.skips:
             call.branch.rest = output[1:]
         full = generation.end_call(call, torch.stack(sample) if is_list else sample)
         if full is None:

@@ -11,7 +11,7 @@ from ras_dit import selection
 from ras_dit.cache import KVAdvance, KVCache, RowIndex
 from ras_dit.chooser import TokenChooser
 from ras_dit.config import RASConfig
-from ras_dit.forecast import TokenHistory
+from ras_dit.forecast import TokenHistory, missed_nearby
 from ras_dit.geometry import TokenGrid
 from ras_dit.plan import Plan, StepKind
 from ras_dit.trace import StepTrace, Stopwatch, Trace
@@ -66,6 +66,7 @@ class Call:
         forecasts: keys and values are forecast.
         advance: how they are carried from the branch's last step to this one.
         whole: all tokens of the grid, where a dense step follows keys and values that were kept.
+        num_text_kept: text tokens whose last keys and values serve a region step, so that they are not computed.
         joint_rows: the active tokens (of a dense step: ``whole``) in a joint sequence whose grid begins at a place of
             its own in every row.
     """
@@ -82,6 +83,7 @@ class Call:
     advance: KVAdvance | None = None
     whole: RowIndex | None = None
     joint_rows: RowIndex | None = None
+    num_text_kept: int = 0
 
 
 class Generation:
@@ -124,6 +126,7 @@ class Generation:
         self._chooser = chooser
         self._stopwatches: list[Stopwatch] = []
         self._why_all_dense: str | None = None
+        self._is_refresh = False  # the evaluation under way is dense because its predicted error is too large
         self._is_finite: torch.Tensor | None = None
 
     @property
@@ -152,7 +155,7 @@ class Generation:
         position = self._num_calls
         self._num_calls += 1
         planned = self.plan[self.index]
-        kind = planned.kind
+        kind = "dense" if self._is_refresh else planned.kind
         branch = self._branches.get(position)
         if branch is not None and branch.transformer is not transformer:
             branch = None
@@ -180,6 +183,8 @@ class Generation:
         num_image_rows = self.grid.num_tokens + self.num_extra
         num_before = self.grid.num_before
         call = Call(kind, branch, rows, is_active, captures, Stopwatch(step, device), num_image_rows, num_before)
+        if rows is not None and self.config.text_reuse:
+            call.num_text_kept = num_text
         if self.config.kv_forecast and branch is not None and (captures or kind == "region"):
             self._carry(call, branch, device)
         return call
@@ -189,7 +194,8 @@ class Generation:
         sigma, size = self.sigmas[self.index], (branch.num_rows, self.grid.num_tokens)
         call.forecasts = True
         if branch.kv_since is not None and branch.layers:
-            call.advance = KVAdvance(sigma, branch.kv_sigma, branch.kv_since, self.config.kv_forecast)
+            damping = self.config.kv_forecast if sigma < self.config.forecast_below else 0.0
+            call.advance = KVAdvance(sigma, branch.kv_sigma, branch.kv_since, damping)
             if call.kind == "dense":
                 everything = torch.arange(size[1], device=device).expand(size)
                 call.whole = RowIndex(everything, size[1], is_shared=True, offset=self.grid.num_before)
@@ -276,6 +282,9 @@ class Generation:
             branch.history.record(tokens, sigma, call.is_active)
             if self.config.solver_order == 2:
                 tokens = self._step_mean(branch).to(tokens.dtype)
+            if self.config.neighbor_update:
+                nearby = missed_nearby(tokens.float() - filled, call.is_active, self.grid)
+                filled = filled + self.config.neighbor_update * nearby
             filled = torch.where(call.is_active[..., None], tokens, filled.to(tokens.dtype))
         self._keep(branch, filled)
         return self._full(branch, filled, output)
@@ -297,7 +306,9 @@ class Generation:
             return branch.kept
         is_midpoint = self.config.forecast_midpoint or self.config.solver_order == 2
         at = self._middle if is_midpoint else self.sigmas[self.index]
-        return branch.history.forecast(at, self.config.forecast_order, self.config.forecast_damping)
+        config = self.config
+        order = config.forecast_order if self.sigmas[self.index] < config.forecast_below else 0
+        return branch.history.forecast(at, order, config.forecast_damping, config.forecast_reach)
 
     def _step_mean(self, branch: Branch) -> torch.Tensor:
         """Noise just computed, carried to the middle of the step by its last slope [R, N, D]: Adams-Bashforth 2."""
@@ -336,12 +347,24 @@ class Generation:
             if self._next_selects() and self._why_all_dense is None:
                 self._active = self._chooser.choose(model_output, self.index + 1)
         self.index += 1
+        self._is_refresh = self._exceeds_tolerance()
         self._num_calls = 0
         if all(step.kind != "region" for step in self.plan.steps[self.index :]):
             for branch in self._branches.values():
                 branch.layers.clear()
         if self.is_over:
             self._finish()
+
+    def _exceeds_tolerance(self) -> bool:
+        """Whether the evaluation due has to be dense because its noise would be too far off."""
+        tolerance = self.config.refresh_tolerance
+        if tolerance is None or self.is_over or self._why_all_dense or self.plan[self.index].kind == "dense":
+            return False
+        active = self._active if self.plan[self.index].kind == "region" else None
+        if self._chooser.predicted_error(self.index, active) <= tolerance:
+            return False
+        self.note("refresh_tolerance: steps whose predicted error exceeded it were dense.", is_warning=False)
+        return True
 
     def _check_finite(self, model_output: torch.Tensor, sample: torch.Tensor) -> None:
         is_finite = torch.isfinite(model_output).all() & torch.isfinite(sample).all()

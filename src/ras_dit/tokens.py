@@ -95,11 +95,12 @@ class TokenSeams:
                 layer.aim("capture", [], 0, storage, self._followed(call, earlier.get(name, []), stream))
                 continue
             cached_calls = call.branch.layers[name]
+            num_kept = call.num_text_kept if stream == "joint" else 0
             advance = call.advance.twice if call.advance is not None and stream == "twice" else call.advance
             for cached in cached_calls:
                 if cached.length >= call.num_image_rows:
-                    cached.aim(self._place(stream, call, call.rows, cached.length), advance)
-            layer.aim("region", cached_calls, call.rows.num_dropped * (2 if stream == "twice" else 1))
+                    cached.aim(self._place(stream, call, call.rows, cached.length), advance, num_kept > 0)
+            layer.aim("region", cached_calls, call.rows.num_dropped * (2 if stream == "twice" else 1) + num_kept)
 
         if call.rows is not None and self._blocks:
             for block in self._blocks:
@@ -136,13 +137,17 @@ class TokenSeams:
         return self._root_signature.bind_partial(self.root, *args, **kwargs).arguments
 
     def gather_root(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Take the rows of the transformer's own arguments."""
+        """Take the rows of the transformer's own arguments; no text rows where those are kept."""
         call = self._current()
         assert call is not None
         bound = self._root_signature.bind_partial(self.root, *args, **kwargs)
         for name, select in self.token_plan.gather.get("", {}).items():
             if name in bound.arguments:
                 bound.arguments[str(name)] = self._rows_of(bound.arguments[str(name)], select, call)
+        if call.num_text_kept:
+            for argument, dim in self.token_plan.text_rows.items():
+                if isinstance(bound.arguments.get(argument), torch.Tensor):
+                    bound.arguments[argument] = bound.arguments[argument].narrow(dim, 0, 0)
         return bound.args[1:], bound.kwargs
 
     # ------------------------------------------------------------------ rows

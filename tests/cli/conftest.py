@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +9,8 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiff
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ras_dit.cli import main
+from stand_ins import MAX_WORDS, tiny_tokenizer
 from tiny import tiny_transformer
-
-MAX_WORDS = 8
 
 
 @pytest.fixture(scope="session")
@@ -47,15 +44,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     )
     pipe.save_pretrained(folder / "model")
     return str(folder / "model")
-
-
-def tiny_tokenizer(folder: Path) -> CLIPTokenizer:
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir()
-    (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer.from_pretrained(folder, model_max_length=MAX_WORDS)
 
 
 def tiny_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:

@@ -6,6 +6,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+from PIL import Image
+
+from ras_dit.arena import SUITES, Method
+from stand_ins import clip_folder, inception_file, lpips_file
+
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -30,3 +36,43 @@ def test_an_arena_of_any_model(ras_dit: Run, model: str, tmp_path: Path) -> None
     code, _, err = ras_dit(*words)
     assert code == 2
     assert "holds an arena of other prompts" in err
+
+
+def test_metrics_of_other_networks(ras_dit: Run, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left out with a line each without weights; an arena that is painted gets them later."""
+    pytest.importorskip("torchmetrics")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setitem(SUITES, "dense", lambda: [Method("Euler, 6 steps", "dense", 6)])
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a fox\na cat\na dog\nan owl\n")
+    words = ("arena", "--model", model, "--prompts-file", str(prompts), "--suites", "dense", "--steps", "12")
+    words = (*words, "--converged-steps", "13", "--height", "32", "--width", "32", "-o", str(tmp_path / "arena"))
+    code, out, err = ras_dit(*words)
+    assert code == 0, err
+    assert "* lpips: no weights; give --lpips-weights FILE" in out
+    assert "* clip: no model; give --clip-model FOLDER" in out
+    for index, color in enumerate(("red", "blue", "green")):
+        (tmp_path / "real").mkdir(exist_ok=True)
+        Image.new("RGB", (40, 32), color).save(tmp_path / "real" / f"{index}.png")
+    words = (*words, "--lpips-weights", lpips_file(tmp_path / "alex.pth"), "--clip-model", clip_folder(tmp_path / "c"))
+    words = (*words, "--inception-weights", inception_file(tmp_path / "inception.pth"), "--real", tmp_path / "real")
+    code, out, err = ras_dit(*words)
+    assert code == 0, err
+    result = json.loads((tmp_path / "arena" / "results.json").read_text())
+    assert set(result["left_out"]) == {"fid", "sfid"}, "for want of pictures"
+    row = next(row for row in result["rows"] if row["name"] == "Euler, 6 steps")
+    assert {"lpips_dense", "lpips_converged", "clip", "kid_real"} <= set(row["metrics"])
+    assert "| kid_real |" in out
+    apart = result["sensitivity"]["metrics"]
+    assert apart["lpips_dense"]["first"] == 0
+    assert apart["lpips_dense"]["is_told_apart"]
+    assert {path.name for path in (tmp_path / "arena" / "euler-6-steps").glob("*.safetensors")} == {
+        "lpips-dense.safetensors",
+        "lpips-converged.safetensors",
+        "clip.safetensors",
+        "inception.safetensors",
+    }
+    code, _, err = ras_dit(*words[:-1], tmp_path / "nowhere")
+    assert code == 2
+    assert "--real: got" in err

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 import torch
 
+from ras_dit.arena.distances import MIN_KERNEL_PICTURES, Distance, frechet_to, kernel_to
 from ras_dit.quality import psnr, ssim
 
 MAX_PSNR = 60.0
 """Pictures are compared as 8-bit files: what lies above is equal."""
 RESAMPLES = 1000
+MIN_FRECHET_PICTURES = 100
+"""Of a Frechet distance: with fewer, sampling alone makes it several times as large as what it measures."""
 
 
 def fidelity(pictures: torch.Tensor, others: torch.Tensor) -> dict[str, list[float]]:
@@ -31,7 +34,7 @@ class PromptJudge:
         from ras_dit.embedded.classifier import RENDERS, load_classifier
 
         self.classifier = load_classifier()
-        self.renders = load_file(RENDERS) if RENDERS.is_file() else None
+        self.renders = load_file(RENDERS)["features"].double() if RENDERS.is_file() else None
 
     @torch.no_grad()
     def features(self, pictures: torch.Tensor) -> torch.Tensor:
@@ -42,22 +45,29 @@ class PromptJudge:
     def follows(
         self, pictures: torch.Tensor, subjects: Sequence[int], backgrounds: Sequence[int]
     ) -> dict[str, list[float]]:
-        """1.0 for every picture whose subject (background) is the one asked for, else 0.0."""
+        """Does each picture show what was asked for.
+
+        Returns:
+            ``subject`` and ``background``: 1.0 where the likeliest is the one asked for, else 0.0; ``certainty``: the
+            log-likelihood of both in nats, at most 0, which tells pictures apart that are all recognised.
+        """
         logits = [self.classifier(self._input(part)) for part in pictures.split(64)]
-        found = torch.cat([part.subject.argmax(1) for part in logits])
-        behind = torch.cat([part.background.argmax(1) for part in logits])
-        return {
-            "subject": (found == torch.tensor(subjects)).float().tolist(),
-            "background": (behind == torch.tensor(backgrounds)).float().tolist(),
-        }
+        values: dict[str, list[float]] = {}
+        certainty = torch.zeros(len(pictures))
+        for name, asked in (("subject", torch.tensor(subjects)), ("background", torch.tensor(backgrounds))):
+            scores = torch.cat([getattr(part, name) for part in logits])
+            values[name] = (scores.argmax(1) == asked).float().tolist()
+            certainty += scores.log_softmax(1).gather(1, asked[:, None])[:, 0]
+        return {**values, "certainty": certainty.tolist()}
 
-    def frechet(self, features: torch.Tensor) -> float:
-        """Frechet distance to held-out renders. It falls with the number of pictures: compare equal numbers."""
-        from ras_dit.embedded.classifier import frechet_distance_of
-
-        assert self.renders is not None
-        mean, covariance = self.renders["mean"], self.renders["covariance"]
-        return frechet_distance_of(features.double().mean(0), torch.cov(features.double().T), mean, covariance)
+    def distances(self, features: torch.Tensor) -> dict[str, Distance]:
+        """Distances of features [N, 352] to held-out renders: ``kernel`` from 4, ``frechet`` from 100 pictures on."""
+        if self.renders is None or len(features) < MIN_KERNEL_PICTURES:
+            return {}
+        found: dict[str, Distance] = {"kernel": kernel_to(features, self.renders)}
+        if len(features) >= MIN_FRECHET_PICTURES:
+            found["frechet"] = frechet_to(features, self.renders)
+        return found
 
     @staticmethod
     def _input(pictures: torch.Tensor) -> torch.Tensor:

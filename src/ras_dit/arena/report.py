@@ -6,59 +6,81 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ras_dit.arena import metrics
+from ras_dit.arena.measure import Measured, Measures, half_of_dense, is_to_itself, sensitivity, shortened, summary
 from ras_dit.arena.methods import Method
-from ras_dit.arena.run import CONVERGED, DENSE, Arena
+from ras_dit.arena.perceptual import Perceptual
+from ras_dit.arena.run import DENSE, Arena
 from ras_dit.files import save_text, whole_file
 
 COLORS = {"dense": "#333333", "reference": "#c0392b", "baseline": "#e08e0b", "ras": "#1f6fc0", "cache": "#2e8b57"}
-MIN_FRECHET_PICTURES = 100  # with fewer than a third of its 352 features it says nothing
+COLUMNS = (
+    "psnr_converged",
+    "ssim_converged",
+    "lpips_converged",
+    "psnr_dense",
+    "lpips_dense",
+    "subject",
+    "clip",
+    "kernel",
+    "frechet",
+    "frechet_corrected",
+    "kid_real",
+    "fid_real",
+    "fid_real_corrected",
+    "sfid_real",
+    "sfid_real_corrected",
+)
 
 
-def report(arena: Arena, has_plot: bool = True) -> dict[str, Any]:
+def report(arena: Arena, has_plot: bool = True, perceptual: Perceptual | None = None) -> dict[str, Any]:
     """Compare all pictures; writes ``results.json``, ``table.md`` and ``pareto.png`` beside them.
+
+    Args:
+        arena: a painted one, by whatever version.
+        has_plot: draw too.
+        perceptual: networks by others for LPIPS, FID, sFID, KID and CLIP score; None does without.
 
     Returns:
         What results.json holds: ``rows`` with name, group, token_steps (T), flops_share and time_share (of the dense
-        run; of each the fastest call), metrics (name -> [mean, low, high], 95 % bootstrap; frechet, from 100 pictures
-        on, without an interval) and per_picture (name -> list); ``failures`` with the step caches that do not run on
-        the model.
+        run; of each the fastest call), metrics (name -> [estimate, low, high], 95 % bootstrap; Frechet distances as
+        they are usually given stand alone) and per_picture (name -> list); ``failures`` with the step caches that do
+        not run on the model; ``left_out`` with the metrics that could not be had and why; ``sensitivity``, whether
+        each metric tells the dense run from one of half its steps (None if there is none).
     """
-    dense, converged = (arena.pictures(arena.methods[i]) for i in range(2))
-    judge = metrics.PromptJudge() if all(scene.subject is not None for scene in arena.scenes) else None
+    measures = Measures(arena, perceptual)
     failures = {method.name: why for method in arena.methods if (why := arena.failure(method)) is not None}
-    fit = [method for method in arena.methods if method.name not in failures]
-    rows = [_row(arena, method, dense, converged, judge) for method in fit]
-    result = {"num_pictures": len(arena.scenes), "call": arena.call, "rows": rows, "failures": failures}
+    compared, rows = {DENSE, getattr(half_of_dense(arena), "slug", DENSE)}, []
+    kept: dict[str, Measured] = {}
+    for method in arena.methods:
+        if method.name not in failures:
+            found = measures.of(method)
+            rows.append(_row(arena, method, found))
+            if method.slug in compared:
+                kept[method.slug] = found
+    result = {
+        "num_pictures": len(arena.scenes),
+        "call": arena.call,
+        "rows": rows,
+        "failures": failures,
+        "left_out": measures.left_out,
+        "sensitivity": sensitivity(arena, kept),
+    }
     save_text(json.dumps(result, indent=1) + "\n", arena.folder / "results.json")
-    save_text(table(rows) + failed(failures), arena.folder / "table.md")
+    save_text(text(result), arena.folder / "table.md")
     if has_plot:
         plot(rows, arena.folder / "pareto.png")
     return result
 
 
-def _row(arena: Arena, method: Method, dense: Any, converged: Any, judge: metrics.PromptJudge | None) -> dict[str, Any]:
-    pictures, runs = arena.pictures(method), arena.runs(method)
-    reference = arena.runs(arena.methods[0])
+def _row(arena: Arena, method: Method, found: Measured) -> dict[str, Any]:
+    runs, reference = arena.runs(method), arena.runs(arena.methods[0])
     # the fastest call is the one that other work on the machine disturbed least
-    fastest, dense_fastest = (min(run["seconds"] for run in found) for found in (runs, reference))
+    fastest, dense_fastest = (min(run["seconds"] for run in calls) for calls in (runs, reference))
     flops_share = runs[0]["flops"] / reference[0]["flops"]
-    per_picture: dict[str, list[float]] = {}
-    for name, others in ((DENSE, dense), (CONVERGED, converged)):
-        if method.slug != name:
-            found = metrics.fidelity(pictures, others)
-            per_picture |= {f"{kind}_{name}": values for kind, values in found.items()}
-    summary: dict[str, tuple[float, ...]] = {}
-    if judge is not None:
-        subjects = [scene.subject or 0 for scene in arena.scenes]
-        backgrounds = [scene.background or 0 for scene in arena.scenes]
-        per_picture |= judge.follows(pictures, subjects, backgrounds)
-        if judge.renders is not None and len(pictures) >= MIN_FRECHET_PICTURES:
-            summary["frechet"] = (judge.frechet(judge.features(pictures)),)  # resampling would bias it: no interval
-    summary |= {name: metrics.mean_interval(values) for name, values in per_picture.items()}
     token_steps = runs[0]["token_steps"]
     if token_steps is None:  # evaluations of a dense run, whatever a cache left of them
         token_steps = arena.methods[0].steps * flops_share if method.cache is not None else float(evaluations(method))
+    per_picture = {name: values for name, values in found.per_picture.items() if not is_to_itself(name, method.slug)}
     return {
         "method": method.to_dict(),
         "name": method.name,
@@ -67,8 +89,10 @@ def _row(arena: Arena, method: Method, dense: Any, converged: Any, judge: metric
         "flops_share": round(flops_share, 4),
         "time_share": round(fastest / dense_fastest, 4),
         "notes": sorted({note for run in runs for note in run["notes"]}),
-        "metrics": {name: [round(value, 4) for value in values] for name, values in summary.items()},
-        "per_picture": {name: [round(value, 4) for value in values] for name, values in per_picture.items()},
+        "metrics": {
+            name: [shortened(value) for value in values] for name, values in summary(found, method.slug).items()
+        },
+        "per_picture": {name: [shortened(value) for value in values] for name, values in per_picture.items()},
     }
 
 
@@ -78,8 +102,8 @@ def evaluations(method: Method) -> int:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table, most compute first."""
-    columns = ("psnr_converged", "ssim_converged", "psnr_dense", "subject", "frechet")
+    """A Markdown table, most compute first, with a column for every metric that any row has."""
+    columns = [name for name in COLUMNS if any(name in row["metrics"] for row in rows)]
     lines = [
         "| method | T | time | " + " | ".join(columns) + " |",
         "|---|---:|---:|" + "---:|" * len(columns),
@@ -107,6 +131,33 @@ def failed(failures: dict[str, str]) -> str:
     return "\nDo not run on this model:\n\n" + "".join(f"* {name}: {why}\n" for name, why in failures.items())
 
 
+def left_out(metrics: dict[str, str]) -> str:
+    """A Markdown list of the metrics that could not be had."""
+    if not metrics:
+        return ""
+    return "\nLeft out:\n\n" + "".join(f"* {name}: {why}\n" for name, why in metrics.items())
+
+
+def sensitivity_table(found: dict[str, Any]) -> str:
+    """What every metric says of the dense run and that of half its steps, as Markdown."""
+    lines = [
+        f"| metric | {found['first']}, {found['first_steps']} steps | {found['second']} | difference | told apart |",
+        "|---|---:|---:|---:|---|",
+    ]
+    for name, one in found["metrics"].items():
+        verdict = "yes" if one["is_told_apart"] else "no"
+        cells = (name, f"{one['first']:.4g}", f"{one['second']:.4g}", _cell(one["difference"]), verdict)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def text(result: dict[str, Any]) -> str:
+    """All of a result as Markdown: the table, what failed, what was left out, what the metrics tell apart."""
+    found = result["sensitivity"]
+    apart = "" if found is None else "\nDo the metrics tell half the steps from all?\n\n" + sensitivity_table(found)
+    return table(result["rows"]) + failed(result["failures"]) + left_out(result["left_out"]) + apart
+
+
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Compute against quality, one panel for each pair of axes; the best of every group are joined."""
     try:
@@ -115,11 +166,13 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     except ImportError as error:
         raise ImportError("the plot needs matplotlib; install it with `pip install ras-dit[arena]`.") from error
 
+    knows_scenes = any("subject" in row["metrics"] for row in rows)
+    prompt = ("subject", "subject recognised") if knows_scenes else ("clip", "CLIP score")
     panels = [
         ("token_steps", "psnr_converged", "T (token-steps)", "PSNR against the converged run [dB]"),
         ("token_steps", "psnr_dense", "T (token-steps)", "PSNR against dense [dB]"),
         ("time_share", "psnr_converged", "time, share of dense", "PSNR against the converged run [dB]"),
-        ("token_steps", "subject", "T (token-steps)", "subject recognised"),
+        ("token_steps", prompt[0], "T (token-steps)", prompt[1]),
     ]
     figure = Figure(figsize=(12, 9), layout="constrained")
     FigureCanvasAgg(figure)

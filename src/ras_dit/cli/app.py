@@ -15,6 +15,7 @@ from ras_dit.cli.compare import compare
 from ras_dit.cli.demo import demo
 from ras_dit.cli.generate import generate
 from ras_dit.cli.information import models, plan, presets
+from ras_dit.cli.study import study_app
 from ras_dit.cli.tune import tune
 
 EXIT_USAGE = 2
@@ -47,6 +48,7 @@ def build_app() -> typer.Typer:
     )
     for command in (demo, generate, compare, arena, tune, plan, models, presets):
         app.command()(command)
+    app.add_typer(study_app())
     return app
 
 

@@ -28,17 +28,30 @@ def arena(
     height: options.Height = None,
     width: options.Width = None,
     batch: Annotated[int, typer.Option(help="Pictures per call.")] = 8,
+    lpips_weights: Annotated[
+        Path | None, typer.Option(help="For LPIPS: torchvision's VGG16 or AlexNet; in torch hub's cache without it.")
+    ] = None,
+    inception_weights: Annotated[
+        Path | None, typer.Option(help="For FID, sFID, KID: torch-fidelity's file; in torch hub's cache without it.")
+    ] = None,
+    clip_model: Annotated[
+        str | None, typer.Option(help="For CLIP score: a transformers folder, or a hub id that is in the cache.")
+    ] = None,
+    real: Annotated[Path | None, typer.Option(help="Folder of real pictures, for FID, sFID and KID.")] = None,
     dtype: options.DType = "auto",
     device: options.Device = "auto",
 ) -> None:
-    """Compare methods at equal compute: PSNR, SSIM, prompt accuracy, Frechet distance (from 100 pictures on).
+    """Compare methods at equal compute: PSNR, SSIM, prompt accuracy, kernel and Frechet distance.
+
+    LPIPS, FID, sFID, KID and CLIP score too, if their weights are at hand; nothing is downloaded.
 
     Writes a JSON of all results, a table and a Pareto plot.
     """
     from rich.console import Console
 
     from ras_dit.arena import Arena, report, suite
-    from ras_dit.arena.report import failed, table
+    from ras_dit.arena.perceptual import Perceptual, Weights
+    from ras_dit.arena.report import text
     from ras_dit.cli.pipelines import EMBEDDED, Picture, call_arguments, load_pipeline, resolved
     from ras_dit.cli.progress import runs_progress
     from ras_dit.cli.scenes import read_scenes
@@ -47,13 +60,15 @@ def arena(
         if value < 1:
             raise ValueError(f"{name}: got {value}; allowed: at least 1.")
     methods = suite(suites)
+    weights = Weights(lpips_weights, inception_weights, clip_model, real)
     scenes = read_scenes(prompts_file, pictures, is_embedded=model == EMBEDDED)
     pipe = load_pipeline(model, dtype, device)
     picture = resolved(pipe, model, Picture(scenes[0].prompt, 0, steps, guidance, height, width))
     contest = Arena(output, scenes, methods, call_arguments(pipe, picture), batch, steps, converged_steps)
+    perceptual = Perceptual.load(weights, pipe.device)  # before painting: a wrong file should be known at once
     with runs_progress("painting", contest.num_calls) as advance:
         contest.run(pipe, advance)
-    result = report(contest)
+    result = report(contest, perceptual=perceptual)
     console = Console()
-    console.print(table(result["rows"]) + failed(result["failures"]), markup=False, highlight=False, soft_wrap=True)
+    console.print(text(result), markup=False, highlight=False, soft_wrap=True)
     console.print(f"Wrote results.json, table.md and pareto.png in {output}", markup=False, soft_wrap=True)

@@ -17,7 +17,7 @@ from ras_dit.embedded import embedded_backgrounds, embedded_subjects
 INPUT_SIZE = 64  # pixels per side; larger pictures are reduced to it
 WEIGHTS = Path(__file__).parent / "classifier" / "classifier.safetensors"
 RENDERS = WEIGHTS.with_name("renders.safetensors")
-"""Mean and covariance of the features of held-out renders (recipes/embedded_model/evaluate.py writes them)."""
+"""Features [1000, 352] of held-out renders (recipes/embedded_model/evaluate.py writes them)."""
 
 
 @dataclass(frozen=True)

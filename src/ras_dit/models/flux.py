@@ -57,6 +57,7 @@ FLUX = TokenPlan(
     patch=lambda transformer: (1, 2),
     scheduler_timestep=lambda timestep: timestep * 1000,
     linears=LINEARS,
+    text_rows={"encoder_hidden_states": 1, "txt_ids": 0},
     caveats=("Reference tokens (Kontext) are computed in every step.",),
 )
 
@@ -65,6 +66,7 @@ CHROMA = replace(
     transformer="ChromaTransformer2DModel",
     family="Chroma",
     pipelines=("ChromaPipeline", "ChromaImg2ImgPipeline"),
+    text_rows={},  # its attention mask covers the text
     caveats=(
         "Its modulations come from one network of their own, worked out once per row, which the cost leaves out.",
     ),
@@ -97,6 +99,7 @@ BRIA = replace(
 
 BRIA_FIBO = replace(
     BRIA,
+    text_rows={},  # every block has text of its own
     transformer="BriaFiboTransformer2DModel",
     family="Bria FIBO",
     pipelines=("BriaFiboPipeline",),

@@ -57,6 +57,8 @@ class TokenPlan:
         timestep: argument with the timestep.
         scheduler_timestep: that argument -> the scheduler's timestep it stands for.
         text: arguments with the text tokens [R, L, D], one after the other in the sequence.
+        text_rows: arguments with one entry per text token of the joint sequence -> their dimension, where region steps
+            can do without computing them (`RASConfig.text_reuse`); empty where they cannot.
         num_registers: tokens of the model's own that stand with the text.
         count_others: how many tokens stand beside the image tokens, where that is more than text and registers
             (padding): (transformer, arguments, grid) -> int.
@@ -91,6 +93,7 @@ class TokenPlan:
     timestep: str = "timestep"
     scheduler_timestep: Callable[[torch.Tensor], torch.Tensor] = lambda timestep: timestep
     text: tuple[str, ...] = ("encoder_hidden_states",)
+    text_rows: Mapping[str, int] = field(default_factory=dict)
     num_registers: int = 0
     count_others: Callable[[Any, Arguments, TokenGrid], int] | None = None
     has_shared_positions: bool = False

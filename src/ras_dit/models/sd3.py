@@ -39,6 +39,7 @@ SD3 = TokenPlan(
         "context_embedder": "text",
         "proj_out": "image",
     },
+    text_rows={"encoder_hidden_states": 1},
     num_text=num_text,
     caveats=("A ControlNet itself runs dense.", "Perturbed-attention guidance (PAG) is refused."),
 )

@@ -1,0 +1,227 @@
+"""A study drawn from pairs: the page that voters get, and the key that they do not."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import random
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ras_dit.files import save_text
+from ras_dit.study.key import Key, KeyPair, KeyTrial, Letter
+from ras_dit.study.pairs import Pair
+from ras_dit.study.pictures import CleanPicture, clean_picture
+
+PAGE, KEY, VOTES = "study.html", "key.json", "votes"
+QUESTION = "Which picture is better?"
+MIN_SIDE = 16
+SEED_BITS = 128  # nobody tries them all
+LETTERS: tuple[Letter, Letter] = ("a", "b")
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """How a study is drawn.
+
+    Attributes:
+        question: what voters are asked.
+        num_pairs: pairs in the study, drawn by chance; None takes all.
+        num_repeats: pairs that come a second time with their sides swapped, at most all.
+        num_catches: screens that show one picture twice, at most one for each pair.
+        seed: of everything that is drawn; None takes one that nobody can guess.
+        max_side: larger pictures are scaled down to this many pixels; None keeps every pixel.
+        shows_prompts: whether voters see the prompts.
+    """
+
+    question: str = QUESTION
+    num_pairs: int | None = None
+    num_repeats: int = 0
+    num_catches: int = 0
+    seed: int | None = None
+    max_side: int | None = None
+    shows_prompts: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.question.strip():
+            raise ValueError("question: got none; give what voters are asked.")
+        for name, least in (("num_pairs", 1), ("num_repeats", 0), ("num_catches", 0), ("max_side", MIN_SIDE)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}: got {value}; allowed: at least {least}.")
+
+
+@dataclass(frozen=True)
+class Study:
+    """A page and its key.
+
+    Attributes:
+        html: the page, with everything in it.
+        key: what tells the sides apart.
+    """
+
+    html: str
+    key: Key
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the page."""
+        return len(self.html.encode())
+
+    def save(self, folder: Path, overwrite: bool = False) -> None:
+        """Write ``study.html`` and ``key.json``.
+
+        Raises:
+            ValueError: the folder holds the key of another study, whose votes could no longer be read.
+        """
+        path = folder / KEY
+        if path.exists() and not overwrite and path.read_text(encoding="utf-8") != self.key.to_json():
+            raise ValueError(
+                f"{folder}: holds another study, whose votes need its key; give another folder, or --overwrite."
+            )
+        save_text(self.key.to_json(), path)
+        save_text(self.html, folder / PAGE)
+
+
+def build_study(
+    pairs: Sequence[Pair],
+    ours: str,
+    against: str,
+    config: StudyConfig | None = None,
+    on_pair: Callable[[], None] = lambda: None,
+) -> Study:
+    """Draw a study.
+
+    The two pictures of a pair are called a and b; ours is a in half of the pairs. The page shows all trials in an
+    order of each voter's own, with a on the left, or all mirrored. Nothing in it depends on which picture is ours.
+
+    Args:
+        pairs: what is compared.
+        ours: name of the method under test, for the key.
+        against: name of what it is compared with, for the key.
+        config: how it is drawn.
+        on_pair: called after every pair that was read.
+
+    Raises:
+        ValueError: fewer pairs than asked for, or the pictures of a pair differ in size.
+    """
+    config = config or StudyConfig()
+    seed = secrets.randbits(SEED_BITS) if config.seed is None else config.seed
+    chance = random.Random(f"picture study {seed}")
+    pairs = _drawn(pairs, config, chance)
+    study = _hex(chance)
+    sides = _balanced_sides(len(pairs), chance)
+    trials = _draw_trials(sides, config, chance)
+    pictures: dict[str, str] = {}
+    ids: list[dict[Letter, str]] = []
+    for pair, side in zip(pairs, sides, strict=True):
+        ids.append(_add_pictures(pair, side, config.max_side, pictures, chance))
+        on_pair()
+    prompts = [pair.prompt if config.shows_prompts else None for pair in pairs]
+    page = {
+        "id": study,
+        "question": config.question,
+        "trials": _entries(trials, ids, prompts, chance),
+        "pictures": dict(sorted(pictures.items())),  # by their ids, which are random
+    }
+    named = tuple(KeyPair(pair.name, pair.prompt) for pair in pairs)
+    return Study(page_html(page), Key(study, seed, config.question, ours, against, named, tuple(trials)))
+
+
+def _draw_trials(sides: Sequence[Letter], config: StudyConfig, chance: random.Random) -> list[KeyTrial]:
+    indices = range(len(sides))
+    trials = [KeyTrial(_hex(chance), "pair", index, sides[index]) for index in indices]
+    trials += [
+        KeyTrial(_hex(chance), "repeat", index, sides[index]) for index in chance.sample(indices, config.num_repeats)
+    ]
+    trials += [KeyTrial(_hex(chance), "catch", index, None) for index in chance.sample(indices, config.num_catches)]
+    chance.shuffle(trials)
+    return trials
+
+
+def _entries(
+    trials: Sequence[KeyTrial], ids: Sequence[dict[Letter, str]], prompts: Sequence[str | None], chance: random.Random
+) -> list[dict[str, str | None]]:
+    """What the page knows of its trials: ids of pictures, and which trial another one repeats."""
+    originals = {trial.pair: trial.id for trial in trials if trial.kind == "pair"}
+    entries: list[dict[str, str | None]] = []
+    for trial in trials:
+        shown = ids[trial.pair]
+        if trial.kind == "catch":
+            shown = dict.fromkeys(LETTERS, shown[chance.choice(LETTERS)])
+        again = originals[trial.pair] if trial.kind == "repeat" else None
+        entries.append(
+            {"id": trial.id, "a": shown["a"], "b": shown["b"], "prompt": prompts[trial.pair], "again": again}
+        )
+    return entries
+
+
+def _drawn(pairs: Sequence[Pair], config: StudyConfig, chance: random.Random) -> list[Pair]:
+    wanted = len(pairs) if config.num_pairs is None else config.num_pairs
+    if not 1 <= wanted <= len(pairs):
+        raise ValueError(f"num_pairs: got {wanted}; allowed: 1 to {len(pairs)}, as many as there are.")
+    for name in ("num_repeats", "num_catches"):
+        if getattr(config, name) > wanted:
+            raise ValueError(f"{name}: got {getattr(config, name)}; allowed: 0 to {wanted}, the number of pairs.")
+    return [pairs[index] for index in sorted(chance.sample(range(len(pairs)), wanted))]
+
+
+def _balanced_sides(count: int, chance: random.Random) -> list[Letter]:
+    """As many a as b (one more of either in an odd number), in random order."""
+    letters = chance.sample(LETTERS, 2)
+    sides = [letters[index % 2] for index in range(count)]
+    chance.shuffle(sides)
+    return sides
+
+
+def _add_pictures(
+    pair: Pair, side: Letter, max_side: int | None, pictures: dict[str, str], chance: random.Random
+) -> dict[Letter, str]:
+    """Put both pictures of a pair under ids of their own; returns those of a and b."""
+    ours, against = (clean_picture(path, max_side) for path in (pair.ours, pair.against))
+    if (ours.width, ours.height) != (against.width, against.height):
+        raise ValueError(
+            f"study: {pair.ours} has {ours.width} x {ours.height} pixels, {pair.against} {against.width} x "
+            f"{against.height}; allowed: pairs of one size."
+        )
+    found: dict[Letter, str] = {}
+    for letter in LETTERS:
+        picture: CleanPicture = ours if letter == side else against
+        found[letter] = _hex(chance)
+        pictures[found[letter]] = base64.b64encode(picture.png).decode()
+    return found
+
+
+def _hex(chance: random.Random) -> str:
+    """An id. Hashed, so that ids do not give away what else was drawn."""
+    return hashlib.sha256(chance.randbytes(32)).hexdigest()[:24]
+
+
+def page_html(page: dict[str, Any]) -> str:
+    """The page with its data, style and script in it; a content policy lets nothing else run or load."""
+    assets = resources.files("ras_dit.study").joinpath("assets")
+    template, style, script = (
+        assets.joinpath(name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js")
+    )
+    data = json.dumps(page, ensure_ascii=False)
+    for character in "<>&\u2028\u2029":  # nothing in a prompt may end the script element
+        data = data.replace(character, f"\\u{ord(character):04x}")
+    parts = {
+        "style_hash": _policy_hash(style),
+        "script_hash": _policy_hash(script),
+        "style": style,
+        "script": script,
+        "data": data,
+    }
+    for name, text in parts.items():  # data last: a prompt may look like a place of the template
+        template = template.replace("{{" + name + "}}", text)
+    return template
+
+
+def _policy_hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,0 +1,162 @@
+"""The sampler's options, each on its own: tensors by hand, then what a run makes of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import ras_dit
+from ras_dit import RASConfig, TokenGrid, build_plan
+from ras_dit.forecast import TokenHistory, missed_nearby
+from ras_dit.importance import anchors, filtered
+from tiny import REGION, inputs, run, tiny_pipeline
+
+
+def test_filters_look_at_the_neighbours_of_the_same_frame() -> None:
+    grid = TokenGrid(3, 4, 2, num_frames=2)
+    score = torch.zeros(1, 24)
+    score[0, 5] = 9.0  # frame 0, row 1, column 1
+    spread = filtered(score, grid, "dilate").view(2, 3, 4)
+    assert torch.equal(spread[0, :, :3], torch.full((3, 3), 9.0))
+    assert spread[0, :, 3].sum() == 0
+    assert spread[1].sum() == 0
+    mean = filtered(score, grid, "blur").view(2, 3, 4)
+    assert mean[0, 1, 1] == 1.0
+    assert mean[0, 0, 0] == pytest.approx(9 / 4), "a corner has four tokens"
+    assert mean[0, 0, 1] == pytest.approx(9 / 6), "a border six"
+
+
+@pytest.mark.parametrize("stride", [2, 3, 4, 5])
+def test_anchors_come_by_every_token_in_turn(stride: int) -> None:
+    grid = TokenGrid(2 * stride, 3 * stride, 2, num_frames=2)
+    masks = torch.stack([anchors(grid, stride, index) for index in range(stride**2)])
+    assert (masks.sum(dim=1) == 2 * 6).all(), "one per cell and frame"
+    assert (masks.sum(dim=0) == 1).all(), "every token once in a round"
+
+
+def test_what_was_missed_nearby_by_hand() -> None:
+    grid = TokenGrid(1, 4, 2)
+    missed = torch.tensor([[[2.0], [100.0], [6.0], [100.0]]])
+    is_active = torch.tensor([[True, False, True, False]])
+    nearby = missed_nearby(missed, is_active, grid)
+    assert nearby.flatten().tolist() == [2.0, 4.0, 6.0, 6.0]
+    assert missed_nearby(missed, torch.zeros_like(is_active), grid).abs().sum() == 0
+
+
+def history() -> TokenHistory:
+    """Two tokens on the line 10 - 10 sigma: the first computed at 0.9 and 0.8, the second at 0.9 and 0.5."""
+    seen = TokenHistory(depth=2)
+    seen.record(torch.full((1, 2, 1), 1.0), 0.9)
+    seen.record(torch.full((1, 2, 1), 2.0), 0.8, torch.tensor([[True, False]]))
+    seen.record(torch.full((1, 2, 1), 5.0), 0.5, torch.tensor([[False, True]]))
+    return seen
+
+
+def test_a_slope_reaches_as_far_as_it_was_measured() -> None:
+    far = history().forecast(0.2, order=1, damping=1.0)
+    assert far.flatten().tolist() == pytest.approx([8.0, 8.0])
+    near = history().forecast(0.2, order=1, damping=1.0, reach=1.0)
+    assert near.flatten().tolist() == pytest.approx([3.0, 8.0]), "0.1 and 0.3 further, as far as their slopes"
+    assert history().forecast(0.2, order=1, damping=1.0, reach=2.0).flatten()[0] == pytest.approx(4.0)
+    once = TokenHistory(depth=2)
+    once.record(torch.ones(1, 1, 1), 0.9)
+    assert once.forecast(0.2, order=1, damping=1.0, reach=1.0).item() == 1.0
+
+
+def test_a_listed_plan_fits_runs_of_any_length() -> None:
+    config = RASConfig(step_ratios=(1, 0.5, 0, 1, 0.25))
+    plan = build_plan(config, 5, 40)
+    assert [step.num_active for step in plan] == [40, 20, 0, 40, 10]
+    assert [step.kind for step in plan] == ["dense", "region", "skip", "dense", "region"]
+    assert [step.index for step in plan if step.captures] == [0, 3]
+    longer = build_plan(config, 9, 40)
+    assert [step.num_active for step in longer] == [40, 20, 20, 0, 0, 40, 40, 10, 10]
+    assert build_plan(config, 1, 40)[0].kind == "dense"
+    assert build_plan(config, 5, 40, dense_step=2)[2].kind == "dense"
+    assert not build_plan(RASConfig(step_ratios=(1, 1)), 7, 40).has_savings
+
+
+def test_a_listed_plan_runs() -> None:
+    pipe = tiny_pipeline()
+    listed = RASConfig(step_ratios=(1, 1, 0.25, 0, 1, 0.25, 0.25, 0, 1, 0.5))
+    with ras_dit.accelerate(pipe, listed) as handle:
+        run(pipe, **inputs())
+    assert [step.kind[0] for step in handle.trace.steps] == list("ddrsdrrsdr")
+    assert handle.trace.token_steps == pytest.approx(sum(listed.step_ratios))
+    same = {"warmup_steps": 2, "sample_ratio": 0.25, "refresh_steps": (4, 8), "skip_steps": (3, 7)}
+    with ras_dit.accelerate(pipe, RASConfig(**same, end_step=8)):  # type: ignore[arg-type]
+        described = run(pipe, **inputs())
+    with ras_dit.accelerate(pipe, listed.replace(step_ratios=(*listed.step_ratios[:-1], 1))):
+        assert torch.equal(run(pipe, **inputs()), described)
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"score_filter": "blur"},
+    {"score_filter": "dilate"},
+    {"anchor_stride": 3},
+    {"neighbor_update": 0.5},
+    {"text_reuse": True},
+    {"forecast_order": 1, "forecast_below": 0.8},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: next(iter(change)))
+@pytest.mark.parametrize("importance", ["error", "std"])
+def test_an_option_changes_the_picture_and_not_the_compute(change: dict[str, Any], importance: Any) -> None:
+    pipe, call = tiny_pipeline(), inputs(batch=2)
+    outputs = []
+    for config in (REGION.replace(importance=importance), REGION.replace(importance=importance, **change)):
+        with ras_dit.accelerate(pipe, config) as handle:
+            outputs.append(run(pipe, **call))
+        assert handle.trace.token_steps == pytest.approx(2 + 8 * 0.25)
+    assert outputs[1].isfinite().all()
+    assert not torch.equal(outputs[0], outputs[1])
+
+
+@pytest.mark.parametrize("importance", ["error", "std"])
+def test_anchors_are_computed_whatever_the_score(importance: Any) -> None:
+    pipe = tiny_pipeline()
+    with ras_dit.accelerate(pipe, REGION.replace(importance=importance, anchor_stride=4)) as handle:
+        run(pipe, **inputs())
+    grid = handle.trace.grid
+    assert grid is not None
+    for index, step in enumerate(handle.trace.steps):
+        if step.active is not None:
+            wanted = anchors(grid, 4, index).nonzero().flatten()
+            assert len(wanted) == 6
+            assert torch.isin(wanted, step.active[0]).all()
+
+
+def test_forecasts_begin_below_a_noise_level() -> None:
+    """Above it the last noise is reused, exactly as without a forecast."""
+    pipe = tiny_pipeline()
+    plain, forecast = REGION, REGION.replace(forecast_order=1, forecast_damping=1.0, kv_forecast=0.7)
+    outputs = {}
+    for name, config in {
+        "plain": plain,
+        "never": forecast.replace(forecast_below=1e-9),
+        "always": forecast,
+    }.items():
+        with ras_dit.accelerate(pipe, config):
+            outputs[name] = run(pipe, **inputs())
+    torch.testing.assert_close(outputs["never"], outputs["plain"], atol=1e-5, rtol=0)
+    assert not torch.allclose(outputs["always"], outputs["plain"], atol=1e-3)
+
+
+def test_steps_that_would_be_far_off_are_dense() -> None:
+    pipe, call = tiny_pipeline(), inputs(batch=2)
+    counts = []
+    for tolerance in (None, 1e9, 2.0, 1e-9):
+        with ras_dit.accelerate(pipe, REGION.replace(refresh_tolerance=tolerance, skip_steps=(6,))) as handle:
+            output = run(pipe, **call)
+        kinds = [step.kind for step in handle.trace.steps]
+        counts.append(kinds.count("dense"))
+        is_said = any("refresh_tolerance" in note for note in handle.summary().notes)
+        assert is_said == (counts[-1] > 2)
+    assert counts[:2] == [2, 2]
+    assert 2 < counts[2] < 10
+    assert counts[3] == 10
+    assert torch.equal(output, run(pipe, **call)), "all dense is the untouched pipeline"
+    assert handle.summary().predicted_speedup == pytest.approx(1.0)
