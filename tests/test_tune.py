@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,14 +24,19 @@ from ras_dit import RASConfig, build_plan
 from ras_dit.arena import Scene
 from ras_dit.arena.methods import Method
 from ras_dit.arena.metrics import MAX_PSNR, quantile_interval
-from ras_dit.tune import PSNR, SSIM, Floor, Metric, Target, Tuning, write_report
+from ras_dit.arena.perceptual import Perceptual
+from ras_dit.config_checks import PLAN_OPTIONS
+from ras_dit.files import alone_in
+from ras_dit.models import TOKEN_PLANS
+from ras_dit.tune import PSNR, SSIM, Floor, Metric, Target, Tuning, lpips, write_report
 from ras_dit.tune.measure import Bench, Measured, SceneSet
-from ras_dit.tune.metric import lpips
-from ras_dit.tune.plans import MOVES, check_ratios, config_of_ratios, neighbour, ratios_of
+from ras_dit.tune.plans import MOVES, check_ratios, config_of_ratios, described, neighbour, ratios_of
 from ras_dit.tune.search import Search, known_for
-from ras_dit.tune.space import SPACE, Run, Space, known_good
+from ras_dit.tune.shape import FROM_STEP, GROWTHS, MAX_TAIL, Shape
+from ras_dit.tune.space import SPACE, UNSEARCHED, Run, Space, known_good
 from ras_dit.tune.trial import Trial, best_of, candidates_of, front_of
 from ras_dit.tune.validate import Validation
+from stand_ins import lpips_file
 from tiny import TEXT_LENGTH, TEXT_WIDTH, tiny_pipeline, tiny_vae
 
 optuna = pytest.importorskip("optuna")
@@ -100,16 +107,20 @@ def test_floors_and_budgets_by_hand() -> None:
     assert budget.score({"ssim": 0.8}, 0.1) == -0.8
     assert budget.rank({"ssim": 0.7}, 0.4) < budget.rank({"ssim": 0.99}, 0.51)
 
-    distance = lpips(lambda pictures, references: [0.0] * len(pictures))
+    distance = Metric("lpips", lambda pictures, references: [], scale=0.03, is_higher_better=False, version="v")
     near = Target((Floor(distance, 0.05),))
     assert near.is_met({"lpips": 0.05}, 1.0)
     assert near.misses({"lpips": 0.08}, 1.0) == pytest.approx({"lpips": 1.0})
+    assert near.to_dict()["versions"] == {"lpips": "v"}
+    lowest = Target(max_cost=0.5, cost="flops", maximise=distance)
+    assert lowest.rank({"lpips": 0.1}, 0.4) < lowest.rank({"lpips": 0.2}, 0.3)
 
 
 def test_a_quantile_is_the_bad_end() -> None:
     values = {"psnr": [float(v) for v in range(20, 31)], "ssim": [0.5] * 11, "lpips": [v / 10 for v in range(11)]}
     assert Target((Floor(PSNR, 25.0),)).quality(values)["psnr"] == 25.0
-    strict = Target((Floor(PSNR, 25.0), Floor(lpips(lambda a, b: []), 0.5)), quantile=0.1)
+    distance = Metric("lpips", lambda pictures, references: [], scale=0.03, is_higher_better=False)
+    strict = Target((Floor(PSNR, 25.0), Floor(distance, 0.5)), quantile=0.1)
     assert strict.quality(values) == pytest.approx({"psnr": 21.0, "lpips": 0.9, "ssim": 0.5})
     middle, low, high = quantile_interval(values["psnr"], 0.1)
     assert 20.0 <= low <= middle <= high < 25.0
@@ -125,7 +136,10 @@ def test_a_quantile_is_the_bad_end() -> None:
         (lambda: Target(max_cost=0.5, quantile=1.0), "--quantile: got 1.0"),
         (lambda: Floor(PSNR, 61.0), "psnr: got the target 61; allowed: 0 to 60"),
         (lambda: Floor(SSIM, 1.2), "ssim: got the target 1.2"),
-        (lambda: Space(RUN, RASConfig(), frozenset({"sigma"})), "--without: got sigma; allowed: warmup_steps"),
+        (
+            lambda: Space(RUN, RASConfig(), frozenset({"sigma"})),
+            "--without: got sigma; allowed: step_ratios, importance",
+        ),
         (lambda: Space(RUN, RASConfig.reference()), "reference rules, which leave nothing to tune"),
     ],
 )
@@ -140,6 +154,19 @@ def test_equal_pictures_meet_every_floor() -> None:
     assert SSIM.measure(pictures, pictures) == pytest.approx([1.0] * 2)
     video = pictures[:, None].repeat(1, 3, 1, 1, 1)
     assert PSNR.measure(video, video) == [MAX_PSNR] * 2
+
+
+def test_lpips_of_equal_pictures_of_videos_and_of_small_ones(tmp_path: Path) -> None:
+    metric = lpips(Perceptual.load_lpips(lpips_file(tmp_path / "alex.pth")))
+    noise = torch.Generator().manual_seed(0)
+    pictures, others = (torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=noise) for _ in range(2))
+    assert metric.measure(pictures, pictures) == [0.0] * 2
+    first, second = metric.measure(pictures, others)
+    assert min(first, second) > 0
+    assert metric.measure(pictures[None], others[None]) == pytest.approx([(first + second) / 2])
+    with pytest.raises(ValueError, match="got pictures of 16 x 32; allowed: at least 32 pixels"):
+        metric.measure(pictures[..., :16], others[..., :16])
+    assert metric.version != lpips(Perceptual.load_lpips(lpips_file(tmp_path / "vgg.pth", "vgg"))).version
 
 
 def test_fronts_and_candidates_by_hand() -> None:
@@ -160,45 +187,73 @@ def test_fronts_and_candidates_by_hand() -> None:
 # ---------------------------------------------------------------------- the space
 
 
-def test_every_option_searched_exists_and_every_suggestion_is_a_config() -> None:
+def test_every_option_is_searched_or_said_not_to_be() -> None:
     fields = {field.name for field in dataclasses.fields(RASConfig)}
-    assert {knob.option for knob in SPACE} <= fields
+    searched = {knob.option for knob in SPACE}
+    assert searched | {*PLAN_OPTIONS} | {*UNSEARCHED} == fields
+    assert not searched & {*PLAN_OPTIONS, *UNSEARCHED}
+
+
+def test_every_suggestion_is_a_config() -> None:
     for num_steps, is_euler in ((1, True), (2, True), (9, False), (28, True)):
-        space = Space(Run(num_steps, NUM_TOKENS, is_euler), RASConfig(kv_cache_layers=0.5))
+        space = Space(Run(num_steps, NUM_TOKENS, is_euler, has_text_reuse=is_euler), RASConfig(kv_cache_layers=0.5))
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-        for _ in range(40):
-            config = space.config(space.suggest(study.ask()))
-            assert len(build_plan(config, num_steps, NUM_TOKENS)) == num_steps
+        found = [space.config(space.suggest(study.ask())) for _ in range(60)]
+        for config in found:
+            assert len(build_plan(config, num_steps, NUM_TOKENS)) == len(config.step_ratios) == num_steps
             assert config.kv_cache_layers == 0.5, "what is not searched is the base's"
-            assert is_euler or config.solver_order == 1
+            assert is_euler or (config.solver_order, config.text_reuse) == (1, False)
+        assert any(config.text_reuse for config in found) == is_euler, "only where the model can"
+        assert any(config.forecast_below < 1 for config in found)
 
 
 def test_known_configs_have_a_place_in_the_space() -> None:
+    """The front-loaded plans one that is near, all others their own."""
     space = Space(Run(28, 256, True), RASConfig(token_multiple=4))
     known = known_good(space)
     assert {"base", "preset quality", "preset balanced", "preset fast"} < set(known)
+    assert sum(name.startswith("front-loaded") for name in known) == 4
     study = optuna.create_study()
-    for config in known.values():
+    for name, config in known.items():
         assert config.token_multiple == 4
         study.enqueue_trial(space.parameters(config))
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             found = space.config(space.suggest(study.ask()))
-        assert build_plan(found, 28, 256) == build_plan(config, 28, 256)
-        assert (found.importance, found.solver_order) == (config.importance, config.solver_order)
+        plan, wanted = build_plan(found, 28, 256), build_plan(config, 28, 256)
+        if name.startswith("front-loaded"):
+            assert plan.token_steps == pytest.approx(wanted.token_steps, abs=0.3)
+            dense, others = ([step.index for step in each if step.kind == "dense"] for each in (plan, wanted))
+            assert all(abs(a - b) <= 1 for a, b in zip(dense, others, strict=True))
+        else:
+            assert plan == wanted
+        for option in ("importance", "solver_order", "forecast_order", "forecast_damping", "forecast_below"):
+            assert getattr(found, option) == getattr(config, option)
 
 
-def test_options_left_out_keep_the_value_of_the_base() -> None:
+@pytest.mark.parametrize("num_steps", [1, 6, 12, 28, 50])
+def test_known_configs_fit_runs_of_any_length(num_steps: int) -> None:
+    for name, config in known_good(Space(Run(num_steps, 256, True), RASConfig())).items():
+        if name.startswith("front-loaded"):
+            shares = ratios_of(build_plan(config, num_steps, 256))
+            half = (num_steps + 1) // 2
+            assert sum(shares[:half]) >= sum(shares[half:]), "at least half the compute in the first half"
+            assert num_steps < 28 or sum(shares) / num_steps == pytest.approx(0.36, abs=0.06)
+
+
+def test_options_left_out_keep_the_value_of_the_base(tmp_path: Path) -> None:
     base = RASConfig(importance="std", refresh_every=5, refresh_steps=(3,), solver_order=2)
-    space = Space(RUN, base, frozenset({"importance", "refresh_every", "solver_order", "forecast_order"}))
+    without = frozenset({"importance", "step_ratios", "solver_order", "forecast_order"})
+    space = Space(RUN, base, without)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    for _ in range(20):
-        config = space.config(space.suggest(study.ask()))
-        kept = (config.importance, config.refresh_every, config.refresh_steps, config.solver_order)
-        assert kept == ("std", 5, (3,), 2)
+    for config in [space.config(space.suggest(study.ask())) for _ in range(20)] + [*known_good(space).values()]:
+        kept = (config.importance, config.refresh_every, config.refresh_steps, config.solver_order, config.step_ratios)
+        assert kept == ("std", 5, (3,), 2, ())
         assert config.forecast_order == 0
-    for config in known_good(space).values():
-        assert (config.importance, config.solver_order) == ("std", 2)
+    fixed = search(tmp_path, base=base, without=without)
+    fixed.search_options(6)
+    fixed.search_plans(4)
+    assert len(fixed.trials) == 6, "a plan that is to stay is not changed either"
 
 
 # ---------------------------------------------------------------------- plans
@@ -222,22 +277,60 @@ def test_moves_make_plans_of_plans(rest: list[float], seed: int) -> None:
     plan = build_plan(config_of_ratios(changed, RASConfig(kv_forecast=0.5)), len(changed), 1000)
     ran = ratios_of(plan)
     check_ratios(ran)
-    kinds = [(ratio > 0) + (ratio == 1) for ratio in changed]
-    assert kinds == [(ratio > 0) + (ratio == 1) for ratio in ran], "dense, region and skipped steps stay where they are"
-    assert ratios_of(build_plan(config_of_ratios(ran, RASConfig()), len(ran), 1000)) == pytest.approx(ran, abs=2e-3)
+    assert ran == pytest.approx(changed, abs=5.1e-4), "what was asked for, to whole tokens"
+    assert ratios_of(build_plan(config_of_ratios(ran, RASConfig()), len(ran), 1000)) == ran
+    assert described(changed).startswith("dense at 0")
 
 
 def test_config_of_ratios_by_hand() -> None:
-    config = config_of_ratios((1, 1, 0.1, 0.2, 1, 0, 0.3), RASConfig(importance="std", refresh_every=4))
-    assert (config.warmup_steps, config.refresh_steps, config.skip_steps) == (2, (4,), (5,))
-    assert (config.sample_ratio, config.final_sample_ratio) == (0.1, 0.3)
-    assert (config.importance, config.refresh_every) == ("std", None)
-    bent = config_of_ratios((1, 0.2, 0.5, 0.2), RASConfig())
-    assert (bent.sample_ratio, bent.final_sample_ratio) == (0.3, None), "the line nearest to them is level"
+    base = RASConfig(importance="std", refresh_every=4, skip_steps=(5,), end_step=9, forecast_below=0.9)
+    config = config_of_ratios((1, 1, 0.1, 0.2, 1, 0, 0.3), base)
+    assert config == RASConfig(step_ratios=(1, 1, 0.1, 0.2, 1, 0, 0.3), importance="std", forecast_below=0.9)
+    assert ratios_of(build_plan(config, 7, 100)) == (1, 1, 0.1, 0.2, 1, 0, 0.3)
+    assert config_of_ratios((1, 0.5), config).step_ratios == (1, 0.5), "one plan takes the place of another"
     with pytest.raises(ValueError, match="for the first evaluation; allowed: 1"):
         config_of_ratios((0.5, 1.0), RASConfig())
     with pytest.raises(ValueError, match="one share of the tokens"):
         config_of_ratios((1.0, 1.5), RASConfig())
+
+
+def test_plans_in_words_by_hand() -> None:
+    assert described((1, 1, 0.1, 0, 1, 0.1)) == "dense at 0-1 and 4, 2 region steps of 0.1 from 2 on, 1 skipped"
+    assert described((1, 0.1, 0.25)) == "dense at 0, 2 region steps of 0.1 to 0.25 from 1 on"
+    assert described((1, 0.5, 1, 1, 0, 1)) == "dense at 0, 2-3 and 5, 1 region step of 0.5 from 1 on, 1 skipped"
+    words = trial(RASConfig(step_ratios=(1, 0, 1), solver_order=2), 30.0, 0.5).label
+    assert words == "dense at 0 and 2, 1 skipped, solver_order 2"
+
+
+def test_shapes_by_hand() -> None:
+    front = Shape(warmup_steps=3, gap=2, gap_growth=2.0, tail=0, region_from=0.5, sample_ratio=0.2)
+    dense = {0, 1, 2, 4, 8}  # distances 2, 4, 8
+    assert front.ratios(16) == tuple(1 if i in dense else 0.2 if i >= 8 else 0 for i in range(16))
+    both = dataclasses.replace(front, tail=2, region_from=1.0)  # from the end: 14, then 4 before it
+    assert [i for i, ratio in enumerate(both.ratios(16)) if ratio == 1] == [0, 1, 2, 4, 8, 10, 14]
+    assert set(both.ratios(16)) == {0, 1}
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    num_steps=st.integers(1, 40),
+    gap=st.integers(2, 12),
+    growth=st.sampled_from(GROWTHS),
+    tail=st.integers(0, MAX_TAIL),
+    begins=st.integers(0, 8),
+    data=st.data(),
+)
+def test_the_shape_nearest_to_a_shapes_plan_has_this_plan(
+    num_steps: int, gap: int, growth: float, tail: int, begins: int, data: Any
+) -> None:
+    warmup = data.draw(st.integers(1, max(1, num_steps // 2)))
+    ratios = Shape(warmup, gap, growth, tail, begins * FROM_STEP, 0.3).ratios(num_steps)
+    check_ratios(ratios)
+    found = Shape.nearest(ratios).ratios(num_steps)
+    dense = [sum(ratio == 1 for ratio in each) for each in (ratios, found)]
+    assert abs(dense[0] - dense[1]) <= 1
+    if tail == 0:
+        assert [ratio == 1 for ratio in found] == [ratio == 1 for ratio in ratios]
 
 
 # ---------------------------------------------------------------------- the search
@@ -418,12 +511,12 @@ def test_a_whole_tuning(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
         patch.setattr(Bench, "measure", stops)
         with pytest.raises(KeyboardInterrupt):
-            job.run(pipe, 10, 3)
+            job.run(pipe, 12, 3)
     references = {path: path.stat().st_mtime_ns for path in (tmp_path / "references").rglob("*.safetensors")}
     assert len(references) == 4
-    outcome = job.run(pipe, 10, 3)
+    outcome = job.run(pipe, 12, 3)
     assert all(path.stat().st_mtime_ns == before for path, before in references.items()), "painted once"
-    assert len(outcome.trials) == 13
+    assert len(outcome.trials) == 15
     assert [found.label for found in outcome.baselines][1].endswith("second order (AB2)")
 
     chosen = outcome.verdict.chosen
@@ -474,7 +567,7 @@ def test_what_cannot_be_tuned_is_refused(pipe: Any, tmp_path: Path) -> None:
     from diffusers import FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler
 
     euler = pipe.scheduler
-    with pytest.raises(ValueError, match="--trials: got 3; allowed: at least 8, the known configs"):
+    with pytest.raises(ValueError, match="--trials: got 3; allowed: at least 10, the known configs"):
         tuning(tmp_path).run(pipe, 3, 0)
     pipe.scheduler = FlowMatchLCMScheduler()
     with pytest.raises(ValueError, match="adds fresh noise at every step, so that RAS runs dense"):
@@ -496,6 +589,30 @@ def test_what_cannot_be_tuned_is_refused(pipe: Any, tmp_path: Path) -> None:
         tuning(tmp_path, converged_steps=0)
 
 
+def test_a_model_that_must_compute_its_text_is_not_asked_to_reuse_it(
+    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token_plan = dataclasses.replace(TOKEN_PLANS["SD3Transformer2DModel"], text_rows={})
+    monkeypatch.setitem(TOKEN_PLANS, "SD3Transformer2DModel", token_plan)
+    with pytest.raises(ValueError, match="text_reuse: got SD3Transformer2DModel; allowed: BriaTransformer2DModel, Flux"):
+        tuning(tmp_path, base=RASConfig(text_reuse=True)).run(pipe, 12)
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_tunings_in_a_folder_at_once_are_refused(pipe: Any, tmp_path: Path) -> None:
+    with (
+        alone_in(tmp_path, "tuning"),
+        pytest.raises(ValueError, match="another tuning is under way there; wait for it, or give another folder"),
+    ):
+        tuning(tmp_path).run(pipe, 10)
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+    killed = "import os, sys; from pathlib import Path; from ras_dit.files import alone_in\n"
+    killed += "with alone_in(Path(sys.argv[1]), 'tuning'): os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", killed, str(tmp_path)], check=False).returncode == 9
+    with alone_in(tmp_path, "tuning"):
+        pass  # the lock of a process that was killed is none
+
+
 def test_a_metric_of_ones_own_and_a_target_out_of_reach(pipe: Any, tmp_path: Path) -> None:
     """Any function of pictures can be a floor; one that nothing meets leaves no preset behind."""
 
@@ -505,7 +622,7 @@ def test_a_metric_of_ones_own_and_a_target_out_of_reach(pipe: Any, tmp_path: Pat
     metric = Metric("difference", difference, scale=1.0, is_higher_better=False)
     job = tuning(tmp_path, target=Target((Floor(metric, 0.0),), cost="token_steps", quantile=0.25))
     (tmp_path / "tuned.json").write_text("{}")
-    outcome = job.run(pipe, 8, 0)
+    outcome = job.run(pipe, 10, 0)
     result = write_report(job, outcome, has_plot=False)
     assert result["status"] == "missed"
     assert result["config"] is None

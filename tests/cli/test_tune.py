@@ -12,9 +12,11 @@ import pytest
 import ras_dit as library
 from ras_dit.cli.pipelines import load_pipeline
 from ras_dit.config import RASConfig
+from stand_ins import lpips_file
 
 pytest.importorskip("optuna")
 Run = Callable[..., tuple[int, str, str]]
+WEIGHTS = "weights.pth"
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def words(model: str, tmp_path: Path) -> tuple[object, ...]:
         prompts,
         *sizes,
         "--trials",
-        9,
+        11,
         "--plan-trials",
         0,
         "-o",
@@ -46,7 +48,7 @@ def test_a_preset_that_enable_takes(ras_dit: Run, words: tuple[object, ...], mod
     folder = tmp_path / "tune"
     report = json.loads((folder / "tuned.report.json").read_text())
     assert report["status"] in ("met", "fallback")
-    assert len(report["trials"]) == 11
+    assert len(report["trials"]) == 13
     pipe = load_pipeline(model)
     handle = library.enable(pipe, str(folder / "tuned.json"))
     assert handle.config == RASConfig.from_dict(report["config"])
@@ -83,20 +85,47 @@ def test_time_is_measured_by_default(ras_dit: Run, words: tuple[object, ...], tm
     assert all(trial["config"]["kv_forecast"] == 0 for trial in report["trials"])
 
 
+def test_lpips_with_weights_of_ones_own(ras_dit: Run, words: tuple[object, ...], tmp_path: Path) -> None:
+    words = (*words, "--max-lpips", 0.5, "--cost", "flops", "--lpips-weights")
+    code, out, err = ras_dit(*words, lpips_file(tmp_path / "alex.pth"))
+    assert code == 0, err
+    assert "lpips of at most 0.5 on average, at the least flops" in out
+    report = json.loads((tmp_path / "tune" / "tuned.report.json").read_text())
+    assert 0 <= report["candidates"][0]["validation"]["quality"]["lpips"][0] <= 0.5
+    code, _, err = ras_dit(*words, lpips_file(tmp_path / "vgg.pth", "vgg"))
+    assert code == 2
+    assert "holds a tuning with another target" in err, "other weights are another distance"
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ((), "neither a floor nor a budget; give quality floors"),
+        ((), "neither a floor nor a budget; give floors"),
         (("--min-psnr", 30, "--max-cost", 0.5), "both floors and a budget"),
         (("--min-psnr", 30, "--trials", 2), "--trials: got 2; allowed: at least"),
         (("--min-psnr", 30, "--validation", 9), "--prompts-file: got 4 prompts; allowed: at least 11"),
         (("--min-psnr", 30, "--calibration", 1), "--calibration: got 1; allowed: at least 2"),
         (("--min-psnr", 30, "--cost", "euros"), "--cost: got 'euros'; allowed: time, flops, token_steps"),
-        (("--max-cost", 0.5, "--maximise", "beauty"), "--maximise: got 'beauty'; allowed: psnr, ssim"),
-        (("--min-psnr", 30, "--without", "seed"), "--without: got seed; allowed: warmup_steps"),
+        (("--max-cost", 0.5, "--maximise", "beauty"), "--maximise: got 'beauty'; allowed: psnr, ssim, lpips"),
+        (("--max-lpips", 0.1), "lpips: got no weights; give --lpips-weights FILE"),
+        (("--max-lpips", 0.1, "--lpips-weights", "none.pth"), "--lpips-weights: got 'none.pth', which is no file"),
+        (("--min-psnr", 30, "--lpips-weights", "none.pth"), "without --max-lpips or --maximise lpips"),
+        (("--max-lpips", -1, "--lpips-weights", WEIGHTS), "lpips: got the target -1; allowed: 0 to inf"),
+        (("--min-psnr", 30, "--without", "seed"), "--without: got seed; allowed: step_ratios, importance"),
     ],
 )
-def test_mistakes(ras_dit: Run, words: tuple[object, ...], flags: tuple[object, ...], message: str) -> None:
+def test_mistakes(
+    ras_dit: Run,
+    words: tuple[object, ...],
+    flags: tuple[object, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
+    if WEIGHTS in flags:
+        monkeypatch.chdir(tmp_path)
+        lpips_file(tmp_path / WEIGHTS)
     code, _, err = ras_dit(*words, *flags)
     assert code == 2
     assert message in err

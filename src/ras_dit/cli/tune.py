@@ -11,7 +11,7 @@ from ras_dit.cli import options
 
 if TYPE_CHECKING:
     from ras_dit.arena import Scene
-    from ras_dit.tune import Target
+    from ras_dit.tune import Metric
 
 EXIT_MISSED = 1
 TARGET, PICTURES, SEARCH = "Target", "Pictures", "Search"
@@ -23,6 +23,15 @@ def tune(
     ] = None,
     min_ssim: Annotated[
         float | None, typer.Option(help="Floor; several floors all hold.", rich_help_panel=TARGET)
+    ] = None,
+    max_lpips: Annotated[
+        float | None, typer.Option(help="The most of this distance; needs its weights.", rich_help_panel=TARGET)
+    ] = None,
+    lpips_weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="For LPIPS: torchvision's VGG16 or AlexNet; in torch hub's cache without it.", rich_help_panel=TARGET
+        ),
     ] = None,
     max_cost: Annotated[
         float | None,
@@ -36,7 +45,7 @@ def tune(
         ),
     ] = "time",
     maximise: Annotated[
-        str, typer.Option(help="What a budget is spent on: psnr or ssim.", rich_help_panel=TARGET)
+        str, typer.Option(help="What a budget is spent on: psnr, ssim or lpips.", rich_help_panel=TARGET)
     ] = "psnr",
     quantile: Annotated[
         float | None,
@@ -101,15 +110,20 @@ def tune(
     """
     from rich.console import Console
 
-    from ras_dit.cli.pipelines import EMBEDDED, Picture, call_arguments, load_pipeline, resolved
+    from ras_dit.cli.pipelines import EMBEDDED, Picture, call_arguments, load_pipeline, resolve_device, resolved
     from ras_dit.cli.progress import described_progress
     from ras_dit.config import RASConfig
-    from ras_dit.tune import Tuning, write_report
+    from ras_dit.tune import Floor, Target, Tuning, write_report
     from ras_dit.tune.report import preset_path
     from ras_dit.tune.search import load_optuna
 
     load_optuna()
-    target = _target(min_psnr, min_ssim, max_cost, cost, maximise, quantile)
+    bounds = {"psnr": min_psnr, "ssim": min_ssim, "lpips": max_lpips}
+    metrics = _metrics(max_lpips is not None or maximise == "lpips", lpips_weights, resolve_device(device))
+    if maximise not in metrics:
+        raise ValueError(f"--maximise: got {maximise!r}; allowed: psnr, ssim, lpips.")
+    floors = tuple(Floor(metrics[name], bound) for name, bound in bounds.items() if bound is not None)
+    target = Target(floors, max_cost, cost, metrics[maximise], quantile)  # type: ignore[arg-type]
     first, second = _scenes(prompts_file, calibration, validation, is_embedded=model == EMBEDDED)
     base = RASConfig() if config is None else RASConfig.load(config)
     pipe = load_pipeline(model, dtype, device)
@@ -142,22 +156,14 @@ def tune(
     )
 
 
-def _target(
-    min_psnr: float | None,
-    min_ssim: float | None,
-    max_cost: float | None,
-    cost: str,
-    maximise: str,
-    quantile: float | None,
-) -> Target:
-    from ras_dit.tune import PSNR, SSIM, Floor, Target
+def _metrics(needs_lpips: bool, lpips_weights: Path | None, device: str) -> dict[str, Metric]:
+    from ras_dit.arena.perceptual import Perceptual
+    from ras_dit.tune import PSNR, SSIM, lpips
 
-    known = {metric.name: metric for metric in (PSNR, SSIM)}
-    if maximise not in known:
-        raise ValueError(f"--maximise: got {maximise!r}; allowed: {', '.join(known)}.")
-    asked = ((PSNR, min_psnr), (SSIM, min_ssim))
-    floors = tuple(Floor(metric, bound) for metric, bound in asked if bound is not None)
-    return Target(floors, max_cost, cost, known[maximise], quantile)  # type: ignore[arg-type]
+    if lpips_weights is not None and not needs_lpips:
+        raise ValueError(f"--lpips-weights: got {str(lpips_weights)!r} without --max-lpips or --maximise lpips.")
+    found = {"psnr": PSNR, "ssim": SSIM}
+    return found | {"lpips": lpips(Perceptual.load_lpips(lpips_weights, device))} if needs_lpips else found
 
 
 def _scenes(

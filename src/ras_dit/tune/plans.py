@@ -11,6 +11,7 @@ from random import Random
 from typing import TypeAlias
 
 from ras_dit.config import RASConfig
+from ras_dit.config_checks import PLAN_OPTIONS
 from ras_dit.plan import Plan
 
 Ratios: TypeAlias = tuple[float, ...]
@@ -36,39 +37,36 @@ def check_ratios(ratios: Ratios) -> None:
 
 def ratios_of(plan: Plan) -> Ratios:
     """The share of tokens of every evaluation."""
-    return tuple(step.num_active / plan.num_tokens for step in plan)
+    return tuple(round(step.num_active / plan.num_tokens, 6) for step in plan)
 
 
 def config_of_ratios(ratios: Ratios, base: RASConfig) -> RASConfig:
-    """Options that run this plan; all that is not of the plan is as in ``base``.
-
-    Options have one line of ratios over the region steps: theirs is fitted to the plan's by least squares, so that
-    the plan of the config may differ from what was asked for. `ratios_of` its plan says what it is.
-    """
+    """Options that run this plan; all that is not of the plan is as in ``base``."""
     check_ratios(ratios)
-    warmup = next((index for index, ratio in enumerate(ratios) if ratio < 1), len(ratios))
-    first, last = _line([ratio for ratio in ratios if 0 < ratio < 1])
-    return base.replace(
-        warmup_steps=warmup,
-        refresh_every=None,
-        refresh_steps=tuple(i for i, ratio in enumerate(ratios) if ratio == 1 and i >= warmup),
-        skip_steps=tuple(i for i, ratio in enumerate(ratios) if ratio == 0),
-        sample_ratio=first,
-        final_sample_ratio=None if last == first else last,
-        end_step=None,
-    )
+    defaults = RASConfig().to_dict()
+    return base.replace(**{name: defaults[name] for name in PLAN_OPTIONS}, step_ratios=ratios)
 
 
-def _line(values: list[float]) -> tuple[float, float]:
-    """First and last value of the straight line through these (of a plan without any: whatever)."""
-    if not values:
-        return 0.5, 0.5
-    middle, mean = (len(values) - 1) / 2, sum(values) / len(values)
-    spread = sum((place - middle) ** 2 for place in range(len(values)))
-    slope = sum((place - middle) * value for place, value in enumerate(values)) / spread if spread else 0.0
-    ends = (mean - slope * middle, mean + slope * middle)
-    first, last = (round(_clipped(end), 4) for end in ends)
-    return first, last
+def described(ratios: Ratios) -> str:
+    """A plan in a few words: ``dense at 0-3, 5 and 8, 2 region steps of 0.1 from 6 on, 1 skipped``."""
+    dense = [index for index, ratio in enumerate(ratios) if ratio == 1]
+    regions, skipped = _regions(ratios), ratios.count(0)
+    words = [f"dense at {_spans(dense)}"]
+    if regions:
+        low, high = (f"{end(ratios[index] for index in regions):.3g}" for end in (min, max))
+        share = low if low == high else f"{low} to {high}"
+        words.append(f"{len(regions)} region step{'s' * (len(regions) > 1)} of {share} from {regions[0]} on")
+    if skipped:
+        words.append(f"{skipped} skipped")
+    return ", ".join(words)
+
+
+def _spans(indices: list[int]) -> str:
+    """``0-3, 5 and 8`` of 0, 1, 2, 3, 5, 8."""
+    starts = [index for index in indices if index - 1 not in indices]
+    ends = [index for index in indices if index + 1 not in indices]
+    words = [f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True)]
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def _clipped(ratio: float) -> float:

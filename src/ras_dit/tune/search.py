@@ -111,7 +111,7 @@ class Search:
         """Go on until there are this many trials of changed plans, each one move from one of the best so far."""
         done = self._done[self._plans]
         self._clear_unfinished(self._plans)
-        while len(done) < count:
+        while len(done) < count and "step_ratios" not in self.space.without:
             parents = self._parents()
             if not parents:
                 return  # nothing was measured, so that there is nothing to change

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ras_dit.config import PRESETS, RASConfig
+from ras_dit.config_checks import PLAN_OPTIONS
 from ras_dit.plan import build_plan
+from ras_dit.tune.plans import Ratios, config_of_ratios, ratios_of
+from ras_dit.tune.shape import FROM_STEP, GROWTHS, MAX_TAIL, Shape
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
 Chosen = Mapping[str, Any]
-"""Parameters chosen so far: a knob's option -> its value."""
+"""Parameters chosen so far: a knob's name -> its value."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,13 @@ class Run:
         num_steps: transformer evaluations.
         num_tokens: image tokens.
         is_euler: the scheduler takes plain Euler steps, so that second-order ones can be had.
+        has_text_reuse: region steps of this model can do without computing text (`RASConfig.text_reuse`).
     """
 
     num_steps: int
     num_tokens: int
     is_euler: bool
+    has_text_reuse: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,76 +83,78 @@ class Choice:
 
 @dataclass(frozen=True)
 class Knob:
-    """One option that is searched.
+    """One parameter that is searched.
 
     Attributes:
-        option: of RASConfig.
+        name: an option of RASConfig, or a number of the plan's `Shape`.
         values: its range in a run.
         is_used: whether it matters, given what knobs before it chose; it is not asked for otherwise.
-        to_option: the option's value, where the parameter is something else.
-        from_config: the parameter's value of a config, where it is something else.
     """
 
-    option: str
+    name: str
     values: Callable[[Run], Whole | Real | Choice]
     is_used: Callable[[Chosen, Run], bool] = lambda chosen, run: True
-    to_option: Callable[[Any, Chosen, Run], Any] = lambda value, chosen, run: value
-    from_config: Callable[[RASConfig, Run], Any] | None = None
+
+    @property
+    def option(self) -> str:
+        """What it is, or belongs to, in RASConfig."""
+        return "step_ratios" if self in SHAPE_KNOBS else self.name
 
     def parameter(self, config: RASConfig, run: Run) -> Any:
-        """Its value in a config."""
-        return getattr(config, self.option) if self.from_config is None else self.from_config(config, run)
+        """Its value in a config (of a plan: in the shape nearest to it)."""
+        if self not in SHAPE_KNOBS:
+            return getattr(config, self.name)
+        return getattr(Shape.nearest(ratios_of(build_plan(config, run.num_steps, run.num_tokens))), self.name)
 
 
 def _has_regions(chosen: Chosen, run: Run) -> bool:
-    return chosen.get("skip_steps") != "all"
+    return bool(chosen["region_from"] < 1)
 
 
-def _skipped(pattern: str, chosen: Chosen, run: Run) -> tuple[int, ...]:
-    """Steps between the dense ones that are skipped: none, every other one from the first on, or all."""
-    warmup, every = chosen.get("warmup_steps", 1), chosen.get("refresh_every", run.num_steps)
-    between = {i: (i - warmup) % every for i in range(warmup, run.num_steps) if (i - warmup) % every != every - 1}
-    return tuple(i for i, place in between.items() if pattern == "all" or (pattern == "alternate" and place % 2 == 0))
+def _extrapolates(chosen: Chosen, run: Run) -> bool:
+    return bool(chosen["forecast_order"] or chosen.get("kv_forecast"))
 
 
-def _num_warmup(config: RASConfig, run: Run) -> int:
-    kinds = [step.kind for step in build_plan(config, run.num_steps, run.num_tokens)]
-    return next((index for index, kind in enumerate(kinds) if kind != "dense"), run.num_steps)
-
-
-def _skip_pattern(config: RASConfig, run: Run) -> str:
-    kinds = [step.kind for step in build_plan(config, run.num_steps, run.num_tokens)]
-    return "none" if "skip" not in kinds else "alternate" if "region" in kinds else "all"
-
-
-SPACE: tuple[Knob, ...] = (
-    Knob("warmup_steps", lambda run: Whole(1, run.num_steps // 2), from_config=_num_warmup),
-    Knob(
-        "refresh_every",
-        lambda run: Whole(2, max(2, run.num_steps), is_log=True),  # as long as the run: never
-        from_config=lambda config, run: config.refresh_every or run.num_steps,
-    ),
-    Knob(
-        "skip_steps",
-        lambda run: Choice(("none", "alternate", "all")),
-        to_option=_skipped,
-        from_config=_skip_pattern,
-    ),
+SHAPE_KNOBS: tuple[Knob, ...] = (
+    Knob("warmup_steps", lambda run: Whole(1, run.num_steps // 2)),
+    Knob("gap", lambda run: Whole(2, run.num_steps, is_log=True)),  # as long as the run: no more dense steps
+    Knob("gap_growth", lambda run: Real(GROWTHS[0], GROWTHS[-1], step=0.1)),
+    Knob("tail", lambda run: Whole(0, MAX_TAIL)),
+    Knob("region_from", lambda run: Real(0.0, 1.0, step=FROM_STEP)),  # 1: all steps between are skipped
     Knob("sample_ratio", lambda run: Real(0.02, 0.75, is_log=True), _has_regions),
-    Knob(
-        "final_sample_ratio",
-        lambda run: Real(0.25, 4.0, is_log=True),  # times sample_ratio
-        _has_regions,
-        to_option=lambda factor, chosen, run: round(min(1.0, factor * chosen.get("sample_ratio", 0.25)), 4),
-        from_config=lambda config, run: (config.final_sample_ratio or config.sample_ratio) / config.sample_ratio,
-    ),
+)
+"""The plan, as `Shape` has it; searched as the option ``step_ratios``."""
+
+OPTION_KNOBS: tuple[Knob, ...] = (
     Knob("importance", lambda run: Choice(("error", "std", "l2norm", "round_robin")), _has_regions),
     Knob("forecast_order", lambda run: Choice((0, 1, 2))),
     Knob("forecast_damping", lambda run: Real(0.1, 1.0, step=0.1), lambda chosen, run: bool(chosen["forecast_order"])),
-    Knob("solver_order", lambda run: Choice((1, 2)), lambda chosen, run: run.is_euler),
     Knob("kv_forecast", lambda run: Real(0.0, 1.0, step=0.1), _has_regions),
+    Knob("forecast_below", lambda run: Real(0.8, 1.0, step=0.01), _extrapolates),
+    Knob("solver_order", lambda run: Choice((1, 2)), lambda chosen, run: run.is_euler),
+    Knob(
+        "text_reuse",
+        lambda run: Choice((False, True)),
+        lambda chosen, run: run.has_text_reuse and _has_regions(chosen, run),
+    ),
 )
+
+SPACE: tuple[Knob, ...] = (*SHAPE_KNOBS, *OPTION_KNOBS)
 """Add an option here and it is searched, and can be left out with --without; order matters to `Knob.is_used`."""
+
+_OWN = "the user's own business (memory, compiling, masks)"
+_LITTLE = "changed little on the models it was tried on"
+UNSEARCHED: Mapping[str, str] = {
+    **dict.fromkeys(("token_multiple", "kv_cache_dtype", "kv_cache_device", "kv_cache_layers"), _OWN),
+    **dict.fromkeys(("region_of_interest", "seed"), _OWN),
+    **dict.fromkeys(
+        ("score_filter", "anchor_stride", "neighbor_update", "forecast_reach", "forecast_midpoint"), _LITTLE
+    ),
+    "refresh_tolerance": "makes the cost another for every picture, which a plan says beforehand",
+    **dict.fromkeys(("starvation_scale", "high_ratio"), "matters to the paper's importance only"),
+    **dict.fromkeys(("rules", "skip_num_step", "skip_num_step_length"), "of the reference rules"),
+}
+"""Options that are never searched but taken from the base, and why."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +172,7 @@ class Space:
     without: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        known = [knob.option for knob in SPACE]
+        known = list(dict.fromkeys(knob.option for knob in SPACE))
         if unknown := sorted(self.without - set(known)):
             raise ValueError(f"--without: got {', '.join(unknown)}; allowed: {', '.join(known)}.")
         if self.base.rules != "ras_dit":
@@ -175,12 +182,18 @@ class Space:
     def knobs(self) -> list[Knob]:
         return [knob for knob in SPACE if knob.option not in self.without]
 
+    @property
+    def kept(self) -> dict[str, Any]:
+        """Options that are the base's in every config."""
+        names = {*self.without, *UNSEARCHED, *(PLAN_OPTIONS if "step_ratios" in self.without else ())}
+        return {name: value for name, value in self.base.to_dict().items() if name in names}
+
     def suggest(self, trial: Trial) -> dict[str, Any]:
         """Ask a trial for the value of every knob that is used."""
         chosen: dict[str, Any] = {}
         for knob in self.knobs:
             if knob.is_used(self._known(chosen), self.run):
-                chosen[knob.option] = knob.values(self.run).suggest(trial, knob.option)
+                chosen[knob.name] = knob.values(self.run).suggest(trial, knob.name)
         return chosen
 
     def config(self, chosen: Chosen) -> RASConfig:
@@ -189,49 +202,63 @@ class Space:
         Raises:
             ValueError: they do not go with the base's options.
         """
-        options: dict[str, Any] = {} if "refresh_every" in self.without else {"refresh_steps": (), "end_step": None}
-        for knob in self.knobs:
-            if knob.option in chosen:
-                options[knob.option] = knob.to_option(chosen[knob.option], self._known(chosen), self.run)
-        return self.base.replace(**options)
+        config = self.base.replace(**{knob.name: chosen[knob.name] for knob in OPTION_KNOBS if knob.name in chosen})
+        if "step_ratios" in self.without:
+            return config
+        shape = Shape(**{knob.name: chosen[knob.name] for knob in SHAPE_KNOBS if knob.name in chosen})
+        return config_of_ratios(shape.ratios(self.run.num_steps), config)
 
     def parameters(self, config: RASConfig) -> dict[str, Any]:
         """The parameters nearest to a config."""
         chosen: dict[str, Any] = {}
         for knob in self.knobs:
             if knob.is_used(self._known(chosen), self.run):
-                chosen[knob.option] = knob.values(self.run).nearest(knob.parameter(config, self.run))
+                chosen[knob.name] = knob.values(self.run).nearest(knob.parameter(config, self.run))
         return chosen
 
     def _known(self, chosen: Chosen) -> dict[str, Any]:
         """What was chosen, and the base's parameters of knobs that are left out."""
-        kept = {knob.option: knob.parameter(self.base, self.run) for knob in SPACE if knob.option in self.without}
+        kept = {knob.name: knob.parameter(self.base, self.run) for knob in SPACE if knob.option in self.without}
         return {**kept, **chosen}
 
 
-UNSEARCHED = ("token_multiple", "kv_cache_dtype", "kv_cache_device", "kv_cache_layers", "region_of_interest", "seed")
-"""Options that are the user's own business (memory, compiling, masks): never searched, taken from the base."""
+def _plan(num_steps: int, dense: Collection[int], ratio: float = 0.0, region_from: int = 0) -> Ratios:
+    """Dense at these steps; between them regions of this ratio from a step on, and nothing before it."""
+    return tuple(1.0 if i in dense else ratio if i >= region_from else 0.0 for i in range(num_steps))
+
+
+FRONT_LOADED: Mapping[str, RASConfig] = {
+    "skips": RASConfig(
+        step_ratios=_plan(28, (0, 1, 2, 3, 5, 8, 12, 16, 20, 23, 25)),
+        forecast_order=1,
+        forecast_damping=0.7,
+        forecast_below=0.93,
+    ),
+    "skips, then regions": RASConfig(
+        step_ratios=_plan(28, (0, 1, 2, 6, 13, 18, 25), 0.103, 8),
+        forecast_order=1,
+        forecast_damping=0.5,
+        kv_forecast=0.5,
+    ),
+}
+"""Most dense steps at the highest noise levels; runs of other lengths than these 28 steps are dense at like places."""
 
 
 def known_good(space: Space) -> dict[str, RASConfig]:
-    """Configs to try first, by name: the base, the presets, and dense steps at regular distances with lean regions."""
-    lean = {"warmup_steps": 2, "sample_ratio": 0.1, "kv_forecast": 0.8}
-    second = 2 if space.run.is_euler else 1
-    found: dict[str, Mapping[str, Any]] = {
-        "lean regions, dense every 2": {**lean, "refresh_every": 2},
-        "lean regions, dense every 3": {**lean, "refresh_every": 3},
-        "lean regions, dense every 3, second order": {**lean, "refresh_every": 3, "solver_order": second},
-        "lean regions, dense every 4, second order": {**lean, "refresh_every": 4, "solver_order": second},
-    }
-    # of the others' options, those that the base decides stay the base's
-    fixed = {name: value for name, value in space.base.to_dict().items() if name in space.without or name in UNSEARCHED}
+    """Configs to try first, by name: the base, the presets, lean regions at regular distances, front-loaded plans."""
     own = "defaults" if space.base == RASConfig() else "base"
     seeds = {own: space.base, **{f"preset {name}": config for name, config in PRESETS.items()}}
-    seeds |= {name: RASConfig.from_dict(options) for name, options in found.items()}
+    for every in (2, 3):
+        lean = RASConfig(warmup_steps=2, sample_ratio=0.1, kv_forecast=0.8, refresh_every=every)
+        seeds[f"lean regions, dense every {every}"] = lean
+    for name, config in FRONT_LOADED.items():
+        seeds[f"front-loaded, {name}"] = config
+        if space.run.is_euler:
+            seeds[f"front-loaded, {name}, second order"] = config.replace(solver_order=2)
     distinct: dict[RASConfig, str] = {}
     for name, config in seeds.items():
         try:
-            distinct.setdefault(config.replace(**fixed), name)
+            distinct.setdefault(config.replace(**space.kept), name)
         except ValueError:  # does not go with the base
             continue
     return {name: config for config, name in distinct.items()}

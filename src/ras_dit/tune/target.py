@@ -58,8 +58,8 @@ class Target:
         if bool(self.floors) == (self.max_cost is not None):
             raise ValueError(
                 f"target: got {'both floors and a budget' if self.floors else 'neither a floor nor a budget'}; give "
-                "quality floors (--min-psnr, --min-ssim) to make the cost small, or a budget (--max-cost) to make the "
-                "quality good."
+                "floors (--min-psnr, --min-ssim, --max-lpips) to make the cost small, or a budget (--max-cost) to make "
+                "the quality good."
             )
         if self.max_cost is not None and not 0 < self.max_cost < 1:
             raise ValueError(f"--max-cost: got {self.max_cost}; allowed: a share of the dense run's cost in (0, 1).")
@@ -119,6 +119,7 @@ class Target:
             "cost": self.cost,
             "maximise": None if self.floors else self.maximise.name,
             "quantile": self.quantile,
+            "versions": {metric.name: metric.version for metric in self.metrics if metric.version},
         }
 
     def __str__(self) -> str:

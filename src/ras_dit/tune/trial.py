@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ras_dit.config import RASConfig
 from ras_dit.tune.measure import Measured
+from ras_dit.tune.plans import described
 from ras_dit.tune.target import Target
 
 Stage = Literal["known", "options", "plan"]
@@ -45,9 +46,11 @@ class Trial:
         if self.name:
             return self.name
         default, options = RASConfig().to_dict(), self.config.to_dict()
-        changed = {key: value for key, value in options.items() if value != default[key]}
+        changed = {key: value for key, value in options.items() if value != default[key] and key != "step_ratios"}
         is_long = {key: isinstance(value, list) and len(value) > 3 for key, value in changed.items()}
-        return ", ".join(f"{len(value)} {key}" if is_long[key] else f"{key} {value}" for key, value in changed.items())
+        words = [f"{len(value)} {key}" if is_long[key] else f"{key} {value}" for key, value in changed.items()]
+        plan = [] if not self.config.step_ratios else [described(self.config.step_ratios)]
+        return ", ".join([*plan, *words])
 
     def rank(self, target: Target) -> tuple[float, float]:
         """See `Target.rank`."""

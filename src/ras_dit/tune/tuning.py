@@ -12,7 +12,9 @@ from typing import Any, Literal, get_args
 from ras_dit.arena.methods import Method
 from ras_dit.arena.run import CONVERGED, DENSE, Scene
 from ras_dit.config import RASConfig
-from ras_dit.files import claim_folder
+from ras_dit.engine import check_text_reuse
+from ras_dit.files import alone_in, claim_folder
+from ras_dit.models import token_plan_of
 from ras_dit.schedule import is_euler, why_stochastic
 from ras_dit.tune.measure import Bench, SceneSet
 from ras_dit.tune.search import Search, known_for, load_optuna
@@ -114,32 +116,36 @@ class Tuning:
             progress: shows how far it is.
 
         Raises:
-            ValueError: the folder holds another tuning, or the pipeline cannot be tuned.
+            ValueError: the folder holds another tuning, one is under way there, or the pipeline cannot be tuned.
             ImportError: Optuna is not installed.
         """
         load_optuna()
         self._check(pipe)
         bench = Bench(pipe, self.call, self.steps, self.batch, self.target.metrics, is_timed=self.target.cost == "time")
         dense = bench.plan(RASConfig(sample_ratio=1.0))
-        space = Space(Run(len(dense), dense.num_tokens, is_euler(pipe.scheduler)), self.base, self.without)
+        has_text_reuse = bool(token_plan_of(pipe.transformer).text_rows)
+        run = Run(len(dense), dense.num_tokens, is_euler(pipe.scheduler), has_text_reuse)
+        space = Space(run, self.base, self.without)
         known = len(known_for(space, bench))
         if trials < known:
             raise ValueError(f"--trials: got {trials}; allowed: at least {known}, the known configs that come first.")
-        self._claim(bench)
-        calibration, validation = self._references(bench, progress)
-        search = Search(self.folder, bench, calibration, self.target, space, self.seed)
-        self._search(search, trials, plan_trials, progress)
-        judge = Validation(self.folder / "validation", bench, validation, self.target)
-        candidates = candidates_of(search.trials, self.target)
-        with progress("validating", min(3, len(candidates))) as advance:
-            verdict = judge.choose(candidates, lambda: advance("validating"))
-        with progress("dense runs at this cost", 2) as advance:
-            baselines = self._baselines(judge, verdict, advance)
+        with alone_in(self.folder, "tuning"):
+            self._claim(bench)
+            calibration, validation = self._references(bench, progress)
+            search = Search(self.folder, bench, calibration, self.target, space, self.seed)
+            self._search(search, trials, plan_trials, progress)
+            judge = Validation(self.folder / "validation", bench, validation, self.target)
+            candidates = candidates_of(search.trials, self.target)
+            with progress("validating", min(3, len(candidates))) as advance:
+                verdict = judge.choose(candidates, lambda: advance("validating"))
+            with progress("dense runs at this cost", 2) as advance:
+                baselines = self._baselines(judge, verdict, advance)
         return Outcome(verdict, tuple(search.trials), baselines)
 
     def _check(self, pipe: Any) -> None:
         if reason := why_stochastic(pipe.scheduler):
             raise ValueError(f"tune: {reason}, so that RAS runs dense and there is nothing to tune; use another one.")
+        check_text_reuse(pipe, self.base)
         if self.reference == "converged" and not is_euler(pipe.scheduler):
             raise ValueError(
                 f"--reference: got 'converged' with {type(pipe.scheduler).__name__}; it takes "
