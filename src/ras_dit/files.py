@@ -70,10 +70,12 @@ def alone_in(folder: Path, what: str) -> Iterator[None]:
     with (folder / "lock").open("a+b") as stream:
         try:
             _lock(stream.fileno())
-        except OSError as error:
+        except (BlockingIOError, PermissionError) as error:
             raise ValueError(
                 f"{folder}: another {what} is under way there; wait for it, or give another folder."
             ) from error
+        except OSError:
+            pass  # a file system without locks
         yield
 
 
