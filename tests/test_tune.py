@@ -297,7 +297,7 @@ def test_config_of_ratios_by_hand() -> None:
 def test_plans_in_words_by_hand() -> None:
     assert described((1, 1, 0.1, 0, 1, 0.1)) == "dense at 0-1 and 4, 2 region steps of 0.1 from 2 on, 1 skipped"
     assert described((1, 0.1, 0.25)) == "dense at 0, 2 region steps of 0.1 to 0.25 from 1 on"
-    assert described((1, 0.5, 1, 1, 0, 1)) == "dense at 0, 2-3 and 5, 1 region step of 0.5 from 1 on, 1 skipped"
+    assert described((1, 0.5, 1, 1, 0, 1)) == "dense at 0, 2-3 and 5, a region step of 0.5 at 1, 1 skipped"
     words = trial(RASConfig(step_ratios=(1, 0, 1), solver_order=2), 30.0, 0.5).label
     assert words == "dense at 0 and 2, 1 skipped, solver_order 2"
 

@@ -55,7 +55,10 @@ def described(ratios: Ratios) -> str:
     if regions:
         low, high = (f"{end(ratios[index] for index in regions):.3g}" for end in (min, max))
         share = low if low == high else f"{low} to {high}"
-        words.append(f"{len(regions)} region step{'s' * (len(regions) > 1)} of {share} from {regions[0]} on")
+        if len(regions) == 1:
+            words.append(f"a region step of {share} at {regions[0]}")
+        else:
+            words.append(f"{len(regions)} region steps of {share} from {regions[0]} on")
     if skipped:
         words.append(f"{skipped} skipped")
     return ", ".join(words)
