@@ -38,6 +38,7 @@ ORDER = [
     "engine",
     "embedded",
     "arena",
+    "tune",
     "study",
     "cli",
 ]
@@ -74,7 +75,7 @@ def test_imports_go_one_way() -> None:
     ("statement", "heavy"),
     [
         ("import ras_dit", {"torch", "diffusers", "typer"}),
-        ("import ras_dit.cli", {"torch", "diffusers", "transformers"}),
+        ("import ras_dit.cli", {"torch", "diffusers", "transformers", "optuna"}),
         ("import ras_dit.study", {"torch", "diffusers", "typer", "rich", "matplotlib", "PIL"}),
         ("import ras_dit; ras_dit.enable", {"triton", "matplotlib", "gradio", "typer", "diffusers", "transformers"}),
     ],

@@ -75,6 +75,11 @@ class Handle:
         """What ran in the latest generation (empty before the first)."""
         return self._session.trace
 
+    @property
+    def latest_plan(self) -> Plan | None:
+        """What the latest generation was planned to compute, its text and reference tokens counted; None before it."""
+        return self._session.plan
+
     def plan(
         self,
         num_inference_steps: int = 28,
@@ -202,7 +207,7 @@ def enable(pipe: Any, config: RASConfig | str | Path | None = None, *, preset: s
             "enable: RAS is already enabled on this pipeline's transformer. Call ras_dit.disable(pipe) first, then "
             "enable it with the new config."
         )
-    _check_text_reuse(pipe, chosen)
+    check_text_reuse(pipe, chosen)
     handle = Handle(pipe, chosen)
     setattr(pipe.transformer, _MARK, handle)
     if chosen.has_savings and (reason := why_stochastic(pipe.scheduler)):
@@ -210,7 +215,12 @@ def enable(pipe: Any, config: RASConfig | str | Path | None = None, *, preset: s
     return handle
 
 
-def _check_text_reuse(pipe: Any, config: RASConfig) -> None:
+def check_text_reuse(pipe: Any, config: RASConfig) -> None:
+    """Refuse `RASConfig.text_reuse` where the model cannot do it.
+
+    Raises:
+        ValueError: says which models can.
+    """
     if config.text_reuse and not token_plan_of(pipe.transformer).text_rows:
         able = ", ".join(name for name, token_plan in sorted(TOKEN_PLANS.items()) if token_plan.text_rows)
         raise ValueError(

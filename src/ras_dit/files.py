@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -52,6 +53,60 @@ def save_text(text: str, path: Path) -> None:
     """Write a text file in UTF-8."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def alone_in(folder: Path, what: str) -> Iterator[None]:
+    """No other process does the same in this folder meanwhile; the system ends the claim of one that was killed.
+
+    Args:
+        folder: where; a file ``lock`` stays there.
+        what: for the message.
+
+    Raises:
+        ValueError: another one does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+b") as stream:
+        try:
+            _lock(stream.fileno())
+        except (BlockingIOError, PermissionError) as error:
+            raise ValueError(
+                f"{folder}: another {what} is under way there; wait for it, or give another folder."
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
+def _lock(descriptor: int) -> None:
+    """Lock an open file until it is closed, or fail at once."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def claim_folder(path: Path, purpose: Mapping[str, Any]) -> list[str]:
+    """Write into a folder what it is for, or compare that with what it was for before.
+
+    Args:
+        path: the JSON file that says it.
+        purpose: names and values that JSON can hold.
+
+    Returns:
+        The names whose values differ from those of before; nothing is written then.
+    """
+    wanted = json.loads(json.dumps(purpose))
+    if not path.is_file():
+        save_text(json.dumps(wanted, indent=1) + "\n", path)
+        return []
+    before = json.loads(path.read_text(encoding="utf-8"))
+    return sorted(name for name in {*before, *wanted} if before.get(name) != wanted.get(name))
 
 
 def read_prompts(path: Path) -> list[dict[str, Any]]:

@@ -79,11 +79,22 @@ class PromptJudge:
 
 def mean_interval(values: Sequence[float], resamples: int = RESAMPLES) -> tuple[float, float, float]:
     """Mean and its 95 % bootstrap interval (percentiles)."""
-    data = torch.tensor(values, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    means = data[torch.randint(len(data), (resamples, len(data)), generator=generator)].mean(dim=1)
+    means = _resampled(values, resamples).mean(dim=1)
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return float(data.mean()), low, high
+    return float(torch.tensor(values, dtype=torch.float64).mean()), low, high
+
+
+def quantile_interval(values: Sequence[float], share: float, resamples: int = RESAMPLES) -> tuple[float, float, float]:
+    """The value that this share of all lies below, and its 95 % bootstrap interval (percentiles)."""
+    quantiles = torch.quantile(_resampled(values, resamples), share, dim=1)
+    low, high = torch.quantile(quantiles, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return float(torch.quantile(torch.tensor(values, dtype=torch.float64), share)), low, high
+
+
+def _resampled(values: Sequence[float], resamples: int) -> torch.Tensor:
+    """Bootstrap samples [resamples, N] of N values, always the same."""
+    data = torch.tensor(values, dtype=torch.float64)
+    return data[torch.randint(len(data), (resamples, len(data)), generator=torch.Generator().manual_seed(0))]
 
 
 def better_by(

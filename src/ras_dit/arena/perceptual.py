@@ -95,6 +95,19 @@ class Perceptual:
         found._load_clip(weights.clip)
         return found
 
+    @staticmethod
+    def load_lpips(path: Path | None, device: torch.device | str = "cpu") -> Perceptual:
+        """Load nothing but LPIPS.
+
+        Raises:
+            ValueError: it is not at hand, or the file holds something else.
+        """
+        found = Perceptual(torch.device(device))
+        found._load_lpips(Weights(lpips=path).lpips or _in_hub(LPIPS_FILES))
+        if found.lpips is None:
+            raise ValueError(f"lpips: got {found.left_out['lpips']}")
+        return found
+
     def _load_lpips(self, path: Path | None) -> None:
         from ras_dit.arena.networks import LPIPS
 
@@ -137,17 +150,19 @@ class Perceptual:
         files = [path for path in sorted(folder.glob("*")) if path.is_file()]
         self.clip = (_digest(*files), model, processor)
 
-    @torch.no_grad()
     def lpips_to(self, pictures: Tensor, others: Tensor, cache: Path) -> list[float]:
         """Distance of every picture to its twin; 0 is equal."""
         assert self.lpips is not None
-        digest, network = self.lpips
+        key = (self.lpips[0], pictures, others)
+        return _cached(cache, key, lambda: {"lpips": self.lpips_between(pictures, others)})["lpips"].tolist()
 
-        def compute() -> dict[str, Tensor]:
-            parts = zip(pictures.split(self.batch), others.split(self.batch), strict=True)
-            return {"lpips": torch.cat([network(a.to(self.device), b.to(self.device)).cpu() for a, b in parts])}
-
-        return _cached(cache, (digest, pictures, others), compute)["lpips"].tolist()
+    @torch.no_grad()
+    def lpips_between(self, pictures: Tensor, others: Tensor) -> Tensor:
+        """As `lpips_to`, computed every time, [N]."""
+        assert self.lpips is not None
+        network = self.lpips[1]
+        parts = zip(pictures.split(self.batch), others.split(self.batch), strict=True)
+        return torch.cat([network(a.to(self.device), b.to(self.device)).cpu() for a, b in parts])
 
     @torch.no_grad()
     def clip_scores(self, pictures: Tensor, prompts: Sequence[str], cache: Path) -> list[float]:

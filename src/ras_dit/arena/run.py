@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ras_dit.arena.methods import Method, applied
-from ras_dit.files import save_png, save_text
+from ras_dit.files import claim_folder, save_png, save_text
 
 DENSE, CONVERGED = "dense", "converged"
 
@@ -30,6 +30,17 @@ class Scene:
     seed: int
     subject: int | None = None
     background: int | None = None
+
+
+def call_for(pipe: Any, scenes: Sequence[Scene], steps: int, call: dict[str, Any]) -> Any:
+    """What a pipeline returns for these scenes, each from its own noise."""
+    return pipe(
+        prompt=[scene.prompt for scene in scenes],
+        num_inference_steps=steps,
+        generator=[torch.Generator().manual_seed(scene.seed) for scene in scenes],
+        output_type="pil",
+        **call,
+    )
 
 
 class Arena:
@@ -70,16 +81,12 @@ class Arena:
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"methods: got {', '.join(twice)} twice; names must differ.")
         self.folder, self.scenes, self.call, self.batch = folder, list(scenes), call, batch
-        self._check_folder({"scenes": [asdict(scene) for scene in scenes], "call": call, "batch": batch})
-
-    def _check_folder(self, wanted: dict[str, Any]) -> None:
-        path = self.folder / "arena.json"
-        if path.is_file() and json.loads(path.read_text()) != json.loads(json.dumps(wanted)):
+        purpose = {"scenes": [asdict(scene) for scene in scenes], "call": call, "batch": batch}
+        if claim_folder(folder / "arena.json", purpose):
             raise ValueError(
-                f"{self.folder}: holds an arena of other prompts, seeds or call arguments; give another folder, or "
+                f"{folder}: holds an arena of other prompts, seeds or call arguments; give another folder, or "
                 "remove it."
             )
-        save_text(json.dumps(wanted, indent=1) + "\n", path)
 
     @property
     def num_calls(self) -> int:
@@ -136,13 +143,8 @@ class Arena:
         )
 
     def _paint(self, pipe: Any, method: Method, indices: Sequence[int]) -> list[Image.Image]:
-        scenes = [self.scenes[index] for index in indices]
-        images: list[Image.Image] = pipe(
-            prompt=[scene.prompt for scene in scenes],
-            num_inference_steps=method.steps,
-            generator=[torch.Generator().manual_seed(scene.seed) for scene in scenes],
-            output_type="pil",
-            **self.call,
+        images: list[Image.Image] = call_for(
+            pipe, [self.scenes[index] for index in indices], method.steps, self.call
         ).images
         return images
 

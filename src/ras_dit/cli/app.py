@@ -16,6 +16,7 @@ from ras_dit.cli.demo import demo
 from ras_dit.cli.generate import generate
 from ras_dit.cli.information import models, plan, presets
 from ras_dit.cli.study import study_app
+from ras_dit.cli.tune import tune
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -45,7 +46,7 @@ def build_app() -> typer.Typer:
     app = typer.Typer(
         name="ras-dit", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, callback=_options
     )
-    for command in (demo, generate, compare, arena, plan, models, presets):
+    for command in (demo, generate, compare, arena, tune, plan, models, presets):
         app.command()(command)
     app.add_typer(study_app())
     return app
@@ -86,7 +87,7 @@ def _one_line(error: Exception) -> str | None:
 
     if hasattr(error, "format_message"):  # what typer raises for a bad flag; its class moved between versions
         text = str(error.format_message())
-    elif isinstance(error, (ValueError, OSError, UnsupportedAttentionError)):
+    elif isinstance(error, (ValueError, OSError, ImportError, UnsupportedAttentionError)):
         text = str(error)
     else:
         return None

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ras_dit.cli import options
-
-if TYPE_CHECKING:
-    from ras_dit.arena import Scene
 
 
 def arena(
@@ -57,13 +54,14 @@ def arena(
     from ras_dit.arena.report import text
     from ras_dit.cli.pipelines import EMBEDDED, Picture, call_arguments, load_pipeline, resolved
     from ras_dit.cli.progress import runs_progress
+    from ras_dit.cli.scenes import read_scenes
 
     for name, value in (("--pictures", pictures), ("--batch", batch), ("--converged-steps", converged_steps)):
         if value < 1:
             raise ValueError(f"{name}: got {value}; allowed: at least 1.")
     methods = suite(suites)
     weights = Weights(lpips_weights, inception_weights, clip_model, real)
-    scenes = _scenes(prompts_file, pictures, is_embedded=model == EMBEDDED)
+    scenes = read_scenes(prompts_file, pictures, is_embedded=model == EMBEDDED)
     pipe = load_pipeline(model, dtype, device)
     picture = resolved(pipe, model, Picture(scenes[0].prompt, 0, steps, guidance, height, width))
     contest = Arena(output, scenes, methods, call_arguments(pipe, picture), batch, steps, converged_steps)
@@ -74,18 +72,3 @@ def arena(
     console = Console()
     console.print(text(result), markup=False, highlight=False, soft_wrap=True)
     console.print(f"Wrote results.json, table.md and pareto.png in {output}", markup=False, soft_wrap=True)
-
-
-def _scenes(prompts_file: Path | None, count: int, is_embedded: bool) -> list[Scene]:
-    from ras_dit.arena import Scene
-    from ras_dit.files import read_prompts
-
-    if prompts_file is not None:
-        prompts = read_prompts(prompts_file)
-        return [Scene(entry["prompt"], entry.get("seed", index)) for index, entry in enumerate(prompts)]
-    if not is_embedded:
-        raise ValueError("--prompts-file: got none; give one for any model but 'embedded'.")
-    from ras_dit.embedded import embedded_scenes
-
-    scenes = enumerate(embedded_scenes(count))
-    return [Scene(scene.prompt, 1000 + index, scene.subject, scene.background) for index, scene in scenes]

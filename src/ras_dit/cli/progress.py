@@ -12,7 +12,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 @contextmanager
 def runs_progress(what: str, total: int) -> Iterator[Callable[[], None]]:
     """A bar of ``total`` units; yields the function that counts one."""
+    with described_progress(what, total) as advance:
+        yield lambda: advance(what)
+
+
+@contextmanager
+def described_progress(what: str, total: int) -> Iterator[Callable[[str], None]]:
+    """A bar of ``total`` units; yields the function that counts one and says how things stand."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=total)
-        yield lambda: progress.advance(task)
+        yield lambda text: progress.update(task, advance=1, description=text)
