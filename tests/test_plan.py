@@ -94,11 +94,12 @@ def test_steps_outside_the_run_are_refused(config: RASConfig, message: str) -> N
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("num_steps", [5, 7, 10, 28, 50])
+@pytest.mark.parametrize("num_steps", [6, 8, 10, 20, 28, 50])
 def test_presets_scale_with_the_run(preset: str, num_steps: int) -> None:
     plan = build_plan(PRESETS[preset], num_steps, 1024)
-    assert plan.num_region_steps >= num_steps // 3
-    assert plan.speedup_limit > 1.3
+    long = build_plan(PRESETS[preset], 28, 1024)
+    assert plan.speedup_limit > 1.3 if num_steps >= 10 else plan.has_savings
+    assert plan.speedup_limit < 1.15 * long.speedup_limit, "a short run does not save more"
 
 
 @pytest.mark.parametrize("changes", [{}, {"qk_norm": "rms_norm", "dual_attention_layers": (0, 1)}])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import ras_dit
 from ras_dit import RASConfig, TokenGrid, build_plan
@@ -72,11 +75,21 @@ def test_a_listed_plan_fits_runs_of_any_length() -> None:
     assert [step.kind for step in plan] == ["dense", "region", "skip", "dense", "region"]
     assert [step.index for step in plan if step.captures] == [0, 3]
     longer = build_plan(config, 9, 40)
-    assert [step.num_active for step in longer] == [40, 40, 20, 20, 0, 0, 40, 40, 10]
-    assert [step.num_active for step in build_plan(config, 3, 40)] == [40, 40, 10], "the largest that fall together"
+    assert [step.num_active for step in longer] == [40, 20, 40, 20, 40, 0, 40, 10, 10], "4 of 9 dense, as 2 of 5"
+    assert [step.num_active for step in build_plan(config, 3, 40)] == [40, 0, 40]
     assert build_plan(config, 1, 40)[0].kind == "dense"
     assert build_plan(config, 5, 40, dense_step=2)[2].kind == "dense"
     assert not build_plan(RASConfig(step_ratios=(1, 1)), 7, 40).has_savings
+
+
+@given(st.lists(st.sampled_from([0.0, 0.1, 0.5, 1.0]), max_size=40), st.integers(1, 90))
+def test_a_stretched_plan_keeps_its_share_of_dense_steps(rest: list[float], num_steps: int) -> None:
+    ratios = (1.0, *rest)
+    plan = build_plan(RASConfig(step_ratios=ratios), num_steps, 40)
+    dense = [step.index for step in plan if step.kind == "dense"]
+    assert dense[0] == 0
+    assert len(dense) == math.ceil(ratios.count(1.0) * num_steps / len(ratios))
+    assert {step.num_active / 40 for step in plan} <= {1.0, *ratios}
 
 
 def test_a_listed_plan_runs() -> None:

@@ -83,7 +83,7 @@ class RASConfig:
     step_ratios: tuple[float, ...] = _option(
         (),
         "A whole plan: the share of tokens of every evaluation, 1 dense and 0 skipped, instead of the options above. "
-        "In a run of another length entries that fall together give the largest, or entries are repeated.",
+        "It is stretched or shrunk to runs of another length.",
     )
     refresh_tolerance: float | None = _option(
         None,
@@ -327,9 +327,27 @@ def _region(value: Any) -> RegionOfInterest | Literal["inpaint"] | None:
     return RegionOfInterest.of(value)
 
 
+def _listed(dense: tuple[int, ...], ratio: float = 0.0, begins: int = 28) -> tuple[float, ...]:
+    """A plan of 28 evaluations: dense ones, a share of the tokens in the others from ``begins`` on, none before."""
+    return tuple(1.0 if i in dense else ratio if i >= begins else 0.0 for i in range(28))
+
+
 PRESETS: dict[str, RASConfig] = {
-    "quality": RASConfig(sample_ratio=0.25, warmup_steps=0.25, refresh_every=2),
-    "balanced": RASConfig(sample_ratio=0.1, warmup_steps=0.25, refresh_every=4),
-    "fast": RASConfig(sample_ratio=0.0625, warmup_steps=0.15, refresh_every=5),
+    "quality": RASConfig(
+        step_ratios=_listed((0, 1, 2, 3, 4, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 26)),
+        forecast_order=1,
+        forecast_damping=0.8,
+        forecast_below=0.9,
+    ),
+    "balanced": RASConfig(
+        step_ratios=_listed((0, 1, 2, 3, 6, 11, 17, 23), 0.203, 8),
+        forecast_order=1,
+        forecast_damping=0.8,
+        forecast_below=0.93,
+        kv_forecast=0.8,
+    ),
+    "fast": RASConfig(
+        step_ratios=_listed((0, 1, 2, 6, 13, 18, 25), 0.103, 8), forecast_order=1, forecast_below=0.93, kv_forecast=0.8
+    ),
 }
 """Presets by name; how they were chosen is in docs/quality.md."""

@@ -186,15 +186,32 @@ def _adaptive_shares(config: RASConfig, num_steps: int) -> list[float]:
 
 
 def _listed_shares(config: RASConfig, num_steps: int) -> list[float]:
-    """The shares of `RASConfig.step_ratios`, for a run of any length: a shorter run takes the largest of the entries
-    that fall together, a longer one repeats them."""
-    ratios, shares = config.step_ratios, [0.0] * num_steps
-    if len(ratios) <= num_steps:
-        return [float(ratios[index * len(ratios) // num_steps]) for index in range(num_steps)]
-    for place, ratio in enumerate(ratios):
-        index = place * num_steps // len(ratios)
-        shares[index] = max(shares[index], float(ratio))
+    """The shares of `RASConfig.step_ratios`, for a run of any length: as large a share of it is dense, at the places
+    where the list is dense or between them; every other step takes the share of the nearest one that is not."""
+    ratios = config.step_ratios
+    last, others = len(ratios) - 1, [place for place, ratio in enumerate(ratios) if ratio < 1]
+    if len(ratios) == num_steps or not others:
+        return [float(ratio) for ratio in ratios] if others else [1.0] * num_steps
+    scale = last / max(1, num_steps - 1)
+    nearest = (min(others, key=lambda place: abs(place - index * scale)) for index in range(num_steps))
+    shares = [float(ratios[place]) for place in nearest]
+    for index in _dense_steps([place for place, ratio in enumerate(ratios) if ratio == 1], last, num_steps):
+        shares[index] = 1.0
     return shares
+
+
+def _dense_steps(places: list[int], last: int, num_steps: int) -> Iterable[int]:
+    """Where a run of ``num_steps`` is dense, if one of ``last + 1`` steps is at ``places`` (the first of them 0)."""
+    count = -(-len(places) * num_steps // (last + 1))
+    index = -1
+    for number in range(count):
+        rank = number * (len(places) - 1) / max(1, count - 1)
+        low = min(int(rank), len(places) - 2) if len(places) > 1 else 0
+        high = min(low + 1, len(places) - 1)
+        place = places[low] + (places[high] - places[low]) * (rank - low)
+        wanted = int(place * (num_steps - 1) / last + 0.5)
+        index = min(max(index + 1, wanted), num_steps - count + number)
+        yield index
 
 
 def _step(config: RASConfig, index: int, share: float, num_tokens: int, num_first: int, num_allowed: int) -> StepPlan:

@@ -149,8 +149,10 @@ def goal_methods() -> list[Method]:
 
 
 def preset_methods() -> list[Method]:
-    """The presets."""
-    return [Method(f"preset {name}", "ras", config=config) for name, config in PRESETS.items()]
+    """The presets, and those with a K/V forecast without it."""
+    found = [Method(f"preset {name}", "ras", config=config) for name, config in PRESETS.items()]
+    plain = {name: config.replace(kv_forecast=0.0) for name, config in PRESETS.items() if config.kv_forecast}
+    return [*found, *(Method(f"{name}, no K/V forecast", "ras", config=config) for name, config in plain.items())]
 
 
 def option_methods() -> list[Method]:
