@@ -116,7 +116,7 @@ class RASConfig:
     text_reuse: bool = _option(
         False,
         "Text tokens of joint attention are computed in dense steps only; region steps attend to their last keys and "
-        "values. Stable Diffusion 3 and FLUX.1.",
+        "values. Stable Diffusion 3, FLUX.1 and its relatives.",
     )
     forecast_below: float = _option(
         1.0,
