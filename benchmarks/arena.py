@@ -49,15 +49,31 @@ PAIRS = [
             *("skipping only, T 11, order 2", "AB2 on those 11 steps", "MagCache 0.06", "MagCache 0.12"),
             *("DBCache 0.16", "DBCache 0.16 with TaylorSeer"),
         ),
-        "RAS, T 8.75, order 2": (
-            *("UniPC 2, 9 steps", "UniPC 2, 12 steps", "AB2, 9 steps", "DPM-Solver++ 2M, 9 steps", "Euler, 9 steps"),
-            *("authors, 0.125, 28 steps", "random, 0.125", "skipping only, T 8, order 2", "AB2 on those 8 steps"),
-            *("MagCache 0.24", "DBCache 0.32"),
-        ),
-        "RAS, T 6, order 2": (
-            *("UniPC 2, 6 steps", "UniPC 2, 9 steps", "DPM-Solver++ 2M, 6 steps", "AB2, 6 steps", "Euler, 6 steps"),
-            *("skipping only, T 6, order 2", "AB2 on those 6 steps"),
-        ),
+        **{
+            f"RAS, T 8.75, order {order}": (
+                *(
+                    "UniPC 2, 9 steps",
+                    "UniPC 2, 12 steps",
+                    "AB2, 9 steps",
+                    "DPM-Solver++ 2M, 9 steps",
+                    "Euler, 9 steps",
+                ),
+                *("authors, 0.125, 28 steps", "random, 0.125", f"skipping only, T 8, order {order}"),
+                *("AB2 on those 8 steps", "MagCache 0.12", "DBCache 0.32"),
+            )
+            for order in (1, 2)
+        },
+        **{
+            f"RAS, T 6, order {order}": (
+                *("UniPC 2, 6 steps", "UniPC 2, 9 steps", "DPM-Solver++ 2M, 6 steps", "AB2, 6 steps", "Euler, 6 steps"),
+                *(f"skipping only, T 6, order {order}", "AB2 on those 6 steps"),
+            )
+            for order in (1, 2)
+        },
+        "skipping only, T 6, order 2": ("UniPC 2, 6 steps", "DPM-Solver++ 2M, 6 steps", "Euler, 6 steps"),
+        "preset quality": ("Euler, 17 steps", "UniPC 2, 17 steps", "Euler, 20 steps", "DBCache 0.08 with TaylorSeer"),
+        "preset balanced": ("Euler, 12 steps", "UniPC 2, 14 steps", "MagCache 0.06", "balanced, no K/V forecast"),
+        "preset fast": ("Euler, 9 steps", "UniPC 2, 12 steps", "MagCache 0.12", "fast, no K/V forecast"),
         "ablation: nothing": tuple(method.name for method in SUITES["options"]() if method.name != "ablation: nothing"),
     }.items()
     for other in others

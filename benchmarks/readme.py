@@ -91,17 +91,40 @@ def linear_table() -> str:
     return "\n".join([*lines, ""])
 
 
+def dynamics_table() -> str:
+    """How noise moves along a dense run."""
+    result = record.read("dynamics_embedded")
+    lines = [
+        f"The embedded model, {result['num_pictures']} pictures, dense Adams-Bashforth 2, 28 steps; change over "
+        f"{result['gap']} steps, and what the {result['gap']} steps before say of it. ({origin(result)})",
+        "",
+        "| step | noise level | change of the noise | best damping of a line | a quarter of the tokens holds | chosen "
+        "by predicted error | by low std |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in result["rows"][::2]:
+        held = [f"{row[name]:.0%}" for name in ("held_by_best", "held_by_predicted_error", "held_by_low_std")]
+        lines.append(
+            f"| {row['step']} | {row['sigma']:.2f} | {row['change']:.0%} | {row['best_damping']:.2f} | "
+            + " | ".join(held)
+            + " |"
+        )
+    return "\n".join([*lines, ""])
+
+
 def arena_table(rows: list[dict[str, Any]]) -> str:
     """Rows of the arena, most compute first; 95 % bootstrap intervals in brackets."""
     lines = [
-        "| method | T | time | PSNR to converged | PSNR to dense | SSIM to dense | subject right |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| method | T | FLOPs | time | PSNR to converged | PSNR to dense | SSIM to dense | subject right |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in sorted(rows, key=lambda row: -row["token_steps"]):
         cells = [_interval(row, "psnr_converged", 1), _interval(row, "psnr_dense", 1), _interval(row, "ssim_dense", 3)]
         cells.append(f"{row['metrics']['subject'][0]:.0%}")
         lines.append(
-            f"| {row['name']} | {row['token_steps']:.2f} | {row['time_share']:.2f} | " + " | ".join(cells) + " |"
+            f"| {row['name']} | {row['token_steps']:.2f} | {row['flops_share']:.2f} | {row['time_share']:.2f} | "
+            + " | ".join(cells)
+            + " |"
         )
     return "\n".join([*lines, ""])
 
@@ -118,8 +141,8 @@ def arena_origin(result: dict[str, Any]) -> str:
         f"The embedded model, {result['num_pictures']} pictures, 28-step grid unless said otherwise, guidance "
         f"{result['call']['guidance_scale']}: PSNR in dB and SSIM with 95 % bootstrap intervals, against the dense run "
         "(Euler, 28 steps) and against a converged one (Adams-Bashforth 2, 200 steps), all from the same noise. T is "
-        "the number of token-steps (of step caches: the share of FLOPs times 28), time the share of the dense run's "
-        "(the fastest call of each). "
+        "the number of token-steps (of step caches: the share of FLOPs times 28), FLOPs and time the share of the dense "
+        "run's (the fastest call of each). "
         f"({origin(result)})"
     )
 
@@ -206,7 +229,17 @@ def paired_table(pairs: list[dict[str, Any]]) -> str:
 
 def quality_digest(result: dict[str, Any]) -> str:
     """The rows a reader needs first; all of them are in docs/quality.md."""
-    wanted = ("dense", "Euler", "AB2", "preset", "RAS, T", "TaylorSeer order 1", "DBCache 0.16", "MagCache 0.12")
+    wanted = (
+        "dense",
+        "Euler",
+        "UniPC",
+        "preset",
+        "RAS, T",
+        "skipping only",
+        "TaylorSeer order 1",
+        "DBCache",
+        "MagCache",
+    )
     rows = chosen(result, *wanted) + [row for row in chosen(result, "authors") if row["name"].endswith("28 steps")]
     return (
         arena_origin(result)
@@ -231,7 +264,7 @@ def main() -> None:
     arena = record.read("arena_embedded")
     files = {
         "README.md": {"speed": speed_table() + "\n", "quality": quality_digest(arena)},
-        "docs/quality.md": quality_blocks(arena),
+        "docs/quality.md": {**quality_blocks(arena), "dynamics": dynamics_table()},
         "docs/performance.md": {"speed": speed_table() + "\n", "profile": profile_table(), "linear": linear_table()},
     }
     texts = {name: filled((ROOT / name).read_text(encoding="utf-8"), blocks) for name, blocks in files.items()}

@@ -54,6 +54,8 @@ METHODS = [
     Method("DPM", "dense", 6, "dpm++"),
     Method("RAS", "ras", 6, config=RASConfig(sample_ratio=0.25, warmup_steps=2)),
     Method("seer", "cache", 8, cache=StepCache("taylorseer", {"cache_interval": 2})),
+    Method("AB2 visiting", "dense", 8, "ab2", visited=(0, 2, 5)),
+    Method("broadcast", "cache", 8, cache=StepCache("pyramid", {"spatial_attention_block_skip_range": 2})),
     Method("mag", "cache", 8, cache=StepCache("magcache", {"threshold": 0.5, "retention_ratio": 0.1})),
     Method(
         "db",
@@ -92,6 +94,8 @@ def test_a_method_changes_the_picture_and_leaves_nothing_behind(pipe: Any, metho
 def test_methods_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ValueError, match="solver: got 'rk4'; allowed: euler, ab2"):
         Method("a", "dense", solver="rk4")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"visited: got .* allowed: 0, \.\.\. with"):
+        Method("a", "dense", visited=(0, 3))
     with pytest.raises(ValueError, match="give one of them"):
         Method("a", "ras", config=RASConfig(), cache=StepCache("taylorseer"))
     with pytest.raises(ValueError, match="cache: got 'teacache'"):

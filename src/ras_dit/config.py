@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -327,27 +327,35 @@ def _region(value: Any) -> RegionOfInterest | Literal["inpaint"] | None:
     return RegionOfInterest.of(value)
 
 
-def _listed(dense: tuple[int, ...], ratio: float = 0.0, begins: int = 28) -> tuple[float, ...]:
-    """A plan of 28 evaluations: dense ones, a share of the tokens in the others from ``begins`` on, none before."""
-    return tuple(1.0 if i in dense else ratio if i >= begins else 0.0 for i in range(28))
+def listed(dense: Iterable[int], ratio: float = 0.0, begins: int = 8, num_steps: int = 28) -> tuple[float, ...]:
+    """A plan for ``step_ratios``.
+
+    Args:
+        dense: evaluations over all tokens.
+        ratio: share of the tokens in the others.
+        begins: the first evaluation that may be a region step; those before it are skipped, unless dense.
+        num_steps: evaluations of the run.
+    """
+    is_dense = set(dense)
+    return tuple(1.0 if i in is_dense else ratio if i >= begins else 0.0 for i in range(num_steps))
 
 
 PRESETS: dict[str, RASConfig] = {
     "quality": RASConfig(
-        step_ratios=_listed((0, 1, 2, 3, 4, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 26)),
+        step_ratios=listed((0, 1, 2, 3, 4, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 26)),
         forecast_order=1,
         forecast_damping=0.8,
         forecast_below=0.9,
     ),
     "balanced": RASConfig(
-        step_ratios=_listed((0, 1, 2, 3, 6, 11, 17, 23), 0.203, 8),
+        step_ratios=listed((0, 1, 2, 4, 7, 10, 14, 18, 22, 25), 0.08),
         forecast_order=1,
         forecast_damping=0.8,
         forecast_below=0.93,
         kv_forecast=0.8,
     ),
     "fast": RASConfig(
-        step_ratios=_listed((0, 1, 2, 6, 13, 18, 25), 0.103, 8), forecast_order=1, forecast_below=0.93, kv_forecast=0.8
+        step_ratios=listed((0, 1, 2, 5, 9, 14, 19, 24), 0.04), forecast_order=1, forecast_damping=0.7, kv_forecast=0.8
     ),
 }
 """Presets by name; how they were chosen is in docs/quality.md."""

@@ -23,7 +23,7 @@ from diffusers import (
 from ras_dit.config import RASConfig
 
 Solver = Literal["euler", "ab2", "heun", "unipc", "dpm++"]
-Cache = Literal["first_block", "taylorseer", "magcache", "dbcache"]
+Cache = Literal["first_block", "taylorseer", "magcache", "pyramid", "faster", "dbcache"]
 
 
 _Euler: Any = FlowMatchEulerDiscreteScheduler  # diffusers has no types
@@ -74,7 +74,8 @@ class StepCache:
     """A cache of whole steps or blocks by somebody else.
 
     Attributes:
-        kind: ``first_block``, ``taylorseer`` or ``magcache`` (diffusers), ``dbcache`` (cache-dit).
+        kind: ``first_block``, ``taylorseer``, ``magcache``, ``pyramid`` (attention broadcast) or ``faster`` of diffusers,
+            ``dbcache`` of cache-dit.
         options: of its config class; for ``dbcache`` ``taylorseer_order`` adds the TaylorSeer calibrator.
     """
 
@@ -211,8 +212,26 @@ def _cached(pipe: Any, method: Method, calibrate: Callable[[], Any] | None) -> I
     if method.cache.kind == "magcache":
         options["num_inference_steps"] = method.steps
         options["mag_ratios"] = _magnitude_ratios(pipe, method.steps, calibrate)
-    with _hooked(pipe.transformer, method.cache.kind, options):
+    with ExitStack() as stack:
+        if method.cache.kind in ("pyramid", "faster"):
+            options["current_timestep_callback"] = stack.enter_context(_clock(pipe.transformer))
+        stack.enter_context(_hooked(pipe.transformer, method.cache.kind, options))
         yield
+
+
+@contextmanager
+def _clock(transformer: torch.nn.Module) -> Iterator[Callable[[], float]]:
+    """A function that tells the timestep of the call under way; some pipelines do not."""
+    at = [0.0]
+
+    def read(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        at[0] = float(kwargs["timestep"].flatten()[0])
+
+    hook = transformer.register_forward_pre_hook(read, with_kwargs=True)
+    try:
+        yield lambda: at[0]
+    finally:
+        hook.remove()
 
 
 @contextmanager
@@ -225,6 +244,8 @@ def _hooked(transformer: torch.nn.Module, kind: str, options: Mapping[str, Any])
         "first_block": (hooks.apply_first_block_cache, hooks.FirstBlockCacheConfig),
         "taylorseer": (hooks.apply_taylorseer_cache, hooks.TaylorSeerCacheConfig),
         "magcache": (hooks.apply_mag_cache, hooks.MagCacheConfig),
+        "pyramid": (hooks.apply_pyramid_attention_broadcast, hooks.PyramidAttentionBroadcastConfig),
+        "faster": (hooks.apply_faster_cache, hooks.FasterCacheConfig),
     }
     put, config = known[kind]
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
@@ -237,7 +258,7 @@ def _hooked(transformer: torch.nn.Module, kind: str, options: Mapping[str, Any])
         for module in transformer.modules():
             own: Any = getattr(module, "_diffusers_hook", None)
             for name in [] if own is None else list(own._hook_order):
-                if any(word in name for word in ("fbc", "mag_cache", "taylorseer")):
+                if any(word in name for word in ("fbc", "mag_cache", "taylorseer", "pyramid", "faster_cache")):
                     own.remove_hook(name, recurse=False)
         registry.invalidate_child_registries_cache()
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ras_dit.arena.methods import Method, Solver, StepCache
-from ras_dit.config import PRESETS, RASConfig
+from ras_dit.config import PRESETS, RASConfig, listed
 
 RATIOS = (0.75, 0.5, 0.25, 0.125)
 STEPS = (28, 15, 10, 7)
@@ -78,6 +78,27 @@ def cache_methods() -> list[Method]:
         Method(f"MagCache {threshold}", "cache", cache=StepCache("magcache", {"threshold": threshold}))
         for threshold in (0.06, 0.12, 0.24)
     ]
+    found += [
+        Method(
+            f"Pyramid attention broadcast, every {interval}",
+            "cache",
+            cache=StepCache(
+                "pyramid",
+                {"spatial_attention_block_skip_range": interval, "spatial_attention_timestep_skip_range": (100, 930)},
+            ),
+        )
+        for interval in (2, 4)
+    ]
+    batched = ["hidden_states", "encoder_hidden_states", "timestep", "pooled_projections"]
+    for interval in (2, 5):
+        faster: dict[str, Any] = {
+            "unconditional_batch_skip_range": interval,
+            "spatial_attention_timestep_skip_range": (-1, 930),
+            "unconditional_batch_timestep_skip_range": (-1, 930),
+            "tensor_format": "BCHW",
+            "_unconditional_conditional_input_kwargs_identifiers": batched,
+        }
+        found.append(Method(f"FasterCache, every {interval}", "cache", cache=StepCache("faster", faster)))
     for threshold in (0.08, 0.16, 0.32):
         options: dict[str, float] = {"Fn_compute_blocks": 1, "Bn_compute_blocks": 0, "max_warmup_steps": 4}
         options |= {"residual_diff_threshold": threshold}
@@ -85,19 +106,6 @@ def cache_methods() -> list[Method]:
         seer = StepCache("dbcache", options | {"taylorseer_order": 1})
         found.append(Method(f"DBCache {threshold} with TaylorSeer", "cache", cache=seer))
     return found
-
-
-def listed(dense: Iterable[int], ratio: float = 0.0, begins: int = 8, steps: int = 28) -> tuple[float, ...]:
-    """A plan for `RASConfig.step_ratios`.
-
-    Args:
-        dense: steps that run dense.
-        ratio: share of the tokens in all others.
-        begins: first step that may be a region step; earlier ones are skipped.
-        steps: of the run.
-    """
-    is_dense = set(dense)
-    return tuple(1.0 if i in is_dense else ratio if i >= begins else 0.0 for i in range(steps))
 
 
 def _with(ratios: tuple[float, ...], others: Mapping[int, float]) -> tuple[float, ...]:

@@ -95,6 +95,8 @@ def models() -> None:
 
 def presets() -> None:
     """Show the values of the presets."""
+    from ras_dit.tune.plans import described
+
     table = Table(title="Presets", title_justify="left")
     table.add_column("option")
     for name in PRESETS:
@@ -102,7 +104,7 @@ def presets() -> None:
     for field, default in RASConfig().to_dict().items():
         values = [preset.to_dict()[field] for preset in PRESETS.values()]
         if any(value != default for value in values) or field in ("importance", "forecast_order", "forecast_damping"):
-            table.add_row(field, *(str(value) for value in values))
+            table.add_row(field, *(described(value) if field == "step_ratios" else str(value) for value in values))
     console = Console(highlight=False)
     console.print(table)
     console.print(

@@ -117,7 +117,7 @@ def _metavar(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "NAME"
     if get_origin(kind) is tuple:
-        return "STEP,STEP"
+        return "SHARE,SHARE" if get_args(kind)[0] is float else "STEP,STEP"
     if not _takes_numbers(kind):
         return "MASK|inpaint" if RegionOfInterest in get_args(kind) else "NAME|none"
     numbers = [k for k in (get_args(kind) or (kind,)) if k in (int, float)]
