@@ -141,8 +141,8 @@ def arena_origin(result: dict[str, Any]) -> str:
         f"The embedded model, {result['num_pictures']} pictures, 28-step grid unless said otherwise, guidance "
         f"{result['call']['guidance_scale']}: PSNR in dB and SSIM with 95 % bootstrap intervals, against the dense run "
         "(Euler, 28 steps) and against a converged one (Adams-Bashforth 2, 200 steps), all from the same noise. T is "
-        "the number of token-steps (of step caches: the share of FLOPs times 28), FLOPs and time the share of the dense "
-        "run's (the fastest call of each). "
+        "the number of token-steps (of step caches: the share of FLOPs times 28), FLOPs and time the share of those of "
+        "the dense run (the fastest call of each). "
         f"({origin(result)})"
     )
 

@@ -74,8 +74,8 @@ class StepCache:
     """A cache of whole steps or blocks by somebody else.
 
     Attributes:
-        kind: ``first_block``, ``taylorseer``, ``magcache``, ``pyramid`` (attention broadcast) or ``faster`` of diffusers,
-            ``dbcache`` of cache-dit.
+        kind: ``first_block``, ``taylorseer``, ``magcache``, ``pyramid`` (attention broadcast) and ``faster`` are of
+            diffusers, ``dbcache`` is of cache-dit.
         options: of its config class; for ``dbcache`` ``taylorseer_order`` adds the TaylorSeer calibrator.
     """
 
