@@ -23,8 +23,8 @@ IMAGE = Path(__file__).parent.parent / "docs" / "images" / "arena.png"
 
 
 def memory_methods() -> list[Method]:
-    """What the options that save memory cost in exactness, on the balanced preset."""
-    balanced = ras_dit.PRESETS["balanced"].replace(kv_forecast=0.0)
+    """What the options that save memory cost in exactness, on the regions preset."""
+    regions = ras_dit.PRESETS["regions"].replace(kv_forecast=0.0)
     changes: dict[str, dict[str, object]] = {
         "as it is": {},
         "kept in float8_e4m3fn": {"kv_cache_dtype": "float8_e4m3fn"},
@@ -32,7 +32,7 @@ def memory_methods() -> list[Method]:
         "kept by half of the layers": {"kv_cache_layers": 0.5},
         "kept by a quarter of the layers": {"kv_cache_layers": 0.25},
     }
-    return [Method(f"cache {name}", "ras", config=balanced.replace(**change)) for name, change in changes.items()]
+    return [Method(f"cache {name}", "ras", config=regions.replace(**change)) for name, change in changes.items()]
 
 
 PAIRS = [
@@ -72,8 +72,9 @@ PAIRS = [
         },
         "skipping only, T 6, order 2": ("UniPC 2, 6 steps", "DPM-Solver++ 2M, 6 steps", "Euler, 6 steps"),
         "preset quality": ("Euler, 17 steps", "UniPC 2, 17 steps", "Euler, 20 steps", "DBCache 0.08 with TaylorSeer"),
-        "preset balanced": ("Euler, 12 steps", "UniPC 2, 14 steps", "MagCache 0.06", "balanced, no K/V forecast"),
-        "preset fast": ("Euler, 9 steps", "UniPC 2, 12 steps", "MagCache 0.12", "fast, no K/V forecast"),
+        "preset balanced": ("Euler, 12 steps", "UniPC 2, 12 steps", "MagCache 0.12", "DBCache 0.32", "preset regions"),
+        "preset fast": ("Euler, 9 steps", "UniPC 2, 9 steps", "UniPC 2, 12 steps", "RAS, T 8.75, order 1"),
+        "preset regions": ("Euler, 12 steps", "UniPC 2, 14 steps", "MagCache 0.06", "regions, no K/V forecast"),
         "ablation: nothing": tuple(method.name for method in SUITES["options"]() if method.name != "ablation: nothing"),
     }.items()
     for other in others

@@ -93,7 +93,7 @@ _SD3 = {
     "pooled_projection_dim": 2048,
     "pos_embed_max_size": 192,
 }
-_PRESETS = {name: RASConfig.preset(name) for name in ("quality", "balanced", "fast")}
+_PRESETS = {name: RASConfig.preset(name) for name in ("quality", "balanced", "fast", "regions")}
 _RATIOS = {f"ratio {ratio}": paper_schedule(ratio) for ratio in (0.5, 0.25, 0.125)}
 
 CASES: dict[str, Case] = {

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def demo(
-    preset: Annotated[str, typer.Option("--preset", "-p", help="quality, balanced or fast.")] = "balanced",
+    preset: Annotated[str, typer.Option("--preset", "-p", help="quality, balanced, fast or regions.")] = "regions",
     num_prompts: Annotated[int, typer.Option(help="Prompts to paint.")] = 4,
     seed: options.Seed = 4,
     steps: options.Steps = 28,
