@@ -18,9 +18,13 @@ if TYPE_CHECKING:
 
     from ras_dit.cli.measure import Comparison
 
+    Results = dict[str, list[Comparison]]
+
 
 def demo(
-    preset: Annotated[str, typer.Option("--preset", "-p", help="quality, balanced, fast or regions.")] = "regions",
+    presets: Annotated[
+        str, typer.Option("--preset", "-p", help="quality, balanced, fast, regions; several with commas.")
+    ] = "balanced,regions",
     num_prompts: Annotated[int, typer.Option(help="Prompts to paint.")] = 4,
     seed: options.Seed = 4,
     steps: options.Steps = 28,
@@ -38,7 +42,7 @@ def demo(
     from ras_dit.embedded import embedded_prompts
     from ras_dit.engine import accelerate
 
-    config = RASConfig.preset(preset)
+    configs = {name.strip(): RASConfig.preset(name.strip()) for name in presets.split(",")}
     if num_prompts < 1:
         raise ValueError(f"--num-prompts: got {num_prompts}; allowed: at least 1.")
     if output.suffix != ".png":
@@ -48,73 +52,92 @@ def demo(
         resolved(pipe, model, Picture(prompt, seed + number, steps))
         for number, prompt in enumerate(embedded_prompts(num_prompts))
     ]
-    with runs_progress("painting dense and with RAS", 2 * len(pictures) + 2) as advance:
+    with runs_progress("painting dense and with RAS", (1 + 2 * len(pictures)) * len(configs) + 1) as advance:
         paint(pipe, pictures[0])
         advance()
-        with accelerate(pipe, config):
-            paint(pipe, pictures[0])
-        advance()
-        results = [measure(pipe, picture, config, repeats=1, warm_up=False, on_run=advance) for picture in pictures]
-    folder = _save(results, preset, output)
-    _print(results, preset, output, folder)
+        results = {}
+        for name, config in configs.items():
+            with accelerate(pipe, config):
+                paint(pipe, pictures[0])
+            advance()
+            results[name] = [measure(pipe, p, config, repeats=1, warm_up=False, on_run=advance) for p in pictures]
+    folder = _save(results, output)
+    _print(results, output, folder)
 
 
-def _save(results: list[Comparison], preset: str, output: Path) -> Path:
+def _save(results: Results, output: Path) -> Path:
     from ras_dit.files import save_png
 
     folder = output.with_suffix("")
-    for number, result in enumerate(results):
-        about = {"preset": preset, **result.to_dict()}
-        save_png(result.dense, folder / f"{number}_dense.png", about)
-        save_png(result.accelerated, folder / f"{number}_ras.png", about)
-        save_png(result.trace.heatmap(result.accelerated), folder / f"{number}_heatmap.png", about)
-    save_png(demo_sheet(results, preset), output)
+    for preset, comparisons in results.items():
+        for number, result in enumerate(comparisons):
+            about = {"preset": preset, **result.to_dict()}
+            save_png(result.dense, folder / f"{number}_dense.png", about)
+            save_png(result.accelerated, folder / f"{number}_{preset}.png", about)
+            save_png(result.trace.heatmap(result.accelerated), folder / f"{number}_{preset}_heatmap.png", about)
+    save_png(demo_sheet(results), output)
     return folder
 
 
-def demo_sheet(results: list[Comparison], preset: str) -> Image.Image:
-    """Rows of dense pictures, RAS pictures and heat maps, a column per prompt."""
+def demo_sheet(results: Results) -> Image.Image:
+    """Rows of dense pictures, a row of pictures per preset, and where that computed regions their heat maps."""
     from ras_dit import viz
     from ras_dit.cli.measure import decibels, times
 
-    rows: list[tuple[Image.Image, str]] = []
-    rows += [(r.dense, f"{r.picture.prompt}\ndense, {r.dense_median:.2f} s") for r in results]
-    rows += [
-        (r.accelerated, f"RAS, {r.ras_median:.2f} s ({times(r.speedup)})\nPSNR {decibels(r.psnr)}, SSIM {r.ssim:.3f}")
-        for r in results
-    ]
-    for r in results:
-        counts = r.trace.times_computed()[0]
-        span = f"{int(counts.min())} to {int(counts.max())} of {r.summary.num_steps} times"
-        rows.append((r.trace.heatmap(r.accelerated), f"where the compute went:\n{span}, brighter is more"))
-    first = results[0].summary
-    footer = (
-        f"T = {first.token_steps:.1f} token-steps instead of {first.num_steps}, limit by FLOPs of the transformer "
-        f"{times(first.predicted_speedup)}. RAS is lossy: what is not computed is forecast. Times are of the whole "
-        "call, one run each."
+    first = next(iter(results.values()))
+    rows = [[(r.dense, f"{r.picture.prompt}\ndense, {r.dense_median:.2f} s") for r in first]]
+    about = []
+    for preset, comparisons in results.items():
+        rows.append(
+            [
+                (
+                    r.accelerated,
+                    f"{preset}, {r.ras_median:.2f} s ({times(r.speedup)})\nPSNR {decibels(r.psnr)}, SSIM {r.ssim:.3f}",
+                )
+                for r in comparisons
+            ]
+        )
+        if any(step.kind == "region" for step in comparisons[0].trace.steps):
+            rows.append([_heatmap(r) for r in comparisons])
+        summary = comparisons[0].summary
+        about.append(
+            f"{preset}: T = {summary.token_steps:.1f} token-steps instead of {summary.num_steps}, limit by FLOPs "
+            f"{times(summary.predicted_speedup)}."
+        )
+    footer = " ".join(about) + (
+        " RAS is lossy: what is not computed is forecast. Times are of the whole call, one run each."
     )
-    pictures, labels = [list(column) for column in zip(*rows, strict=True)]
-    return viz.contact_sheet(pictures, len(results), labels, title=f"ras-dit demo, preset {preset}", footer=footer)
+    pictures, labels = zip(*(cell for row in rows for cell in row), strict=True)
+    return viz.contact_sheet(pictures, len(first), labels, title="ras-dit demo", footer=footer)
 
 
-def _print(results: list[Comparison], preset: str, output: Path, folder: Path) -> None:
+def _heatmap(result: Comparison) -> tuple[Image.Image, str]:
+    counts = result.trace.times_computed()[0]
+    span = f"{int(counts.min())} to {int(counts.max())} of {result.summary.num_steps} times"
+    return result.trace.heatmap(result.accelerated), f"where the compute went:\n{span}, brighter is more"
+
+
+def _print(results: Results, output: Path, folder: Path) -> None:
     from ras_dit.cli.measure import decibels, times
 
-    table = Table(title=f"Dense and RAS (preset {preset}) from the same seeds", title_justify="left")
-    for name in ("prompt", "dense", "RAS", "speed-up", "limit", "T", "PSNR", "SSIM"):
-        table.add_column(name, justify="left" if name == "prompt" else "right", no_wrap=name != "prompt")
-    for r in results:
-        steps = f"{r.summary.token_steps:.1f} of {r.summary.num_steps}"
-        limit = times(r.summary.predicted_speedup)
-        cells = (f"{r.dense_median:.2f} s", f"{r.ras_median:.2f} s", times(r.speedup), limit, steps)
-        table.add_row(r.picture.prompt, *cells, decibels(r.psnr), f"{r.ssim:.3f}")
-    dense = statistics.median(r.dense_median for r in results)
-    ras = statistics.median(r.ras_median for r in results)
-    table.add_section()
-    table.add_row("median", f"{dense:.2f} s", f"{ras:.2f} s", times(dense / ras), "", "", "", "")
     console = Console(highlight=False, soft_wrap=True)
-    console.print(table)
-    for note in dict.fromkeys(note for r in results for note in r.summary.notes):
+    for preset, comparisons in results.items():
+        table = Table(title=f"Dense and RAS (preset {preset}) from the same seeds", title_justify="left")
+        for name in ("prompt", "dense", "RAS", "speed-up", "limit", "T", "PSNR", "SSIM"):
+            table.add_column(name, justify="left" if name == "prompt" else "right", no_wrap=name != "prompt")
+        for r in comparisons:
+            steps = f"{r.summary.token_steps:.1f} of {r.summary.num_steps}"
+            limit = times(r.summary.predicted_speedup)
+            cells = (f"{r.dense_median:.2f} s", f"{r.ras_median:.2f} s", times(r.speedup), limit, steps)
+            table.add_row(r.picture.prompt, *cells, decibels(r.psnr), f"{r.ssim:.3f}")
+        dense = statistics.median(r.dense_median for r in comparisons)
+        ras = statistics.median(r.ras_median for r in comparisons)
+        table.add_section()
+        table.add_row("median", f"{dense:.2f} s", f"{ras:.2f} s", times(dense / ras), "", "", "", "")
+        console.print(table)
+    for note in dict.fromkeys(
+        note for comparisons in results.values() for r in comparisons for note in r.summary.notes
+    ):
         console.print(f"Note: {note}", markup=False)
     console.print(
         "RAS is lossy: tokens that are not computed are forecast, and the picture differs from the dense one by what "
