@@ -80,13 +80,13 @@ def test_flags_go_over_the_file(tmp_path: Path) -> None:
 def test_plan_needs_no_weights(ras_dit: Run, model: str) -> None:
     outline = pipeline_outline(model)
     assert all(parameter.is_meta for parameter in outline.transformer.parameters())
-    code, out, _ = ras_dit("plan", "-m", model, "--steps", 12, "--height", 64, "--width", 96, "--preset", "fast")
+    code, out, _ = ras_dit("plan", "-m", model, "--steps", 12, "--height", 64, "--width", 96, "--preset", "regions")
     assert code == 0
     assert "GFLOP" in out
     assert "region" in out
     pipe = load_pipeline(model, "bfloat16", "cpu")
-    expected = library.plan_for(pipe, PRESETS["fast"], 12, 64, 96)
-    assert library.plan_for(pipeline_outline(model, "bfloat16"), PRESETS["fast"], 12, 64, 96) == expected
+    expected = library.plan_for(pipe, PRESETS["regions"], 12, 64, 96)
+    assert library.plan_for(pipeline_outline(model, "bfloat16"), PRESETS["regions"], 12, 64, 96) == expected
     assert f"T = {expected.token_steps:.2f}" in out
 
 

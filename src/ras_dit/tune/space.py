@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ras_dit.config import PRESETS, RASConfig
 from ras_dit.config_checks import PLAN_OPTIONS
 from ras_dit.plan import build_plan
-from ras_dit.tune.plans import Ratios, config_of_ratios, ratios_of
+from ras_dit.tune.plans import config_of_ratios, ratios_of
 from ras_dit.tune.shape import FROM_STEP, GROWTHS, MAX_TAIL, Shape
 
 if TYPE_CHECKING:
@@ -222,39 +222,16 @@ class Space:
         return {**kept, **chosen}
 
 
-def _plan(num_steps: int, dense: Collection[int], ratio: float = 0.0, region_from: int = 0) -> Ratios:
-    """Dense at these steps; between them regions of this ratio from a step on, and nothing before it."""
-    return tuple(1.0 if i in dense else ratio if i >= region_from else 0.0 for i in range(num_steps))
-
-
-FRONT_LOADED: Mapping[str, RASConfig] = {
-    "skips": RASConfig(
-        step_ratios=_plan(28, (0, 1, 2, 3, 5, 8, 12, 16, 20, 23, 25)),
-        forecast_order=1,
-        forecast_damping=0.7,
-        forecast_below=0.93,
-    ),
-    "skips, then regions": RASConfig(
-        step_ratios=_plan(28, (0, 1, 2, 6, 13, 18, 25), 0.103, 8),
-        forecast_order=1,
-        forecast_damping=0.5,
-        kv_forecast=0.5,
-    ),
-}
-"""Most dense steps at the highest noise levels; runs of other lengths than these 28 steps are dense at like places."""
-
-
 def known_good(space: Space) -> dict[str, RASConfig]:
-    """Configs to try first, by name: the base, the presets, lean regions at regular distances, front-loaded plans."""
+    """Configs to try first, by name: the base, the presets (two in second order too), evenly spaced lean regions."""
     own = "defaults" if space.base == RASConfig() else "base"
     seeds = {own: space.base, **{f"preset {name}": config for name, config in PRESETS.items()}}
     for every in (2, 3):
         lean = RASConfig(warmup_steps=2, sample_ratio=0.1, kv_forecast=0.8, refresh_every=every)
         seeds[f"lean regions, dense every {every}"] = lean
-    for name, config in FRONT_LOADED.items():
-        seeds[f"front-loaded, {name}"] = config
-        if space.run.is_euler:
-            seeds[f"front-loaded, {name}, second order"] = config.replace(solver_order=2)
+    if space.run.is_euler:
+        for name in ("balanced", "regions"):
+            seeds[f"preset {name}, second order"] = PRESETS[name].replace(solver_order=2)
     distinct: dict[RASConfig, str] = {}
     for name, config in seeds.items():
         try:
