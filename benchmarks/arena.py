@@ -101,6 +101,9 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=12)
     parser.add_argument("--batch", type=int, default=6)
     parser.add_argument("--suites", default="all")
+    parser.add_argument("--only", action="append", help="a method of the suites by name; several times for several")
+    parser.add_argument("--converged-steps", type=int, default=200)
+    parser.add_argument("--result", default="arena_embedded", help="name of the results file")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--lpips-weights", type=Path, help="torchvision's VGG16 or AlexNet")
     parser.add_argument("--inception-weights", type=Path, help="torch-fidelity's InceptionV3")
@@ -113,15 +116,19 @@ def main() -> None:
     found = enumerate(embedded_scenes(a.pictures))
     scenes = [Scene(scene.prompt, 1000 + index, scene.subject, scene.background) for index, scene in found]
     call = {"guidance_scale": GUIDANCE_SCALE, "max_sequence_length": MAX_SEQUENCE_LENGTH}
-    arena = Arena(a.folder, scenes, [*suite(a.suites), *memory_methods()], call, a.batch)
+    methods = [*suite(a.suites), *memory_methods()]
+    if a.only:
+        methods = [method for method in methods if method.name in a.only]
+    arena = Arena(a.folder, scenes, methods, call, a.batch, converged_steps=a.converged_steps)
     with tqdm(total=arena.num_calls, desc="arena", unit="call") as bar:
         arena.run(pipe, bar.update)
     result: dict[str, Any] = report(arena, perceptual=Perceptual.load(weights, a.device))
     result["paired"] = paired(result["rows"])
     for row in result["rows"]:
         row.pop("per_picture")  # they are in the folder's results.json
-    print("wrote", record.write("arena_embedded", {**record.environment(), **result}).name)
-    shutil.copyfile(a.folder / "pareto.png", IMAGE)
+    print("wrote", record.write(a.result, {**record.environment(), **result}).name)
+    if a.result == "arena_embedded":
+        shutil.copyfile(a.folder / "pareto.png", IMAGE)
 
 
 if __name__ == "__main__":

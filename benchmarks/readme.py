@@ -161,7 +161,7 @@ def quality_blocks(result: dict[str, Any]) -> dict[str, str]:
         "arena": arena_origin(result) + "\n\n" + arena_table(others),
         "paired": paired_table(result["paired"]),
         "failures": failures or "None.\n",
-        "sensitivity": sensitivity_block(result),
+        "sensitivity": sensitivity_block(result) + more_pictures_block(),
         "ablation": arena_table(chosen(result, "ablation")),
         "memory": arena_table(chosen(result, "cache ")),
     }
@@ -213,6 +213,31 @@ def sensitivity_block(result: dict[str, Any]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     left_out = "".join(f"* {metric_title(name)}: {why}\n" for name, why in result["left_out"].items())
     return "\n".join([*lines, ""]) + (f"\nLeft out:\n\n{left_out}" if left_out else "")
+
+
+def more_pictures_block() -> str:
+    """The same on more pictures, where that was run: for distances of sets, which need them."""
+    if not (record.RESULTS / "sensitivity_embedded.json").is_file():
+        return ""
+    result = record.read("sensitivity_embedded")
+    lines = [
+        "",
+        "| method | " + " | ".join(metric_title(name) for name in SET_METRICS) + " |",
+        "| --- | --- | --- | --- |",
+    ]
+    for row in result["rows"]:
+        cells = [_value(row["metrics"].get(name)) for name in SET_METRICS]
+        lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
+    return "\nOn more pictures: " + sensitivity_block({**result, "left_out": {}}) + "\n".join([*lines, ""])
+
+
+SET_METRICS = ("frechet", "kernel", "certainty")
+
+
+def _value(numbers: list[float] | None) -> str:
+    if numbers is None:
+        return ""
+    return f"{numbers[0]:.4g}" + (f" ({numbers[1]:.3g} to {numbers[2]:.3g})" if len(numbers) == 3 else "")
 
 
 def paired_table(pairs: list[dict[str, Any]]) -> str:
