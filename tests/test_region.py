@@ -164,3 +164,17 @@ def test_a_mask_of_other_proportions_is_refused_before_the_first_step() -> None:
     with ras_dit.accelerate(pipe, config), pytest.raises(ValueError, match="proportions"):
         run(pipe, **inputs())
     assert torch.equal(run(pipe, **inputs()), dense)
+
+
+def test_a_region_that_changes_nothing_is_said() -> None:
+    """Presets that compute steps whole have no region steps to keep inside."""
+    pipe = tiny_pipeline()
+    plain = RASConfig(step_ratios=(1, 1, 0, 1, 0, 1, 0, 1, 0, 1))
+    with ras_dit.accelerate(pipe, plain):
+        expected = run(pipe, **inputs())
+    with (
+        ras_dit.accelerate(pipe, plain.replace(region_of_interest=box())) as handle,
+        pytest.warns(ras_dit.RASWarning, match="this plan has no region steps, so it changes nothing"),
+    ):
+        assert torch.equal(run(pipe, **inputs()), expected)
+    assert any("region_of_interest" in note for note in handle.summary().notes)

@@ -195,6 +195,11 @@ class Session:
                 "more steps or a shorter warm-up."
             )
         config = self.config
+        if config.region_of_interest is not None and plan.has_savings and not plan.num_region_steps:
+            self.note(
+                "region_of_interest: this plan has no region steps, so it changes nothing. Take preset 'regions', or a "
+                "sample_ratio."
+            )
         if (config.solver_order == 2 or config.forecast_midpoint) and not is_euler(scheduler):
             self.note(
                 f"solver_order=2 and forecast_midpoint need FlowMatchEulerDiscreteScheduler, this is "
