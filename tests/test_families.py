@@ -185,7 +185,7 @@ def test_fresh_keys_and_values_give_the_dense_tokens(name: str) -> None:
         for index, output in enumerate(outputs):
             dense = outputs[index % case.num_calls]
             difference = grid.patchify(output) - grid.patchify(dense)
-            assert difference.abs().max() == 0.0, f"call {index} of size {size}"
+            assert difference.abs().max() <= case.rounding, f"call {index} of size {size}"
 
 
 @pytest.mark.parametrize("name", REUSES_TEXT)

@@ -123,7 +123,7 @@ def test_pipelines_made_of_the_same_parts_share_it() -> None:
 @pytest.mark.parametrize("steps", [5, 7, 10])
 def test_short_runs(steps: int) -> None:
     pipe = tiny_pipeline()
-    for config in (RASConfig(sample_ratio=0.25), RASConfig.preset("fast"), RASConfig.reference(0.25, start_step=4)):
+    for config in (RASConfig(sample_ratio=0.25), RASConfig.preset("regions"), RASConfig.reference(0.25, start_step=4)):
         with ras_dit.accelerate(pipe, config) as handle:
             assert torch.isfinite(run(pipe, **inputs(num_inference_steps=steps))).all()
         assert len(handle.trace.steps) == steps

@@ -33,6 +33,9 @@ class FamilyCase:
         output: takes the latents out of what the pipeline returns.
         max_batch: largest batch the pipeline takes.
         flops_tolerance: relative difference between the cost model and torch's counter that is accepted.
+        rounding: how far a region step on an unchanged input may be from the dense one. 0, but for experts: each
+            multiplies as many rows as are sent to it, and a matrix library may round differently for other row counts
+            (seen on one processor, 1.1e-6; 0 on another).
         sizes: batch, height and width of the calls.
         samples_per_image: rows that the scheduler sees per image (DiT hands it both halves of guidance).
         reads_sigmas: the pipeline takes the noise level from the scheduler's sigmas, not from its timesteps.
@@ -46,6 +49,7 @@ class FamilyCase:
     output: Callable[[Any], torch.Tensor] = first_output
     max_batch: int = 2
     flops_tolerance: float = 0.03
+    rounding: float = 0.0
     sizes: tuple[tuple[int, int, int], ...] = ((1, 6, 8), (2, 8, 6))
     samples_per_image: int = 1
     notes: tuple[str, ...] = ()
