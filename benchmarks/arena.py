@@ -14,10 +14,11 @@ from tqdm import tqdm
 
 import ras_dit
 from benchmarks import record
-from ras_dit.arena import SUITES, Arena, Method, Scene, report, suite
+from ras_dit.arena import SUITES, Arena, Method, report, suite
 from ras_dit.arena.metrics import better_by
 from ras_dit.arena.perceptual import Perceptual, Weights
-from ras_dit.embedded import GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH, embedded_scenes
+from ras_dit.cli.scenes import read_scenes
+from ras_dit.embedded import GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH
 
 IMAGE = Path(__file__).parent.parent / "docs" / "images" / "arena.png"
 
@@ -113,8 +114,7 @@ def main() -> None:
     weights = Weights(a.lpips_weights, a.inception_weights, a.clip_model, a.real)
     pipe = ras_dit.load_embedded(device=a.device)
     pipe.set_progress_bar_config(disable=True)
-    found = enumerate(embedded_scenes(a.pictures))
-    scenes = [Scene(scene.prompt, 1000 + index, scene.subject, scene.background) for index, scene in found]
+    scenes = read_scenes(None, a.pictures, is_embedded=True)
     call = {"guidance_scale": GUIDANCE_SCALE, "max_sequence_length": MAX_SEQUENCE_LENGTH}
     methods = [*suite(a.suites), *memory_methods()]
     if a.only:
