@@ -113,6 +113,8 @@ def _with(ratios: tuple[float, ...], others: Mapping[int, float]) -> tuple[float
     return tuple(others.get(index, ratio) for index, ratio in enumerate(ratios))
 
 
+_DENSE = (0, 1, 2, 3, 6, 11, 17, 23)  # of the plan that the ablation varies
+
 GOALS: dict[float, RASConfig] = {
     17.0: RASConfig(
         step_ratios=_with(
@@ -121,7 +123,7 @@ GOALS: dict[float, RASConfig] = {
         forecast_damping=0.8,
         **_FORECAST,
     ),
-    11.5: RASConfig(step_ratios=listed((0, 1, 2, 3, 6, 11, 17, 23), 0.203), forecast_below=0.93, **_FORECAST),
+    11.5: RASConfig(step_ratios=listed(_DENSE, 0.203), forecast_below=0.93, **_FORECAST),
     8.75: RASConfig(step_ratios=listed((0, 1, 2, 6, 13, 18, 25), 0.103), **_FORECAST),
     6.0: RASConfig(step_ratios=listed((0, 1, 3, 8, 17), 0.053), forecast_damping=0.3, forecast_below=0.93, **_FORECAST),
 }
@@ -166,7 +168,6 @@ def preset_methods() -> list[Method]:
 def option_methods() -> list[Method]:
     """The ablation: one option changed at a time, at T of about 11.5."""
     base = GOALS[11.5]
-    dense = (0, 1, 2, 3, 6, 11, 17, 23)
     changes: dict[str, dict[str, object]] = {
         "random tokens": {"importance": "random"},
         "oldest tokens first": {"importance": "round_robin"},
@@ -187,8 +188,8 @@ def option_methods() -> list[Method]:
         "forecast order 2": {"forecast_order": 2},
         "forecasts from the beginning": {"forecast_below": 1.0},
         "forecasts of any reach": {"forecast_reach": None},
-        "skipped steps instead of region steps": {"step_ratios": listed(dense)},
-        "region steps from step 4 on": {"step_ratios": listed(dense, 0.175, 4)},
+        "skipped steps instead of region steps": {"step_ratios": listed(_DENSE)},
+        "region steps from step 4 on": {"step_ratios": listed(_DENSE, 0.175, 4)},
         "every third step dense": {"step_ratios": listed((0, 1, *range(4, 28, 3)), 0.083, 2)},
         "the authors' dense steps": {"step_ratios": listed((0, 1, 2, 3, 12, 20), 0.25, 4)},
     }
