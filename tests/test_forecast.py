@@ -10,7 +10,8 @@ from diffusers import FlowMatchHeunDiscreteScheduler, UniPCMultistepScheduler
 
 import ras_dit
 from ras_dit import RASConfig
-from ras_dit.cache import KVAdvance, KVCache, RowIndex
+from ras_dit.cache import KVAdvance, KVCache
+from ras_dit.rows import RowIndex
 from tiny import REGION, inputs, run, tiny_pipeline
 
 ROWS, HEADS, TOKENS, TEXT, WIDTH = 2, 3, 8, 4, 5

@@ -9,8 +9,9 @@ import torch
 
 import ras_dit
 from ras_dit import RASConfig
-from ras_dit.cache import KVCache, KVStorage, RowIndex
+from ras_dit.cache import KVCache, KVStorage
 from ras_dit.flops import keeping_layers
+from ras_dit.rows import RowIndex
 from tiny import inputs, run, tiny_pipeline
 
 REGION = RASConfig(sample_ratio=0.25, warmup_steps=2)

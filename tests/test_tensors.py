@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ras_dit import TokenGrid, Trace
-from ras_dit.cache import KVCache, RowIndex
+from ras_dit.cache import KVCache
 from ras_dit.forecast import TokenHistory
 from ras_dit.importance import displacement_metric, predicted_error, reference_starved, starved
+from ras_dit.rows import RowIndex
 from ras_dit.selection import drop_ends, membership, top_k
 from ras_dit.trace import StepTrace
 

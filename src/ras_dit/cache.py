@@ -1,142 +1,14 @@
-"""Which rows are computed, and the keys and values of all of them: a region step writes its rows in place."""
+"""Keys and values of all tokens: a region step writes those of its rows in place."""
 
 from __future__ import annotations
 
 import copy
 import functools
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import torch
 
-
-@dataclass(frozen=True)
-class RowIndex:
-    """Which rows of a sequence a region step computes: the active tokens of the grid, and all rows beside the grid.
-
-    The N tokens of the grid lie side by side, from ``offset`` on; before and after them stand text, reference and
-    padding rows, which are always computed. The methods read how many there are from the length of the sequence.
-
-    Attributes:
-        active: LongTensor [R, K], ascending token ids for every row of the transformer's batch.
-        num_tokens: tokens N of the grid.
-        is_shared: all rows of the batch have the same ids.
-        offset: where the grid begins in the sequence: one number, or LongTensor [R] where that differs by row.
-    """
-
-    active: torch.Tensor
-    num_tokens: int
-    is_shared: bool
-    offset: int | torch.Tensor = 0
-    _made: dict[object, torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
-    _placed: dict[int, RowIndex] = field(default_factory=dict, compare=False, repr=False)
-
-    @property
-    def num_active(self) -> int:
-        return self.active.shape[1]
-
-    @property
-    def num_dropped(self) -> int:
-        return self.num_tokens - self.num_active
-
-    @functools.cached_property
-    def twice(self) -> RowIndex:
-        """The same tokens of two grids side by side."""
-        active = torch.cat([self.active, self.active + self.num_tokens], dim=1)
-        return RowIndex(active, 2 * self.num_tokens, self.is_shared)
-
-    def at(self, offset: int | torch.Tensor) -> RowIndex:
-        """The same tokens in a sequence whose grid begins elsewhere."""
-        if isinstance(offset, torch.Tensor):
-            return replace(self, offset=offset, _made={}, _placed={})
-        if offset not in self._placed:
-            is_here = isinstance(self.offset, int) and offset == self.offset
-            self._placed[offset] = self if is_here else replace(self, offset=offset, _made={}, _placed={})
-        return self._placed[offset]
-
-    def positions(self, length: int) -> torch.Tensor:
-        """Rows that are computed of a sequence of this length, LongTensor [R, length - N + K], ascending."""
-        if length == self.num_tokens and isinstance(self.offset, int):
-            return self.active
-        if length not in self._made:
-            self._made[length] = self._positions(length)
-        return self._made[length]
-
-    def _positions(self, length: int) -> torch.Tensor:
-        num_rows, device = self.active.shape[0], self.active.device
-        if isinstance(self.offset, int):
-            before = torch.arange(self.offset, device=device).expand(num_rows, -1)
-            after = torch.arange(self.offset + self.num_tokens, length, device=device).expand(num_rows, -1)
-            return torch.cat([before, self.active + self.offset, after], dim=1)
-        at = torch.arange(length, device=device).expand(num_rows, -1)
-        in_grid = (at >= self.offset[:, None]) & (at < self.offset[:, None] + self.num_tokens)
-        is_kept = (~in_grid).scatter(1, self.active + self.offset[:, None], True)
-        order = (~is_kept).to(torch.uint8).argsort(dim=1, stable=True)  # kept rows first, in their order
-        return order[:, : length - self.num_dropped]
-
-    def laid_out(self, length: int) -> tuple[torch.Tensor, bool, int]:
-        """Where the computed rows of a sequence [R, length, ...] lie: along ``length`` if one list serves all rows of
-        the batch (then True), else in the flat [R * length, ...]; and how many they are."""
-        positions = self.positions(length)
-        index = positions[0] if self.is_alike else self._flat(positions, 1, length)
-        return index, self.is_alike, positions.shape[1]
-
-    def gather(self, sequence: torch.Tensor, dim: int = 1) -> torch.Tensor:
-        """The computed rows of a sequence along ``dim``.
-
-        Rows that differ by image are taken from sequences that have a batch dimension, of size R or 1.
-        """
-        positions = self.positions(sequence.shape[dim]).to(sequence.device)  # some rotary tables stay on the CPU
-        if self.is_alike:
-            return sequence.index_select(dim, positions[0])
-        assert dim > 0, "rows that differ by image cannot be taken from a table without a batch dimension"
-        if dim > 1:
-            return self.gather(sequence.transpose(1, dim)).transpose(1, dim)
-        num_rows, count = positions.shape
-        if sequence.shape[0] == 1 and num_rows > 1:
-            return sequence[0].index_select(0, positions.reshape(-1)).view(num_rows, count, *sequence.shape[2:])
-        flat = sequence.reshape(num_rows * sequence.shape[1], *sequence.shape[2:])
-        taken = flat.index_select(0, self._flat(positions, 1, sequence.shape[1]))
-        return taken.view(num_rows, count, *sequence.shape[2:])
-
-    def scatter(self, rows: torch.Tensor) -> torch.Tensor:
-        """Computed rows [R, P, D] at their places in zeros [R, P + N - K, D]."""
-        length = rows.shape[1] + self.num_dropped
-        full = rows.new_zeros(rows.shape[0], length, rows.shape[-1])
-        positions = self.positions(length)
-        if self.is_alike:
-            return full.index_copy_(1, positions[0], rows)
-        flat = self._flat(positions, 1, length)
-        full.view(-1, rows.shape[-1]).index_copy_(0, flat, rows.reshape(-1, rows.shape[-1]))
-        return full
-
-    def heads_index(self, num_heads: int, length: int) -> torch.Tensor:
-        """Where the rows that move lie in [R, H, length, d]: along ``length`` if all rows of the batch are alike, else
-        in the flat [R * H * length, d]. With one offset for all only the rows of the grid move (see `KVCache.aim`)."""
-        if not isinstance(self.offset, int):
-            return self._flat(self.positions(length), num_heads, length)
-        moving = self.active if self.offset == 0 else self._moved
-        return moving[0] if self.is_shared else self._flat(moving, num_heads, length)
-
-    @property
-    def _moved(self) -> torch.Tensor:
-        """The active tokens' places in the sequence [R, K]."""
-        if "moved" not in self._made:
-            self._made["moved"] = self.active + self.offset
-        return self._made["moved"]
-
-    @property
-    def is_alike(self) -> bool:
-        """Whether one list of positions serves all rows of the batch."""
-        return self.is_shared and isinstance(self.offset, int)
-
-    def _flat(self, positions: torch.Tensor, num_heads: int, length: int) -> torch.Tensor:
-        """Row numbers [R * H * P] of positions [R, P] in [R * H * length] rows; made once per step."""
-        key = (positions.shape[1], num_heads, length)
-        if key not in self._made:
-            num_rows = positions.shape[0]
-            starts = torch.arange(num_rows * num_heads, device=positions.device) * length
-            self._made[key] = (positions[:, None, :] + starts.view(num_rows, num_heads, 1)).reshape(-1)
-        return self._made[key]
+from ras_dit.rows import RowIndex, as_words
 
 
 @dataclass(frozen=True)
@@ -356,7 +228,7 @@ class KVCache:
             full[:, :, :begin] = rows[:, :, :begin]
         if end < self.length:
             full[:, :, end:] = rows[:, :, middle:]
-        fresh = rows[:, :, begin:middle]
+        full, fresh = as_words(full), as_words(rows[:, :, begin:middle])
         if self.is_flat:
             width = full.shape[-1]
             full.view(-1, width).index_copy_(0, index, fresh.reshape(-1, width))

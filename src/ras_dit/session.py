@@ -12,6 +12,7 @@ import torch
 from ras_dit.cache import KVStorage
 from ras_dit.chooser import TokenChooser
 from ras_dit.config import RASConfig
+from ras_dit.cpu_layers import CPULayers
 from ras_dit.flops import keeping_layers, plan_cost
 from ras_dit.geometry import TokenGrid
 from ras_dit.models import TokenPlan
@@ -54,6 +55,7 @@ class Session:
         self._scheduler_patches: list[PatchedMethod | PlainCopies] = []
         self._forward_patches: list[PatchedMethod] = []
         self._seams: dict[torch.nn.Module, TokenSeams] = {}
+        self._cpu_layers: list[CPULayers] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._inpaint_mask: torch.Tensor | None = None
         try:
@@ -74,6 +76,7 @@ class Session:
         storages = storages_of(self.config, len(self.token_plan.attention_modules(root)))
         self._seams[root] = TokenSeams(root, self.token_plan, lambda: self._call, storages)
         self._seams[root].attach()
+        self._cpu_layers.append(CPULayers(root, lambda: self._call is not None and self._call.rows is not None))
         if self.config.skips:
             self._forward_patches.append(PatchedMethod(root, "forward", self._skipping_forward))
 
@@ -93,10 +96,12 @@ class Session:
             hook.remove()
         for seams in self._seams.values():
             seams.close()
+        for layers in self._cpu_layers:
+            layers.close()
         for patch in [*self._forward_patches, *self._scheduler_patches]:
             patch.release()
         self._hooks, self._forward_patches, self._scheduler_patches = [], [], []
-        self._seams = {}
+        self._seams, self._cpu_layers = {}, []
         self._generation = self._call = self._scheduler = None
 
     # ------------------------------------------------------------------ the scheduler, observed
@@ -115,6 +120,8 @@ class Session:
         self._is_due = True
         for patch in self._forward_patches:
             patch.ensure()
+        for layers in self._cpu_layers:
+            layers.ensure()
         for seams in self._seams.values():
             seams.end(None)
             seams.ensure()

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 import torch
 
 from ras_dit import selection
-from ras_dit.cache import KVAdvance, KVCache, RowIndex
+from ras_dit.cache import KVAdvance, KVCache
 from ras_dit.chooser import TokenChooser
 from ras_dit.config import RASConfig
 from ras_dit.forecast import TokenHistory, missed_nearby
 from ras_dit.geometry import TokenGrid
 from ras_dit.plan import Plan, StepKind
+from ras_dit.rows import RowIndex
 from ras_dit.trace import StepTrace, Stopwatch, Trace
 
 
@@ -367,7 +368,7 @@ class Generation:
         return True
 
     def _check_finite(self, model_output: torch.Tensor, sample: torch.Tensor) -> None:
-        is_finite = torch.isfinite(model_output).all() & torch.isfinite(sample).all()
+        is_finite = torch.isfinite(model_output.sum(dtype=torch.float32) + sample.sum(dtype=torch.float32))
         self._is_finite = is_finite if self._is_finite is None else self._is_finite & is_finite
         if model_output.device.type == "cpu" and not bool(is_finite):
             self._why_all_dense = "The noise held values that are not finite: the rest of the run was dense."

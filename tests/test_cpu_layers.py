@@ -1,0 +1,139 @@
+"""Layers on a CPU in as many calls as are fastest: the same rows, in region steps only, and undone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import ras_dit
+from ras_dit import cpu_layers
+from ras_dit.cpu_layers import CPULayers, fastest, in_parts
+from tiny import REGION, inputs, run, tiny_pipeline
+
+# bfloat16 has 8 bits; the sum over 64 inputs is rounded once
+BF16 = {"rtol": 2**-7, "atol": 2**-6}
+
+
+class Counted(nn.Linear):
+    """Notes how many rows it is called with. Not a plain layer: `CPULayers` leaves it alone."""
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        vars(self).setdefault("seen", []).append(rows.shape[0])
+        return super().forward(rows)
+
+
+def layers_of(model: nn.Module, monkeypatch: pytest.MonkeyPatch, parts: int, is_region: bool = True) -> CPULayers:
+    """Every size counts as large, and is fastest in this many calls."""
+    monkeypatch.setattr(cpu_layers, "MIN_FLOPS", 0)
+    monkeypatch.setattr(cpu_layers, "fastest", lambda layer, rows: parts)
+    return CPULayers(model, lambda: is_region)
+
+
+def half_pipeline() -> tuple[Any, dict[str, Any]]:
+    pipe = tiny_pipeline().to(torch.bfloat16)
+    return pipe, {k: v.bfloat16() if isinstance(v, torch.Tensor) else v for k, v in inputs().items()}
+
+
+@pytest.mark.parametrize("num_parts", [2, 3, 4, 9])
+@pytest.mark.parametrize("rows", [1, 7, 64])
+def test_parts_are_the_whole(num_parts: int, rows: int) -> None:
+    layer = Counted(8, 5)
+    given = torch.randn(rows, 8)
+    result = in_parts(layer, given, num_parts)
+    assert sum(layer.seen) == rows
+    assert len(layer.seen) == num_parts
+    assert torch.allclose(result, nn.functional.linear(given, layer.weight, layer.bias), atol=1e-6)
+
+
+def test_the_fastest_number_of_calls_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that charges every call by its rows: half the rows take a fifth of the time, a quarter no less."""
+    clock = {"now": 0.0}
+    monkeypatch.setattr(cpu_layers.time, "perf_counter", lambda: clock["now"])
+
+    def layer(rows: torch.Tensor) -> torch.Tensor:
+        clock["now"] += {64: 10.0, 32: 2.0, 16: 2.0}[rows.shape[0]]
+        return rows
+
+    assert fastest(layer, torch.zeros(64, 1)) == 2
+
+
+@torch.no_grad()
+def test_rows_are_split_in_region_steps_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = nn.Linear(64, 32).bfloat16()
+    given = torch.randn(2, 10, 64).bfloat16()
+    whole = layer(given)
+    calls: list[int] = []
+    layer.register_forward_pre_hook(lambda _module, args: calls.append(args[0].numel() // 64))
+    for is_region, expected in ((False, {}), (True, {(20, 64, 32): 4})):
+        layers = layers_of(layer, monkeypatch, parts=4, is_region=is_region)
+        assert torch.allclose(layer(given), whole, **BF16)
+        assert layers.parts == expected
+        layers.close()
+    assert "forward" not in vars(layer)
+    assert calls == [20, 20], "hooks on the module see one call"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "model",
+    [nn.Linear(64, 32), Counted(64, 32).bfloat16(), nn.Conv2d(4, 8, 3).bfloat16(), nn.LayerNorm(64).bfloat16()],
+    ids=["32 bits", "subclass", "convolution with overlap", "norm"],
+)
+def test_other_layers_are_left_alone(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers_of(model, monkeypatch, parts=2)
+    assert "forward" not in vars(model)
+
+
+@torch.no_grad()
+def test_deterministic_algorithms_and_small_layers_are_not_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = nn.Linear(64, 32).bfloat16()
+    layers = layers_of(layer, monkeypatch, parts=2)
+    torch.use_deterministic_algorithms(True)
+    try:
+        layer(torch.randn(8, 64).bfloat16())
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert layers.parts == {}
+    monkeypatch.setattr(cpu_layers, "MIN_FLOPS", 1e12)
+    layer(torch.randn(8, 64).bfloat16())
+    assert layers.parts == {}
+    monkeypatch.setattr(cpu_layers, "MIN_FLOPS", 0)
+    layer(torch.randn(8, 64).bfloat16())
+    assert layers.parts == {(8, 64, 32): 2}
+
+
+@torch.no_grad()
+def test_patch_embeddings_take_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    embed = nn.Conv2d(4, 64, 2, stride=2)
+    picture = torch.randn(2, 4, 16, 16)
+    plain = embed(picture)
+    layers = layers_of(embed, monkeypatch, parts=1)
+    result = embed(picture)
+    assert torch.equal(result, plain)
+    assert result.flatten(2).transpose(1, 2).is_contiguous(), "rows of tokens, without a copy"
+    layers.close()
+    assert embed(picture).is_contiguous()
+
+
+def test_a_run_with_split_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same picture but for rounding, no layer touched by dense steps, and everything undone."""
+    pipe, call = half_pipeline()
+    monkeypatch.setattr(cpu_layers, "fastest", lambda layer, rows: 3)
+    with ras_dit.accelerate(pipe, REGION) as handle:
+        whole = run(pipe, **call)
+        assert handle._session._cpu_layers[0].parts == {}, "tiny layers stay whole"
+        monkeypatch.setattr(cpu_layers, "MIN_FLOPS", 0)
+        split = run(pipe, **call)
+        parts = handle._session._cpu_layers[0].parts
+    num_active = 24 * len(call["prompt_embeds"]) * 2
+    assert {rows for rows, _, _ in parts} == {num_active, 7 * 2, 2}, (
+        "rows of images, text and modulation in region steps"
+    )
+    assert torch.allclose(split.float(), whole.float(), rtol=0.1, atol=0.1)
+    with ras_dit.accelerate(pipe, ras_dit.RASConfig(sample_ratio=1.0)):
+        dense = run(pipe, **call)
+    assert torch.equal(dense, run(pipe, **call))
+    assert all("forward" not in vars(module) for module in pipe.transformer.modules())
