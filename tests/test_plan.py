@@ -139,3 +139,12 @@ def test_the_handle_plans_before_anything_runs() -> None:
     run(pipe, **inputs())
     assert "10 evaluations, 4 dense" in str(handle.summary())
     assert handle.summary().measured_speedup is not None
+
+
+@pytest.mark.parametrize(("num_tokens", "num_active"), [(256, 52), (1008, 205), (1024, 256), (4096, 832), (3600, 768)])
+def test_large_grids_are_computed_in_multiples_of_64(num_tokens: int, num_active: int) -> None:
+    """Of 3,600 tokens 731 are a share of 0.203; 768 is the next multiple of 64."""
+    config = RASConfig(sample_ratio=0.203, warmup_steps=1)
+    assert build_plan(config, 2, num_tokens)[1].num_active == num_active
+    exact = round(0.203 * num_tokens)
+    assert build_plan(config.replace(token_multiple=1), 2, num_tokens)[1].num_active == exact

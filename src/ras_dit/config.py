@@ -141,7 +141,11 @@ class RASConfig:
         "Damping of a forecast of cached keys and values, linear in sigma, in [0, 1]; 0 reuses them as they are. "
         "Doubles the cache.",
     )
-    token_multiple: int = _option(1, "Active tokens per region step are rounded up to a multiple of this (>= 1).")
+    token_multiple: int | None = _option(
+        None,
+        "Active tokens per region step are rounded up to a multiple of this (>= 1), so that few shapes occur; None is "
+        "64 on grids of 1,024 tokens and more, 1 on smaller ones.",
+    )
     kv_cache_dtype: KVCacheDType | None = _option(
         None, "Keep keys and values in this type between steps: float8_e4m3fn, bfloat16 or float16; None as computed."
     )

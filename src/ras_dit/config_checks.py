@@ -149,8 +149,9 @@ def _check_choices(config: RASConfig) -> None:
             raise ValueError(f"{name}: got {value!r}; allowed: {', '.join(allowed)}.{nearest(str(value), allowed)}")
     if not _is_number(config.forecast_order, int) or config.forecast_order not in (0, 1, 2):
         raise ValueError(f"forecast_order: got {config.forecast_order!r}; allowed: 0, 1 or 2.")
-    if not _is_number(config.token_multiple, int) or config.token_multiple < 1:
-        raise ValueError(f"token_multiple: got {config.token_multiple!r}; allowed: an int of at least 1.")
+    multiple = config.token_multiple
+    if multiple is not None and (not _is_number(multiple, int) or multiple < 1):
+        raise ValueError(f"token_multiple: got {multiple!r}; allowed: an int of at least 1, or None.")
     if not _is_number(config.solver_order, int) or config.solver_order not in (1, 2):
         raise ValueError(f"solver_order: got {config.solver_order!r}; allowed: 1 or 2.")
     if config.kv_forecast and (config.kv_cache_dtype is not None or config.kv_cache_device is not None):

@@ -10,6 +10,9 @@ from ras_dit.config import Position, RASConfig
 
 StepKind = Literal["dense", "region", "skip"]
 
+LARGE_GRID = 1024
+"""Tokens from which on region steps compute multiples of 64, unless told otherwise: few shapes, full tiles."""
+
 
 @dataclass(frozen=True)
 class StepPlan:
@@ -218,7 +221,7 @@ def _step(config: RASConfig, index: int, share: float, num_tokens: int, num_firs
     """A step that computes this share of the tokens."""
     if share == 0:
         return StepPlan(index, "skip", 0)
-    multiple = config.token_multiple
+    multiple = config.token_multiple or (64 if num_tokens >= LARGE_GRID else 1)
     wanted = num_first + round(share * (num_tokens - num_first))
     num_active = min(num_tokens, max(1, -(-wanted // multiple)) * multiple)
     if share < 1:
