@@ -29,6 +29,7 @@ ORDER = [
     "state",
     "models",
     "flops",
+    "gain",
     "schedule",
     "tokens",
     "session",

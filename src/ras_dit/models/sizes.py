@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
 from ras_dit.geometry import TokenGrid
@@ -44,6 +45,37 @@ def grid_for_size(
     temporal = next((int(getattr(pipe, name)) for name in _TEMPORAL if hasattr(pipe, name)), 4)
     latent_frames = (frames - 1) // temporal + 1
     return TokenGrid(tokens[0], tokens[1], patch_size, -(-latent_frames // patch_frames), patch_frames)
+
+
+@dataclass(frozen=True)
+class DefaultCall:
+    """What a call of a pipeline does without being told.
+
+    Attributes:
+        num_inference_steps: denoising steps.
+        max_sequence_length: text tokens.
+        num_rows: rows of the transformer's batch for one picture: two with guidance, if the model was not distilled.
+    """
+
+    num_inference_steps: int
+    max_sequence_length: int
+    num_rows: int
+
+
+def default_call(pipe: Any) -> DefaultCall | None:
+    """The defaults of a pipeline; None if its steps, or the size of its pictures, cannot be told."""
+    steps = _default(pipe, "num_inference_steps")
+    if not steps or not (_default(pipe, "height") or hasattr(pipe, "default_sample_size")):
+        return None
+    return DefaultCall(steps, _default(pipe, "max_sequence_length") or 256, default_rows(pipe))
+
+
+def default_rows(pipe: Any) -> int:
+    """Rows of the transformer's batch for one picture at the pipeline's default guidance."""
+    parameter = inspect.signature(type(pipe).__call__).parameters.get("guidance_scale")
+    scale = getattr(parameter, "default", None)
+    is_guided = isinstance(scale, (int, float)) and scale > 1
+    return 2 if is_guided and not getattr(pipe.transformer.config, "guidance_embeds", False) else 1
 
 
 def _default(pipe: Any, name: str) -> int | None:
