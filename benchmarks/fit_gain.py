@@ -1,7 +1,7 @@
 """Fits the constants of `ras_dit.gain` for a CPU to the committed speed results, and shows how well they explain them.
 
-``python -m benchmarks.fit_gain`` prints the constants (write them down in ``gain.py``) and the speed-ups predicted with those
-that are there now. All CPU results share one set, but for the rates of 16 and 32 bits.
+``python -m benchmarks.fit_gain`` prints the constants (write them down in ``gain.py``) and the speed-ups predicted with
+those that are there now. All CPU results share one set, but for the rates of 16 and 32 bits.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def _num_channels(module: nn.Module) -> int:
     """Numbers per row that go into a layer and come out of it."""
     if isinstance(module, nn.modules.conv._ConvNd):
         return module.in_channels + module.out_channels
-    return int(module.in_features) + int(module.out_features)  # type: ignore[call-overload]
+    return module.in_features + module.out_features  # type: ignore[operator, return-value]
 
 
 def _sequence_length(stream: str, num_image: int, num_text: int) -> int:

@@ -1,7 +1,7 @@
 """Will it help? The time of a plan predicted from the model's own layers, the batch, and the rates of the device.
 
-FLOPs alone promise too much to small models and pictures: every operation has a fixed cost that does not shrink with the
-tokens, and a region step moves rows about in every attention layer. The prediction is arithmetic on constants, never a
+FLOPs alone promise too much to small models and pictures: every operation has a fixed cost that does not shrink with
+the tokens, and a region step moves rows about in every attention layer. The prediction is arithmetic on constants, not a
 measurement (unless `DeviceRates.measured` is asked for), so that the same call is predicted alike every time.
 """
 
@@ -22,8 +22,8 @@ from ras_dit.plan import Cost, Plan, StepKind, Work
 SMALL_GAIN = 1.05
 """A predicted speed-up below this is not worth an approximation."""
 OPERATIONS_PER_MODULE = 2.5
-"""Operations of an evaluation per module without children, as counted on Stable Diffusion 3's blocks (2.1 without norms of queries
-and keys, 2.6 with them)."""
+"""Operations of an evaluation per module without children, as counted on Stable Diffusion 3's blocks (2.1 without norms
+of queries and keys, 2.6 with them)."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class DeviceRates:
         )
 
 
-# Fitted to benchmarks/results/speed_*.json by `python -m benchmarks.fit_gain` (a CPU with two threads, AMX for 16 bits).
+# Fitted to benchmarks/results/speed_*.json by `python -m benchmarks.fit_gain` (two threads, AMX for 16 bits).
 CPU_SINGLE = DeviceRates(
     linear_flops=2.3e11,
     attention_flops=6.8e11,
@@ -292,6 +292,6 @@ def why_small(plan: Plan) -> str:
     if plan.speedup_limit < SMALL_GAIN:
         return f"{predicted}: the plan leaves little out. Take a smaller sample_ratio, fewer dense steps or more steps."
     return (
-        f"{predicted}: model, picture or batch are so small that the fixed cost of every operation outweighs what region "
-        "steps leave out. Take a larger batch, or a preset that skips whole steps ('balanced')."
+        f"{predicted}: model, picture or batch are so small that the fixed cost of every operation outweighs what "
+        "region steps leave out. Take a larger batch, or a preset that skips whole steps ('balanced')."
     )

@@ -59,7 +59,7 @@ class Cost:
         kv_cache_bytes: keys and values kept between steps, in the transformer's dtype.
         work_of: one evaluation by its number of computed image tokens, as far as the plan has it.
         seconds_of: predicted time of one evaluation by its number of computed image tokens, all rows of the batch, what
-            the loop does around it included (see `ras_dit.gain`); 0 tokens is a skipped one. Empty without a prediction.
+            the loop does around it included (see `ras_dit.gain`); 0 tokens is a skipped one. Empty without prediction.
         capture_seconds: what an evaluation takes longer that keeps its keys and values.
     """
 
