@@ -335,7 +335,7 @@ def test_auto_leaves_a_run_alone_that_gains() -> None:
 def test_auto_decides_by_the_run_at_hand() -> None:
     """The same pipeline, one picture and many: rates between the two."""
     pipe = tiny_pipeline()
-    rates = replace(NO_FIXED_COST, operation=1e-9, region_layer=4e-4, linear_flops=1e10, attention_flops=1e10)
+    rates = replace(NO_FIXED_COST, operation=1e-9, region_layer=1e-3, linear_flops=1e10, attention_flops=1e10)
     kinds = []
     with ras_dit.accelerate(pipe, REGION.replace(auto=True), rates=rates) as handle:
         for batch in (1, 8, 1):

@@ -1,8 +1,8 @@
 """Will it help? The time of a plan predicted from the model's own layers, the batch, and the rates of the device.
 
 FLOPs alone promise too much to small models and pictures: every operation has a fixed cost that does not shrink with
-the tokens, and a region step moves rows about in every attention layer. The prediction is arithmetic on constants, not a
-measurement (unless `DeviceRates.measured` is asked for), so that the same call is predicted alike every time.
+the tokens, and a region step moves rows about in every attention layer. The prediction is arithmetic on constants (on
+measured ones only if `DeviceRates.measured` is asked for), so that the same call is predicted alike every time.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,13 +73,18 @@ def default_call(pipe: Any) -> DefaultCall | None:
 
 def default_rows(pipe: Any) -> int:
     """Rows of the transformer's batch for one picture at the pipeline's default guidance."""
-    parameter = inspect.signature(type(pipe).__call__).parameters.get("guidance_scale")
-    scale = getattr(parameter, "default", None)
+    parameter = _parameters(pipe).get("guidance_scale")
+    scale = None if parameter is None else parameter.default
     is_guided = isinstance(scale, (int, float)) and scale > 1
     return 2 if is_guided and not getattr(pipe.transformer.config, "guidance_embeds", False) else 1
 
 
 def _default(pipe: Any, name: str) -> int | None:
     """The default of an argument of the pipeline's call, None without a number."""
-    parameter = inspect.signature(type(pipe).__call__).parameters.get(name)
+    parameter = _parameters(pipe).get(name)
     return parameter.default if parameter is not None and isinstance(parameter.default, int) else None
+
+
+def _parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
+    """Of the pipeline's call; an outline of one names the class that it stands for."""
+    return inspect.signature(getattr(pipe, "pipeline_class", type(pipe)).__call__).parameters
