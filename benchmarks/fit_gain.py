@@ -6,6 +6,7 @@ those that are there now. All CPU results share one set, but for the rates of 16
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import astuple, dataclass, fields, replace
 from typing import Any
 
@@ -171,21 +172,21 @@ def rates_of(prices: dict[str, float]) -> DeviceRates:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--leave-out", metavar="CASE", help="fit to the other cases, and predict this one from them")
+    left_out = parser.parse_args().leave_out
     runs = committed_runs()
-    for dtype, prices in fitted(runs).items():
-        rates = {
-            name: f"{value:.2g}"
-            for name, value in zip(
-                (field.name for field in fields(DeviceRates)), astuple(rates_of(prices)), strict=True
-            )
-        }
-        print(dtype, rates)
+    rates = {dtype: rates_of(prices) for dtype, prices in fitted([r for r in runs if r.case != left_out]).items()}
+    for dtype, found in rates.items():
+        print(dtype, ", ".join(f"{field.name} {getattr(found, field.name):.2g}" for field in fields(found)))
     print(f"{'case':<16}{'setting':<14}{'measured':>9}{'predicted':>11}{'limit':>8}{'error':>8}")
-    for run in runs:
-        predicted = run.plan.predicted_speedup
-        assert predicted is not None
-        cells = f"{run.speedup:>8.2f}x{predicted:>10.2f}x{run.plan.speedup_limit:>7.2f}x"
-        print(f"{run.case:<16}{run.name:<14}{cells}{predicted / run.speedup - 1:>+8.1%}")
+    for case in dict.fromkeys(run.case for run in runs if left_out in (None, run.case)):
+        rows = [run for run in runs if run.case == case]
+        for run in rows:
+            found = rates[run.dtype] if left_out else DeviceRates.of("cpu", run.dtype)
+            predicted = found.seconds(rows[0].load) / found.seconds(run.load)
+            cells = f"{run.speedup:>8.2f}x{predicted:>10.2f}x{run.plan.speedup_limit:>7.2f}x"
+            print(f"{case:<16}{run.name:<14}{cells}{predicted / run.speedup - 1:>+8.1%}")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,10 @@ _SPEED_NOTE = (
 
 def gain_table() -> str:
     """What `ras_dit.gain` predicts beside what was measured, for every speed result whose device it has constants of."""
-    lines = ["| model | setting | limit by FLOPs | predicted | measured | error |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| model | setting | limit by FLOPs | predicted | measured | error |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     runs = [run for run in committed_runs() if run.plan.has_savings]
     for run in runs:
         predicted = run.plan.predicted_speedup or 1.0
