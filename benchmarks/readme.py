@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import record
+from benchmarks.cases import CASES
+from benchmarks.fit_gain import committed_runs
 from ras_dit.models.table import markdown as models_table
 
 ROOT = Path(__file__).parent.parent
@@ -51,6 +53,23 @@ _SPEED_NOTE = (
     "tokens. `ratio` rows use the paper's schedule (of 28 steps, 0-3, 12 and 20 dense). Whole denoising loop, text "
     "encoding included, without the VAE. Small pictures are held back by the fixed cost of every operation."
 )
+
+
+def gain_table() -> str:
+    """What `ras_dit.gain` predicts beside what was measured, for every speed result whose device it has constants of."""
+    lines = [
+        "| model | setting | limit by FLOPs | predicted | measured | error |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    runs = [run for run in committed_runs() if run.plan.has_savings]
+    for run in runs:
+        predicted = run.plan.predicted_speedup or 1.0
+        lines.append(
+            f"| {CASES[run.case].title} | {run.name} | {run.plan.speedup_limit:.2f}x | {predicted:.2f}x | "
+            f"**{run.speedup:.2f}x** | {predicted / run.speedup - 1:+.1%} |"
+        )
+    worst = max(abs((run.plan.predicted_speedup or 1.0) / run.speedup - 1) for run in runs)
+    return "\n".join([*lines, "", f"The largest error is {worst:.0%}.", ""])
 
 
 def profile_table() -> str:
@@ -290,7 +309,8 @@ def main() -> None:
     files = {
         "README.md": {"speed": speed_table() + "\n", "quality": quality_digest(arena)},
         "docs/quality.md": {**quality_blocks(arena), "dynamics": dynamics_table()},
-        "docs/performance.md": {"speed": speed_table() + "\n", "profile": profile_table(), "linear": linear_table()},
+        "docs/performance.md": {"speed": speed_table() + "\n", "profile": profile_table(), "linear": linear_table()}
+        | {"gain": gain_table()},
     }
     texts = {name: filled((ROOT / name).read_text(encoding="utf-8"), blocks) for name, blocks in files.items()}
     texts["docs/models.md"] = models_table()

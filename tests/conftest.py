@@ -10,6 +10,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Nearly every model here is too small to gain: only tests/test_gain.py wants to hear of it."""
+    config.addinivalue_line("filterwarnings", "ignore::ras_dit.SmallGainWarning")
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """Small tensors run faster, and bit for bit alike, on one thread."""

@@ -42,6 +42,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"score_filter": "median"}, "score_filter: got 'median'; allowed: blur, dilate"),
     ({"anchor_stride": 1}, "anchor_stride: got 1; allowed: an int of at least 2"),
     ({"neighbor_update": 1.5}, "neighbor_update: got 1.5"),
+    ({"auto": 1}, "auto: got 1; allowed: True or False"),
     ({"text_reuse": "yes"}, "text_reuse: got 'yes'; allowed: True or False"),
     ({"forecast_below": 0}, "forecast_below: got 0; allowed: a noise level"),
     ({"forecast_reach": 0}, "forecast_reach: got 0; allowed: a number above 0, or None"),

@@ -134,6 +134,7 @@ def test_idle_ratio_one_region_and_undo(name: str) -> None:
         with ras_dit.accelerate(pipe, REGION) as handle:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", ras_dit.RASWarning)
+                warnings.simplefilter("ignore", ras_dit.SmallGainWarning)
                 for note in case.notes:
                     warnings.filterwarnings("ignore", note, ras_dit.RASWarning)
                 fast = run(case, pipe, size)

@@ -31,6 +31,7 @@ ORDER = [
     "state",
     "models",
     "flops",
+    "gain",
     "schedule",
     "tokens",
     "session",

@@ -173,4 +173,5 @@ def test_steps_that_would_be_far_off_are_dense() -> None:
     assert 2 < counts[2] < 10
     assert counts[3] == 10
     assert torch.equal(output, run(pipe, **call)), "all dense is the untouched pipeline"
+    assert handle.summary().speedup_limit == pytest.approx(1.0)
     assert handle.summary().predicted_speedup == pytest.approx(1.0)

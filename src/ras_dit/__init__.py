@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from ras_dit.config import PRESETS, RASConfig
     from ras_dit.embedded import load_embedded
     from ras_dit.engine import Handle, Summary, accelerate, disable, enable, plan_for
+    from ras_dit.gain import DeviceRates
     from ras_dit.geometry import TokenGrid
-    from ras_dit.plan import Cost, Plan, StepPlan, build_plan
-    from ras_dit.session import RASWarning
+    from ras_dit.plan import Cost, Plan, StepPlan, Work, build_plan
+    from ras_dit.session import RASWarning, SmallGainWarning
     from ras_dit.trace import StepTrace, Trace
 
 __version__ = "0.1.0"
@@ -24,16 +25,19 @@ __version__ = "0.1.0"
 __all__ = [
     "PRESETS",
     "Cost",
+    "DeviceRates",
     "Handle",
     "Plan",
     "RASConfig",
     "RASWarning",
+    "SmallGainWarning",
     "StepPlan",
     "StepTrace",
     "Summary",
     "TokenGrid",
     "Trace",
     "UnsupportedAttentionError",
+    "Work",
     "accelerate",
     "build_plan",
     "disable",
@@ -47,9 +51,10 @@ _HOMES = {
     "config": ("PRESETS", "RASConfig"),
     "embedded": ("load_embedded",),
     "engine": ("Handle", "Summary", "accelerate", "disable", "enable", "plan_for"),
+    "gain": ("DeviceRates",),
     "geometry": ("TokenGrid",),
-    "plan": ("Cost", "Plan", "StepPlan", "build_plan"),
-    "session": ("RASWarning",),
+    "plan": ("Cost", "Plan", "StepPlan", "Work", "build_plan"),
+    "session": ("RASWarning", "SmallGainWarning"),
     "trace": ("StepTrace", "Trace"),
 }
 

@@ -72,6 +72,9 @@ class RASConfig:
         "pipeline's own. Tokens outside are computed in dense steps only.",
         important=True,
     )
+    auto: bool = _option(
+        False, "Leave a run dense whose predicted speed-up is under 5 % (a small model or picture).", important=True
+    )
 
     # To tinker with.
     final_sample_ratio: float | None = _option(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ras_dit.config import PRESETS, RASConfig
 from ras_dit.flops import plan_cost
+from ras_dit.gain import DeviceRates, Model, is_small, why_small, with_prediction
 from ras_dit.models import TOKEN_PLANS, token_plan_of
-from ras_dit.models.sizes import grid_for_size
-from ras_dit.plan import Plan, build_plan
+from ras_dit.models.sizes import default_call, default_rows, grid_for_size
+from ras_dit.plan import Plan, StepPlan, build_plan
 from ras_dit.schedule import why_stochastic
 from ras_dit.session import Session
 from ras_dit.trace import Trace
@@ -28,18 +29,22 @@ class Summary:
         num_steps: transformer evaluations that ran.
         num_dense: those over all tokens.
         token_steps: T, the sum of computed / all tokens.
-        predicted_speedup: dense FLOPs over those of the steps as they ran (before anything ran: as planned), of the
+        speedup_limit: dense FLOPs over those of the steps as they ran (before anything ran: as planned), of the
             transformer.
+        predicted_speedup: predicted dense time over that of the steps as they ran, fixed costs counted.
         measured_speedup: dense time over spent time of the transformer, from the run's own dense steps.
         notes: why anything ran otherwise than planned.
+        advice: what to do about a run that gains little, or nothing.
     """
 
     num_steps: int
     num_dense: int
     token_steps: float
+    speedup_limit: float | None
     predicted_speedup: float | None
     measured_speedup: float | None
     notes: tuple[str, ...]
+    advice: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if not self.num_steps:
@@ -48,18 +53,19 @@ class Summary:
             f"RAS: {self.num_steps} evaluations, {self.num_dense} dense; T = {self.token_steps:.2f} token-steps "
             f"instead of {self.num_steps}."
         ]
-        if self.predicted_speedup is not None:
+        if self.speedup_limit is not None:
             measured = "" if self.measured_speedup is None else f", measured {self.measured_speedup:.2f}x"
-            lines.append(f"Transformer speed-up: limit by FLOPs {self.predicted_speedup:.2f}x{measured}.")
-        return "\n".join(lines + [f"Note: {note}" for note in self.notes])
+            predicted = "" if self.predicted_speedup is None else f", predicted about {self.predicted_speedup:.2f}x"
+            lines.append(f"Transformer speed-up: limit by FLOPs {self.speedup_limit:.2f}x{predicted}{measured}.")
+        return "\n".join(lines + [f"Note: {note}" for note in (*self.notes, *self.advice)])
 
 
 class Handle:
     """RAS enabled on a pipeline. Call the pipeline as always; ask here what happened; `disable` to undo."""
 
-    def __init__(self, pipe: Any, config: RASConfig) -> None:
+    def __init__(self, pipe: Any, config: RASConfig, rates: DeviceRates | None = None) -> None:
         self._pipe = pipe
-        self._session = Session(pipe, config, token_plan_of(pipe.transformer))
+        self._session = Session(pipe, config, token_plan_of(pipe.transformer), rates)
         self._is_enabled = True
 
     @property
@@ -87,6 +93,7 @@ class Handle:
         width: int | None = None,
         max_sequence_length: int = 256,
         num_frames: int | None = None,
+        num_images: int = 1,
     ) -> Plan:
         """What a call with these arguments would compute, with its cost per image and guidance branch.
 
@@ -97,23 +104,41 @@ class Handle:
             max_sequence_length: text tokens, as for the pipeline (of the T5 encoder, for Stable Diffusion 3); they
                 count in the cost.
             num_frames: of a video; None is the pipeline's default.
+            num_images: pictures of one call; the predicted speed-up depends on them.
 
         Raises:
             ValueError: a size that the pipeline cannot make, or a step of the config outside the run.
         """
-        return plan_for(self._pipe, self.config, num_inference_steps, height, width, max_sequence_length, num_frames)
+        size = (height, width, max_sequence_length, num_frames, num_images)
+        return plan_for(self._pipe, self.config, num_inference_steps, *size, rates=self._session.rates)
 
     def summary(self) -> Summary:
         """What the latest generation did, and why anything ran otherwise than planned."""
         trace, plan = self.trace, self._session.plan
+        ran = None if plan is None else _as_ran(trace, plan)
         return Summary(
             num_steps=len(trace.steps),
             num_dense=sum(step.kind == "dense" for step in trace.steps),
             token_steps=trace.token_steps,
-            predicted_speedup=None if plan is None else _limit_of(trace, plan),
+            speedup_limit=None if ran is None else ran.speedup_limit,
+            predicted_speedup=None if ran is None else ran.predicted_speedup,
             measured_speedup=trace.measured_speedup,
             notes=tuple(trace.notes),
+            advice=self._advice(trace, plan),
         )
+
+    def _advice(self, trace: Trace, plan: Plan | None) -> tuple[str, ...]:
+        """What to do about a run that gains little, or nothing."""
+        if plan is None or not plan.has_savings:
+            return ()
+        advice = [f"RAS gains little here: {why_small(plan)}"] if is_small(plan) else []
+        measured = trace.measured_speedup
+        if measured is not None and measured < 1:
+            advice.append(
+                f"This run was not faster than its own dense steps (measured {measured:.2f}x). Time some pictures with "
+                "`ras-dit compare`; take a larger batch, a preset that skips whole steps ('balanced'), or disable RAS."
+            )
+        return tuple(advice)
 
     def disable(self) -> None:
         """Put the pipeline back exactly as it was. The trace and summary stay readable.
@@ -132,13 +157,17 @@ class Handle:
         return f"<ras_dit.Handle {state} on {type(self._session.transformer).__name__}>"
 
 
-def _limit_of(trace: Trace, plan: Plan) -> float:
-    """Dense FLOPs over those of the steps that ran."""
+def _as_ran(trace: Trace, plan: Plan) -> Plan:
+    """The plan of what ran in its stead; before anything ran, itself."""
     if plan.cost is None or not trace.steps:
-        return plan.speedup_limit
+        return plan
     counts = [trace.num_tokens if step.active is None else step.active.shape[1] for step in trace.steps]
-    spent = sum(plan.cost.flops_of[count] for count in counts if count)
-    return plan.cost.dense_flops * len(counts) / spent
+    steps = tuple(
+        StepPlan(index, step.kind, count, captures=step.kind == "dense" and planned.captures)
+        for index, (step, count, planned) in enumerate(zip(trace.steps, counts, plan.steps, strict=False))
+    )
+    total = sum(plan.cost.work_of[count].flops for count in counts if count)
+    return Plan(steps, plan.num_tokens, replace(plan.cost, total_flops=total))
 
 
 def plan_for(
@@ -149,14 +178,20 @@ def plan_for(
     width: int | None = None,
     max_sequence_length: int = 256,
     num_frames: int | None = None,
+    num_images: int = 1,
+    *,
+    rates: DeviceRates | None = None,
 ) -> Plan:
-    """`Handle.plan` for a pipeline that RAS need not be enabled on."""
+    """`Handle.plan` for a pipeline that RAS need not be enabled on; ``rates`` as for `enable`."""
     token_plan = token_plan_of(pipe.transformer)
     grid = grid_for_size(pipe, token_plan, height, width, num_frames)
     order = getattr(pipe.scheduler, "order", 1)
     plan = build_plan(config, num_inference_steps * order - (order - 1), grid.num_tokens)
     num_text = token_plan.num_text(pipe, max_sequence_length) + token_plan.num_registers
-    return Plan(plan.steps, plan.num_tokens, plan_cost(plan, token_plan, pipe.transformer, num_text, config=config))
+    cost = plan_cost(plan, token_plan, pipe.transformer, num_text, config=config)
+    model = Model.of(pipe.transformer, len(token_plan.attention_modules(pipe.transformer)))
+    num_rows = num_images * default_rows(pipe)
+    return with_prediction(replace(plan, cost=cost), config, model, num_rows, rates)
 
 
 def resolve_config(config: RASConfig | str | Path | None) -> RASConfig:
@@ -174,13 +209,21 @@ def resolve_config(config: RASConfig | str | Path | None) -> RASConfig:
     )
 
 
-def enable(pipe: Any, config: RASConfig | str | Path | None = None, *, preset: str | None = None) -> Handle:
+def enable(
+    pipe: Any,
+    config: RASConfig | str | Path | None = None,
+    *,
+    preset: str | None = None,
+    rates: DeviceRates | None = None,
+) -> Handle:
     """Turn Region-Adaptive Sampling on for one pipeline instance.
 
     Args:
         pipe: a diffusers pipeline with a supported ``transformer`` and a ``scheduler``.
         config: a `RASConfig`, the name of a preset, or the path of a config file; None takes ``balanced``.
         preset: the name of a preset, instead of ``config``.
+        rates: of this device, for the predicted speed-up (`DeviceRates.measured` takes them); None is the constants of
+            its kind, with which ``auto`` decides alike every time.
 
     Returns:
         The handle: plan, trace, summary, and `Handle.disable`.
@@ -208,11 +251,24 @@ def enable(pipe: Any, config: RASConfig | str | Path | None = None, *, preset: s
             "enable it with the new config."
         )
     check_text_reuse(pipe, chosen)
-    handle = Handle(pipe, chosen)
+    handle = Handle(pipe, chosen, rates)
     setattr(pipe.transformer, _MARK, handle)
     if chosen.has_savings and (reason := why_stochastic(pipe.scheduler)):
         handle._session.note(f"{reason}: noise cannot be carried from step to step, so the whole run was dense.")
+    elif not chosen.auto and (plan := _default_plan(pipe, handle)) is not None and is_small(plan):
+        handle._session.warn_of_small_gain(f"One picture of the pipeline's default size: {why_small(plan)}")
     return handle
+
+
+def _default_plan(pipe: Any, handle: Handle) -> Plan | None:
+    """What the pipeline's own defaults would compute; None where they cannot be told."""
+    try:
+        call = default_call(pipe)
+        if call is None:
+            return None
+        return handle.plan(call.num_inference_steps, max_sequence_length=call.max_sequence_length)
+    except Exception:  # a forecast of the speed must not keep anybody from enabling RAS
+        return None
 
 
 def check_text_reuse(pipe: Any, config: RASConfig) -> None:
@@ -242,10 +298,14 @@ def disable(pipe: Any) -> None:
 
 @contextmanager
 def accelerate(
-    pipe: Any, config: RASConfig | str | Path | None = None, *, preset: str | None = None
+    pipe: Any,
+    config: RASConfig | str | Path | None = None,
+    *,
+    preset: str | None = None,
+    rates: DeviceRates | None = None,
 ) -> Iterator[Handle]:
     """`enable` for the length of a ``with`` block; the pipeline is put back however the block ends."""
-    handle = enable(pipe, config, preset=preset)
+    handle = enable(pipe, config, preset=preset, rates=rates)
     try:
         yield handle
     finally:

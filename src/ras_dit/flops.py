@@ -9,10 +9,10 @@ from torch import nn
 
 from ras_dit.config import RASConfig
 from ras_dit.models import TokenPlan
-from ras_dit.plan import Cost, Plan
+from ras_dit.plan import Cost, Plan, Work
 
 
-def step_flops(
+def step_work(
     token_plan: TokenPlan,
     transformer: nn.Module,
     num_active: int,
@@ -22,8 +22,8 @@ def step_flops(
     kv_cache_layers: float = 1.0,
     has_timestep_per_token: bool = False,
     text_reuse: bool = False,
-) -> float:
-    """Multiply-adds times two of one evaluation for one row of the batch.
+) -> Work:
+    """What one evaluation does for one row of the batch.
 
     Linear and convolution layers and attention count; norms, activations and rotary tables are left out.
 
@@ -48,20 +48,26 @@ def step_flops(
         "row": 1,
         "timestep": image if has_timestep_per_token else 1,
     }
-    total = 0
+    linear = attention = moved = 0
     streams = token_plan.linear_streams(transformer)
     for name, module in transformer.named_modules():
         size = _layer_size(module)
         if size:
             stream = next((s for pattern, s in streams.items() if fnmatchcase(name, pattern)), "row")
-            total += size * rows[stream]
+            linear += size * rows[stream]
+            moved += _num_channels(module) * rows[stream]
         if any(fnmatchcase(name, pattern) for pattern in token_plan.cross_attention):
-            total += 2 * _width(module) * image * num_text
+            attention += 2 * _width(module) * image * num_text
     modules = token_plan.attention_modules(transformer).values()
     for (module, stream), keeps in zip(modules, keeping_layers(kv_cache_layers, len(modules)), strict=True):
         keys = _sequence_length(stream, num_tokens + num_extra, num_text) if keeps else rows[stream]
-        total += 2 * _width(module) * rows[stream] * keys
-    return 2.0 * total
+        attention += 2 * _width(module) * rows[stream] * keys
+    return Work(2.0 * linear, 2.0 * attention, moved)
+
+
+def step_flops(token_plan: TokenPlan, transformer: nn.Module, *counts: Any, **options: Any) -> float:
+    """Multiply-adds times two of one evaluation for one row of the batch; arguments as for `step_work`."""
+    return step_work(token_plan, transformer, *counts, **options).flops
 
 
 def _layer_size(module: nn.Module) -> int:
@@ -74,6 +80,13 @@ def _layer_size(module: nn.Module) -> int:
     inputs, outputs = getattr(module, "in_features", None), getattr(module, "out_features", None)
     is_layer = isinstance(inputs, int) and isinstance(outputs, int) and not hasattr(module, "base_layer")
     return inputs * outputs if is_layer else 0  # type: ignore[operator]
+
+
+def _num_channels(module: nn.Module) -> int:
+    """Numbers per row that go into a layer and come out of it."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return module.in_channels + module.out_channels
+    return module.in_features + module.out_features  # type: ignore[operator, return-value]
 
 
 def _sequence_length(stream: str, num_image: int, num_text: int) -> int:
@@ -122,14 +135,14 @@ def plan_cost(
     num_tokens = plan.num_tokens
     share, is_timed = config.kv_cache_layers, has_timestep_per_token
 
-    def flops(count: int) -> float:
+    def work(count: int) -> Work:
         reuses = config.text_reuse and count < num_tokens
-        return step_flops(token_plan, transformer, count, num_tokens, num_text, num_extra, share, is_timed, reuses)
+        return step_work(token_plan, transformer, count, num_tokens, num_text, num_extra, share, is_timed, reuses)
 
     by_count = {
-        count: flops(count) for count in {num_tokens, *(step.num_active for step in plan if step.kind != "skip")}
+        count: work(count) for count in {num_tokens, *(step.num_active for step in plan if step.kind != "skip")}
     }
-    total = sum(by_count[step.num_active] for step in plan if step.kind != "skip")
+    total = sum(by_count[step.num_active].flops for step in plan if step.kind != "skip")
     element = next((p.element_size() for p in transformer.parameters()), 4)
     if config.kv_cache_dtype is not None:
         element = 1 if config.kv_cache_dtype.startswith("float8") else 2
@@ -140,4 +153,4 @@ def plan_cost(
         for (module, stream), keeps in zip(modules, keeping_layers(config.kv_cache_layers, len(modules)), strict=True):
             length = _sequence_length(stream, num_tokens + num_extra, num_text)
             cache += copies * _width(module) * length * element * keeps
-    return Cost(by_count[num_tokens], total, cache, by_count)
+    return Cost(by_count[num_tokens].flops, total, cache, by_count)

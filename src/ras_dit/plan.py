@@ -34,20 +34,48 @@ class StepPlan:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Estimates from the transformer's dimensions. FLOPs count a multiply-add as two, per denoising run.
+class Work:
+    """What one transformer evaluation does for one row of the batch. FLOPs count a multiply-add as two.
 
     Attributes:
-        dense_flops: one dense evaluation, all rows of the batch.
+        linear_flops: of linear and convolution layers.
+        attention_flops: of attention between queries and keys.
+        num_moved: numbers that go into and come out of those layers.
+    """
+
+    linear_flops: float
+    attention_flops: float
+    num_moved: float
+
+    @property
+    def flops(self) -> float:
+        return self.linear_flops + self.attention_flops
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Estimates from the transformer's dimensions, for one row of the batch. FLOPs count a multiply-add as two.
+
+    Attributes:
+        dense_flops: one dense evaluation.
         total_flops: the whole plan.
         kv_cache_bytes: keys and values kept between steps, in the transformer's dtype.
-        flops_of: one evaluation by its number of computed image tokens, as far as the plan has it.
+        work_of: one evaluation by its number of computed image tokens, as far as the plan has it.
+        seconds_of: predicted time of one evaluation by its number of computed image tokens, all rows of the batch, what
+            the loop does around it included (see `ras_dit.gain`); 0 tokens is a skipped one. Empty without prediction.
+        capture_seconds: what an evaluation takes longer that keeps its keys and values.
     """
 
     dense_flops: float
     total_flops: float
     kv_cache_bytes: int
-    flops_of: Mapping[int, float] = field(default_factory=dict)
+    work_of: Mapping[int, Work] = field(default_factory=dict)
+    seconds_of: Mapping[int, float] = field(default_factory=dict)
+    capture_seconds: float = 0.0
+
+    def seconds(self, step: StepPlan) -> float:
+        """Predicted time of an evaluation."""
+        return self.seconds_of[step.num_active] + (self.capture_seconds if step.captures else 0.0)
 
 
 @dataclass(frozen=True)
@@ -87,12 +115,28 @@ class Plan:
             return self.cost.dense_flops * len(self) / self.cost.total_flops
         return len(self) / self.token_steps if self.token_steps else float("inf")
 
+    @property
+    def predicted_speedup(self) -> float | None:
+        """Predicted time of the dense loop over that of this one, fixed costs counted (`ras_dit.gain`); None without a
+        prediction."""
+        cost = self.cost
+        if cost is None or not cost.seconds_of:
+            return None
+        return cost.seconds_of[self.num_tokens] * len(self) / sum(cost.seconds(step) for step in self.steps)
+
+    @property
+    def described_speedup(self) -> str:
+        """Both speed-ups in words."""
+        limit = f"limit {'' if self.cost is None else 'by FLOPs '}{self.speedup_limit:.2f}x"
+        predicted = self.predicted_speedup
+        return limit if predicted is None else f"predicted about {predicted:.2f}x ({limit})"
+
     def __str__(self) -> str:
         kinds = {kind: sum(step.kind == kind for step in self.steps) for kind in ("dense", "region", "skip")}
         head = (
             f"{len(self)} evaluations of {self.num_tokens} image tokens: "
             + ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
-            + f"; T = {self.token_steps:.2f} token-steps, limit {self.speedup_limit:.2f}x"
+            + f"; T = {self.token_steps:.2f} token-steps, {self.described_speedup}"
         )
         if self.cost is not None:
             head += (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from ras_dit.chooser import TokenChooser
 from ras_dit.config import RASConfig
 from ras_dit.cpu_layers import CPULayers
 from ras_dit.flops import keeping_layers, plan_cost
+from ras_dit.gain import DeviceRates, Model, is_small, why_small, with_prediction
 from ras_dit.geometry import TokenGrid
 from ras_dit.models import TokenPlan
 from ras_dit.plan import Plan, build_plan
@@ -29,6 +31,11 @@ class RASWarning(UserWarning):
     """Something ran otherwise than asked for; `Handle.summary` repeats why."""
 
 
+class SmallGainWarning(RASWarning):
+    """RAS is predicted to gain less than five per cent; ``warnings.simplefilter("ignore", SmallGainWarning)`` is
+    enough to hear no more of it."""
+
+
 class Session:
     """Everything `enable` adds to a pipeline, and its undo.
 
@@ -38,8 +45,9 @@ class Session:
     chosen).
     """
 
-    def __init__(self, pipe: Any, config: RASConfig, token_plan: TokenPlan) -> None:
+    def __init__(self, pipe: Any, config: RASConfig, token_plan: TokenPlan, rates: DeviceRates | None = None) -> None:
         self.config = config
+        self.rates = rates
         self.token_plan = token_plan
         self.transformer: torch.nn.Module = pipe.transformer
         self.trace = Trace()
@@ -49,6 +57,7 @@ class Session:
         self._is_due = False
         self._call: Call | None = None
         self._warned: set[str] = set()
+        self._has_warned_of_gain = False
         self._early_notes: list[str] = []
         self._first = 0
         self._scheduler: Any = None
@@ -214,14 +223,32 @@ class Session:
             )
             config = config.replace(solver_order=1, forecast_midpoint=False)
         is_timed = token_plan.has_timestep_per_token(arguments, grid.num_tokens + num_extra)
-        cost = plan_cost(plan, token_plan, transformer, num_text, num_extra, self.config, is_timed)
-        self.plan = Plan(plan.steps, plan.num_tokens, cost)
+
+        def costed(plan: Plan) -> Plan:
+            cost = plan_cost(plan, token_plan, transformer, num_text, num_extra, self.config, is_timed)
+            return self._with_prediction(transformer, replace(plan, cost=cost), len(latents))
+
+        self.plan = costed(plan)
+        if is_small(self.plan):
+            self.plan = self._with_small_gain(self.plan, costed)
         notes = list(self._early_notes)
         self._early_notes.clear()
         chooser = TokenChooser(config, self.plan, grid, sigmas, self.note, num_first, token_plan.is_per_image, allowed)
         self._generation = Generation(config, self.plan, grid, sigmas, self.note, chooser, num_extra)
         self.trace = self._generation.trace
         self.trace.notes.extend(notes)
+
+    def _with_prediction(self, transformer: torch.nn.Module, plan: Plan, num_rows: int) -> Plan:
+        model = Model.of(transformer, len(self.token_plan.attention_modules(transformer)))
+        return with_prediction(plan, self.config, model, num_rows, self.rates)
+
+    def _with_small_gain(self, plan: Plan, costed: Callable[[Plan], Plan]) -> Plan:
+        """What to run instead of a plan that gains little: all dense, if the user left that to us."""
+        if not self.config.auto:
+            self.warn_of_small_gain(f"This run: {why_small(plan)}")
+            return plan
+        self.note(f"auto: the run was left dense, {why_small(plan)}", is_warning=False)
+        return costed(build_plan(self.config.dense, len(plan), plan.num_tokens))
 
     def _allowed_tokens(self, grid: TokenGrid) -> torch.Tensor | None:
         """Tokens inside the region of interest, bool [1 or images, N]; None for all."""
@@ -316,6 +343,13 @@ class Session:
         if is_warning and reason not in self._warned:
             self._warned.add(reason)
             warnings.warn(reason, RASWarning, stacklevel=2)
+
+    def warn_of_small_gain(self, reason: str) -> None:
+        """Warn, once a session, of a run that is hardly worth it; `Handle.summary` gives advice on every one."""
+        if not self._has_warned_of_gain:
+            self._has_warned_of_gain = True
+            text = f"RAS gains little here. {reason} auto=True leaves such runs dense."
+            warnings.warn(text, SmallGainWarning, stacklevel=3)
 
 
 def storages_of(config: RASConfig, num_layers: int) -> list[KVStorage]:

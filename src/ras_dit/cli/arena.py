@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -55,7 +56,9 @@ def arena(
     from ras_dit.cli.pipelines import EMBEDDED, Picture, call_arguments, load_pipeline, resolved
     from ras_dit.cli.progress import runs_progress
     from ras_dit.cli.scenes import read_scenes
+    from ras_dit.session import SmallGainWarning
 
+    warnings.simplefilter("ignore", SmallGainWarning)  # the table has every method's time
     for name, value in (("--pictures", pictures), ("--batch", batch), ("--converged-steps", converged_steps)):
         if value < 1:
             raise ValueError(f"{name}: got {value}; allowed: at least 1.")

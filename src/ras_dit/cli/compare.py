@@ -77,7 +77,7 @@ def comparison_picture(result: Comparison) -> Image.Image:
         notes=(f"{result.dense_median:.2f} s", f"{result.ras_median:.2f} s", span),
         caption=(
             f"{result.picture.prompt} (seed {result.picture.seed})",
-            f"Measured speed-up {times(result.speedup)}, limit by FLOPs {times(summary.predicted_speedup)}; "
+            f"Measured speed-up {times(result.speedup)}, limit by FLOPs {times(summary.speedup_limit)}; "
             f"T = {summary.token_steps:.1f} token-steps instead of {summary.num_steps}; "
             f"PSNR {decibels(result.psnr)}, SSIM {result.ssim:.3f} against dense.",
         ),
@@ -97,11 +97,12 @@ def _print(result: Comparison, output: Path) -> None:
     table.add_row("time of the whole call, median", f"{result.dense_median:.3f} s", f"{result.ras_median:.3f} s")
     table.add_row("token-steps T", f"{summary.num_steps}", f"{summary.token_steps:.2f}")
     table.add_row("speed-up, measured", "1.00x", times(result.speedup))
-    table.add_row("speed-up, limit by FLOPs of the transformer", "1.00x", times(summary.predicted_speedup))
+    table.add_row("speed-up, predicted of the loop", "1.00x", times(summary.predicted_speedup))
+    table.add_row("speed-up, limit by FLOPs of the transformer", "1.00x", times(summary.speedup_limit))
     table.add_row("PSNR against dense", "", decibels(result.psnr))
     table.add_row("SSIM against dense", "", f"{result.ssim:.4f}")
     console = Console()
     console.print(table)
-    for note in summary.notes:
+    for note in (*summary.notes, *summary.advice):
         console.print(f"Note: {note}", markup=False)
     console.print(f"Wrote {output}", markup=False, soft_wrap=True)

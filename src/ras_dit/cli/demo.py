@@ -102,7 +102,7 @@ def demo_sheet(results: Results) -> Image.Image:
         summary = comparisons[0].summary
         about.append(
             f"{preset}: T = {summary.token_steps:.1f} token-steps instead of {summary.num_steps}, limit by FLOPs "
-            f"{times(summary.predicted_speedup)}."
+            f"{times(summary.speedup_limit)}."
         )
     footer = " ".join(about) + (
         " RAS is lossy: what is not computed is forecast. Times are of the whole call, one run each."
@@ -127,7 +127,7 @@ def _print(results: Results, output: Path, folder: Path) -> None:
             table.add_column(name, justify="left" if name == "prompt" else "right", no_wrap=name != "prompt")
         for r in comparisons:
             steps = f"{r.summary.token_steps:.1f} of {r.summary.num_steps}"
-            limit = times(r.summary.predicted_speedup)
+            limit = times(r.summary.speedup_limit)
             cells = (f"{r.dense_median:.2f} s", f"{r.ras_median:.2f} s", times(r.speedup), limit, steps)
             table.add_row(r.picture.prompt, *cells, decibels(r.psnr), f"{r.ssim:.3f}")
         dense = statistics.median(r.dense_median for r in comparisons)

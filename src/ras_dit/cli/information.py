@@ -30,7 +30,7 @@ def plan(
     ] = None,
     dtype: options.DType = "auto",
 ) -> None:
-    """Print what a run would compute, and how much faster it can be at most. Loads no weights."""
+    """Print what a run would compute, how much faster it is predicted to be, and at most. Loads no weights."""
     from ras_dit.cli.pipelines import EMBEDDED, pipeline_outline
     from ras_dit.embedded import MAX_SEQUENCE_LENGTH
     from ras_dit.engine import plan_for
@@ -61,10 +61,7 @@ def _plan_table(result: Plan, title: str) -> Table:
 
 
 def _plan_lines(result: Plan) -> list[str]:
-    lines = [
-        f"T = {result.token_steps:.2f} token-steps instead of {len(result)}; speed-up of the transformer at most "
-        f"{result.speedup_limit:.2f}x."
-    ]
+    lines = [f"T = {result.token_steps:.2f} token-steps instead of {len(result)}; speed-up {result.described_speedup}."]
     if result.cost is not None:
         dense = result.cost.dense_flops * len(result)
         lines.append(

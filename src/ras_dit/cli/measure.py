@@ -75,12 +75,13 @@ class Comparison:
             "dense_median_seconds": self.dense_median,
             "ras_median_seconds": self.ras_median,
             "speedup": self.speedup,
-            "speedup_limit": self.summary.predicted_speedup,
+            "speedup_limit": self.summary.speedup_limit,
+            "predicted_speedup": self.summary.predicted_speedup,
             "num_steps": self.summary.num_steps,
             "token_steps": self.summary.token_steps,
             "psnr": self.psnr if math.isfinite(self.psnr) else None,
             "ssim": self.ssim,
-            "notes": list(self.summary.notes),
+            "notes": [*self.summary.notes, *self.summary.advice],
         }
 
 

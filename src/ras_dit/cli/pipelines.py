@@ -170,6 +170,7 @@ def pipeline_outline(model: str, dtype: str = "auto") -> Any:
     scheduler_class = getattr(diffusers, index["scheduler"][1])
     vae = diffusers.AutoencoderKL.load_config(source, subfolder="vae")
     return SimpleNamespace(
+        pipeline_class=getattr(diffusers, index["_class_name"], diffusers.DiffusionPipeline),
         transformer=transformer.to(resolve_dtype(dtype, "cpu")),
         scheduler=scheduler_class.from_config(scheduler_class.load_config(source, subfolder="scheduler")),
         vae_scale_factor=2 ** (len(vae["block_out_channels"]) - 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -113,10 +114,12 @@ def tune(
     from ras_dit.cli.pipelines import EMBEDDED, Picture, call_arguments, load_pipeline, resolve_device, resolved
     from ras_dit.cli.progress import described_progress
     from ras_dit.config import RASConfig
+    from ras_dit.session import SmallGainWarning
     from ras_dit.tune import Floor, Target, Tuning, write_report
     from ras_dit.tune.report import preset_path
     from ras_dit.tune.search import load_optuna
 
+    warnings.simplefilter("ignore", SmallGainWarning)  # every config's cost is measured, or counted as asked
     load_optuna()
     bounds = {"psnr": min_psnr, "ssim": min_ssim, "lpips": max_lpips}
     metrics = _metrics(max_lpips is not None or maximise == "lpips", lpips_weights, resolve_device(device))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ras_dit.geometry import TokenGrid
@@ -46,7 +48,43 @@ def grid_for_size(
     return TokenGrid(tokens[0], tokens[1], patch_size, -(-latent_frames // patch_frames), patch_frames)
 
 
+@dataclass(frozen=True)
+class DefaultCall:
+    """What a call of a pipeline does without being told.
+
+    Attributes:
+        num_inference_steps: denoising steps.
+        max_sequence_length: text tokens.
+        num_rows: rows of the transformer's batch for one picture: two with guidance, if the model was not distilled.
+    """
+
+    num_inference_steps: int
+    max_sequence_length: int
+    num_rows: int
+
+
+def default_call(pipe: Any) -> DefaultCall | None:
+    """The defaults of a pipeline; None if its steps, or the size of its pictures, cannot be told."""
+    steps = _default(pipe, "num_inference_steps")
+    if not steps or not (_default(pipe, "height") or hasattr(pipe, "default_sample_size")):
+        return None
+    return DefaultCall(steps, _default(pipe, "max_sequence_length") or 256, default_rows(pipe))
+
+
+def default_rows(pipe: Any) -> int:
+    """Rows of the transformer's batch for one picture at the pipeline's default guidance."""
+    parameter = _parameters(pipe).get("guidance_scale")
+    scale = None if parameter is None else parameter.default
+    is_guided = isinstance(scale, (int, float)) and scale > 1
+    return 2 if is_guided and not getattr(pipe.transformer.config, "guidance_embeds", False) else 1
+
+
 def _default(pipe: Any, name: str) -> int | None:
     """The default of an argument of the pipeline's call, None without a number."""
-    parameter = inspect.signature(type(pipe).__call__).parameters.get(name)
+    parameter = _parameters(pipe).get(name)
     return parameter.default if parameter is not None and isinstance(parameter.default, int) else None
+
+
+def _parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
+    """Of the pipeline's call; an outline of one names the class that it stands for."""
+    return inspect.signature(getattr(pipe, "pipeline_class", type(pipe)).__call__).parameters
