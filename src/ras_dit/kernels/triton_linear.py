@@ -34,6 +34,7 @@ def _linear_kernel(  # type: ignore[no-untyped-def]
     o_e,
     has_bias: tl.constexpr,
     kind: tl.constexpr,
+    factor: tl.constexpr,
     block_rows: tl.constexpr,
     block_columns: tl.constexpr,
     block_depth: tl.constexpr,
@@ -59,7 +60,7 @@ def _linear_kernel(  # type: ignore[no-untyped-def]
         left = tl.load(at, mask=in_rows[:, None] & in_depth[None, :], other=0.0)
         at = weight + e[None, :] * w_e + (begin + c)[:, None] * w_c
         right = tl.load(at, mask=in_depth[:, None] & in_columns[None, :], other=0.0)
-        total = tl.dot(left, right, total, input_precision="ieee", out_dtype=kind)
+        total = tl.dot(left.to(factor), right.to(factor), total, input_precision="ieee", out_dtype=kind)
     if has_bias:
         total += tl.load(bias + e * b_e, mask=in_columns, other=0.0).to(kind)[None, :]
     place = tl.load(positions + r * p_r + k * p_k, mask=in_rows, other=0)
@@ -102,6 +103,7 @@ def linear_scatter(
             *out.stride(),
             has_bias=bias is not None,
             kind=tl.float64 if x.dtype == torch.float64 else tl.float32,
+            factor=_factor_type(x.dtype),
             block_rows=tile.rows,
             block_columns=tile.columns,
             block_depth=tile.depth,
@@ -109,3 +111,11 @@ def linear_scatter(
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
         )
+
+
+def _factor_type(dtype: torch.dtype) -> tl.dtype:
+    """What the factors are multiplied as: their own type, but Triton's interpreter cannot multiply bfloat16."""
+    is_interpreted = not isinstance(_linear_kernel, triton.JITFunction)
+    if dtype == torch.bfloat16:
+        return tl.float32 if is_interpreted else tl.bfloat16
+    return {torch.float64: tl.float64, torch.float32: tl.float32, torch.float16: tl.float16}[dtype]
