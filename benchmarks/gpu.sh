@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole GPU run in one command, on a machine with CUDA: GPU tests, the Triton kernels against torch, the speed cases
-# at real dimensions, and the embedded model at 256 x 256 (1,024 image tokens) with its evaluation, and the arena on the shipped model. Results
-# land in benchmarks/results and runs/.
+# at real dimensions, the embedded model at 256 x 256 (1,024 image tokens) with its evaluation, and the arena on the
+# shipped model. Results land in benchmarks/results and runs/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python -m pytest -m gpu

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
 
+import ras_dit
 from benchmarks import kernels as benchmark
-from ras_dit import importance, kernels, selection
+from ras_dit import RASConfig, importance, kernels, selection
 from ras_dit.cache import KVCache, RowIndex
 from ras_dit.forecast import TokenHistory
 from tiny import tiny_pipeline
@@ -88,6 +89,21 @@ def test_a_kernel_stays_if_it_wins_everywhere() -> None:
     assert [name for name, verdict in found.items() if verdict == "stays"] == ["wins"]
     assert set(found.values()) == {"stays", "goes"}
     assert "wins: stays" in benchmark.table(rows, found)
+
+
+def test_a_pipeline_on_the_cpu_is_told_where_kernels_run() -> None:
+    if not HAS_TRITON:
+        pytest.skip("needs Triton (extra 'kernels')")
+    pipe = tiny_pipeline()
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        with pytest.raises(ValueError, match=r"got 'triton' for a pipeline on 'cpu'; allowed there: 'torch'. Move"):
+            ras_dit.enable(pipe, RASConfig(kernels="triton"))
+    ras_dit.enable(pipe, RASConfig()).disable()
+
+
+def test_a_choice_of_kernels_is_checked() -> None:
+    with pytest.raises(ValueError, match=r"kernels: got 'tritn'; allowed: torch, triton. Did you mean 'triton'"):
+        RASConfig(kernels="tritn")  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------------- twins

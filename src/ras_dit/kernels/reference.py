@@ -128,7 +128,6 @@ def record_and_fill(
     sigmas: torch.Tensor,
     tokens: torch.Tensor | None,
     is_active: torch.Tensor | None,
-    *,
     sigma: float,
     at: float,
     order: int,
