@@ -21,6 +21,7 @@ ORDER = [
     "forecast",
     "importance",
     "selection",
+    "kernels",
     "rows",
     "cache",
     "attention",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ras_dit.kernels import Operations
 from ras_dit.rows import RowIndex, as_words
 
 
@@ -19,11 +20,13 @@ class KVStorage:
         dtype: type they are kept in; None as computed. Rows of the step under way are attended to as computed.
         device: where they are kept; None where they are computed.
         keeps: False keeps none: computed rows then attend among themselves.
+        operations: kernels that write the rows; None for torch.
     """
 
     dtype: torch.dtype | None = None
     device: torch.device | None = None
     keeps: bool = True
+    operations: Operations | None = None
 
     def store(self, tensor: torch.Tensor) -> torch.Tensor:
         """A key or value as it is kept, contiguous."""
@@ -108,6 +111,7 @@ class KVCache:
         self.is_converted = storage.dtype is not None or storage.device is not None
         self.key = storage.store(key) if storage.keeps else key[:, :, :0]
         self.value = storage.store(value) if storage.keeps else value[:, :, :0]
+        self.operations = None if self.is_converted or not storage.keeps else storage.operations
         self.mask = mask
         self.scale = scale
         self.num_heads = key.shape[1]
@@ -168,6 +172,8 @@ class KVCache:
         if keeps_others:
             assert is_uniform
             self.begin, self.middle, self.end = 0, rows.num_active, self.length
+        if self.operations is not None:
+            self.places = rows.active + rows.offset if keeps_others else rows.positions(self.length)
         self.queries = rows.positions(self.length) if self.mask is not None else None
         self.queries_are_alike = rows.is_alike
         self.advance = advance if self.keeps else None
@@ -188,6 +194,9 @@ class KVCache:
             assert self.value_slope is not None
             self._carry(self.key, self.key_slope, key)
             self._carry(self.value, self.value_slope, value)
+        if self.operations is not None:
+            self.operations.merge_rows(self.key, self.value, key, value, self.places)
+            return self.key, self.value
         return self._merged(self.key, key), self._merged(self.value, value)
 
     def _carry(self, kept: torch.Tensor, slope: torch.Tensor, rows: torch.Tensor) -> None:

@@ -10,6 +10,7 @@ from ras_dit import importance, selection
 from ras_dit.config import RASConfig
 from ras_dit.forecast import TokenHistory
 from ras_dit.geometry import TokenGrid
+from ras_dit.kernels import Operations
 from ras_dit.plan import Plan, reference_cut, reference_num_skip
 
 
@@ -25,6 +26,7 @@ class TokenChooser:
         num_first: tokens at the beginning of the grid that every step computes.
         is_per_image: whether every image of a batch may have an active set of its own.
         allowed: tokens inside a region of interest, bool [1 or images, N]; None for all.
+        operations: kernels of this run; None for torch.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class TokenChooser:
         num_first: int = 0,
         is_per_image: bool = True,
         allowed: torch.Tensor | None = None,
+        operations: Operations | None = None,
     ) -> None:
         self.config = config
         self.plan = plan
@@ -46,6 +49,7 @@ class TokenChooser:
         self.num_first = num_first
         self.is_per_image = is_per_image
         self.allowed = allowed
+        self.operations = operations
         self.forget()
 
     def forget(self) -> None:
@@ -101,12 +105,19 @@ class TokenChooser:
             num_high = min(num_drop, max(round(num_drop * config.high_ratio), num_outside))
             return selection.drop_ends(score, num_drop - num_high, num_high)
         if config.importance == "error":
-            score = importance.predicted_error(self._guided, self.sigmas[step.index])
+            score = self._predicted_error(self.sigmas[step.index])
         else:
             score = self._shuffled(model_output.device, step.index)
             if config.importance == "round_robin":
                 score = score + self._age
-        return selection.top_k(self._settled(score, step.index), step.num_active)
+        top_k = selection.top_k if self.operations is None else self.operations.top_k
+        return top_k(self._settled(score, step.index), step.num_active)
+
+    def _predicted_error(self, sigma: float) -> torch.Tensor:
+        """`importance.predicted_error` of what was learned [images, N]."""
+        if self.operations is None:
+            return importance.predicted_error(self._guided, sigma)
+        return self.operations.predicted_error(self._guided.values, self._guided.sigmas, sigma)
 
     def predicted_error(self, index: int, active: torch.Tensor | None) -> float:
         """How far the noise of an evaluation will be off where it is not computed, as a share of the noise: the root
@@ -116,7 +127,7 @@ class TokenChooser:
             index: of the evaluation.
             active: tokens that it would compute [images, K]; None for none.
         """
-        error = importance.predicted_error(self._guided, self.sigmas[index])
+        error = self._predicted_error(self.sigmas[index])
         if active is not None:
             error = error.scatter(1, active, 0)
         noise = self._guided.values[0].norm(dim=-1)

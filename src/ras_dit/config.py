@@ -16,6 +16,7 @@ import yaml
 from ras_dit.config_checks import (
     PLAN_OPTIONS,
     Importance,
+    Kernels,
     KVCacheDType,
     Position,
     Rules,
@@ -159,6 +160,9 @@ class RASConfig:
         1.0,
         "Share of the layers that keep keys and values, in (0, 1], spread evenly; in the others computed tokens attend "
         "among themselves (and to the text) on region steps.",
+    )
+    kernels: Kernels = _option(
+        "torch", "Run selection, forecast and the K/V merge by Triton kernels: 'triton' (CUDA; extra 'kernels')."
     )
     seed: int = _option(0, "Seed of random selection and of round_robin's tie-break.")
     rules: Rules = _option("ras_dit", "Use RASConfig.reference(...) for 'reference', the authors' exact behaviour.")

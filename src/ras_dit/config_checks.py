@@ -13,6 +13,7 @@ Importance = Literal["error", "std", "l2norm", "random", "round_robin"]
 Rules = Literal["ras_dit", "reference"]
 KVCacheDType = Literal["float8_e4m3fn", "float8_e5m2", "bfloat16", "float16"]
 ScoreFilter = Literal["blur", "dilate"]
+Kernels = Literal["torch", "triton"]
 Position = int | float
 """A step of the run: an int is an evaluation index, a float in (0, 1) a share of the run."""
 
@@ -144,7 +145,7 @@ def _refuse_changed(config: RASConfig, names: tuple[str, ...], why: str) -> None
 
 
 def _check_choices(config: RASConfig) -> None:
-    for name, kind in (("importance", Importance), ("rules", Rules)):
+    for name, kind in (("importance", Importance), ("rules", Rules), ("kernels", Kernels)):
         value, allowed = getattr(config, name), get_args(kind)
         if value not in allowed:
             raise ValueError(f"{name}: got {value!r}; allowed: {', '.join(allowed)}.{nearest(str(value), allowed)}")

@@ -17,6 +17,7 @@ from ras_dit.cpu_layers import CPULayers
 from ras_dit.flops import keeping_layers, plan_cost
 from ras_dit.gain import DeviceRates, Model, is_small, why_small, with_prediction
 from ras_dit.geometry import TokenGrid
+from ras_dit.kernels import Operations, operations_for
 from ras_dit.models import TokenPlan
 from ras_dit.plan import Plan, build_plan
 from ras_dit.region import tokens_touched
@@ -53,6 +54,7 @@ class Session:
         self.trace = Trace()
         self.plan: Plan | None = None
         self._pipe = pipe
+        self._operations = operations_for(config.kernels, device_of(pipe))
         self._generation: Generation | None = None
         self._is_due = False
         self._call: Call | None = None
@@ -82,7 +84,7 @@ class Session:
     def _attach_transformer(self, root: torch.nn.Module) -> None:
         self._hooks.append(root.register_forward_pre_hook(self._before_transformer, with_kwargs=True))
         self._hooks.append(root.register_forward_hook(self._after_transformer, with_kwargs=True))
-        storages = storages_of(self.config, len(self.token_plan.attention_modules(root)))
+        storages = storages_of(self.config, len(self.token_plan.attention_modules(root)), self._operations)
         self._seams[root] = TokenSeams(root, self.token_plan, lambda: self._call, storages)
         self._seams[root].attach()
         self._cpu_layers.append(CPULayers(root, lambda: self._call is not None and self._call.rows is not None))
@@ -233,7 +235,9 @@ class Session:
             self.plan = self._with_small_gain(self.plan, costed)
         notes = list(self._early_notes)
         self._early_notes.clear()
-        chooser = TokenChooser(config, self.plan, grid, sigmas, self.note, num_first, token_plan.is_per_image, allowed)
+        chooser = TokenChooser(
+            config, self.plan, grid, sigmas, self.note, num_first, token_plan.is_per_image, allowed, self._operations
+        )
         self._generation = Generation(config, self.plan, grid, sigmas, self.note, chooser, num_extra)
         self.trace = self._generation.trace
         self.trace.notes.extend(notes)
@@ -352,11 +356,17 @@ class Session:
             warnings.warn(text, SmallGainWarning, stacklevel=3)
 
 
-def storages_of(config: RASConfig, num_layers: int) -> list[KVStorage]:
+def storages_of(config: RASConfig, num_layers: int, operations: Operations | None = None) -> list[KVStorage]:
     """How each attention module keeps its keys and values."""
     dtype = None if config.kv_cache_dtype is None else getattr(torch, config.kv_cache_dtype)
     device = None if config.kv_cache_device is None else torch.device(config.kv_cache_device)
-    return [KVStorage(dtype, device, keeps) for keeps in keeping_layers(config.kv_cache_layers, num_layers)]
+    return [KVStorage(dtype, device, keeps, operations) for keeps in keeping_layers(config.kv_cache_layers, num_layers)]
+
+
+def device_of(pipe: Any) -> torch.device:
+    """Where a pipeline runs: with offloading that is not where its weights are."""
+    device = getattr(pipe, "_execution_device", None)
+    return device if isinstance(device, torch.device) else next(pipe.transformer.parameters()).device
 
 
 def transformers_of(pipe: Any) -> list[torch.nn.Module]:

@@ -13,6 +13,7 @@ from ras_dit.chooser import TokenChooser
 from ras_dit.config import RASConfig
 from ras_dit.forecast import TokenHistory, missed_nearby
 from ras_dit.geometry import TokenGrid
+from ras_dit.kernels import Operations
 from ras_dit.plan import Plan, StepKind
 from ras_dit.rows import RowIndex
 from ras_dit.trace import StepTrace, Stopwatch, Trace
@@ -165,7 +166,8 @@ class Generation:
             kind = "dense"
         needs_memory = self.plan.has_savings and self._why_all_dense is None
         if kind == "dense" and needs_memory and (branch is None or branch.num_rows != num_rows):
-            branch = Branch(num_rows, transformer, TokenHistory(self._history_depth))
+            depth = max(self.config.solver_order, self.config.forecast_order + 1)
+            branch = Branch(num_rows, transformer, TokenHistory(depth))
             self._branches[position] = branch
         if kind == "dense" and branch is not None:
             branch.num_text = num_text
@@ -206,10 +208,6 @@ class Generation:
             at if is_kept is None or branch.kv_since is None else torch.where(is_kept, branch.kv_since, at)
         )
         branch.kv_sigma = sigma
-
-    @property
-    def _history_depth(self) -> int:
-        return max(self.config.solver_order, self.config.forecast_order + 1)
 
     def _why_dense(self, branch: Branch | None, num_rows: int, num_text: int = 0) -> str | None:
         """The reason why a planned region or skipped step cannot be one."""
@@ -275,6 +273,12 @@ class Generation:
             if self.config.solver_order == 1:
                 return None
             return self._full(branch, self._step_mean(branch).to(tokens.dtype), output)
+        if (
+            (operations := self._chooser.operations)
+            and self.config.rules == "ras_dit"
+            and not self.config.neighbor_update
+        ):
+            return self._full(branch, self._recorded(operations, call, branch, output), output)
         filled = self._fill(branch)
         if call.kind == "region":
             assert output is not None
@@ -305,11 +309,21 @@ class Generation:
         if self.config.rules == "reference":
             assert branch.kept is not None
             return branch.kept
-        is_midpoint = self.config.forecast_midpoint or self.config.solver_order == 2
-        at = self._middle if is_midpoint else self.sigmas[self.index]
-        config = self.config
-        order = config.forecast_order if self.sigmas[self.index] < config.forecast_below else 0
-        return branch.history.forecast(at, order, config.forecast_damping, config.forecast_reach)
+        return branch.history.forecast(*self._forecast_options())
+
+    def _forecast_options(self) -> tuple[float, int, float, float | None]:
+        """Where tokens that are not computed are forecast, the order, the damping and the reach."""
+        config, sigma = self.config, self.sigmas[self.index]
+        at = self._middle if config.forecast_midpoint or config.solver_order == 2 else sigma
+        order = config.forecast_order if sigma < config.forecast_below else 0
+        return at, order, config.forecast_damping, config.forecast_reach
+
+    def _recorded(self, kernels: Operations, call: Call, branch: Branch, output: torch.Tensor | None) -> torch.Tensor:
+        """Noise of all tokens after a region or skipped step [R, N, D], by a kernel that records it as well."""
+        tokens = None if output is None else self.grid.patchify(output)
+        mean_at = self._middle if self.config.solver_order == 2 else None
+        options = (self.sigmas[self.index], *self._forecast_options(), mean_at, branch.noise_dtype)
+        return kernels.record_and_fill(branch.history.values, branch.history.sigmas, tokens, call.is_active, *options)
 
     def _step_mean(self, branch: Branch) -> torch.Tensor:
         """Noise just computed, carried to the middle of the step by its last slope [R, N, D]: Adams-Bashforth 2."""

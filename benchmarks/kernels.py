@@ -1,0 +1,389 @@
+"""Which Triton kernels win: each against its twin, eager and compiled, at the sizes of real models.
+
+``python -m benchmarks.kernels`` on a CUDA device prints a table and writes ``benchmarks/results/kernels_cuda.json``.
+A case whose kernel does not agree with its twin gets no figures. ``--device cpu`` runs tiny cases under Triton's
+interpreter, to see that this file works; it measures nothing and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from benchmarks import record
+from ras_dit.kernels import REFERENCE, Operations, Tile
+
+Run = Callable[[], Any]
+ROUNDS = 50
+WARM_UPS = 10
+MARGIN = 0.97  # a kernel stays if it takes at most this share of the best other way
+TILES = tuple(
+    Tile(rows, columns, depth, 8 if rows * columns > 8192 else 4, stages)
+    for rows, columns, depth, stages in ((128, 256, 64, 3), (128, 128, 64, 3), (128, 128, 32, 4), (64, 128, 64, 4))
+)
+
+
+@dataclass(frozen=True)
+class Size:
+    """Dimensions of a model's call.
+
+    Attributes:
+        name: of the model.
+        num_heads: attention heads H.
+        head_width: d.
+        num_tokens: image tokens N.
+        num_text: text tokens.
+        token_width: noise per token D.
+        batch: rows of the transformer's batch R.
+        is_turned: its attention has rotary tables.
+    """
+
+    name: str
+    num_heads: int
+    head_width: int
+    num_tokens: int
+    num_text: int
+    token_width: int
+    batch: int = 2
+    is_turned: bool = False
+
+    @property
+    def width(self) -> int:
+        return self.num_heads * self.head_width
+
+
+REAL = (
+    Size("SD3-medium", 24, 64, 4096, 333, 64),
+    Size("FLUX.1", 24, 128, 4096, 512, 64, is_turned=True),
+)
+TINY = (Size("tiny", 2, 8, 24, 3, 8, is_turned=True),)
+RATIOS = (0.5, 0.25, 0.125)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operation at one size: ways to compute it, and a way to see what came out.
+
+    Attributes:
+        kernel: its name.
+        what: the size.
+        ratio: share of the tokens that are active.
+        ways: name of a way -> runs it; ``kernel`` is one of them, or several kernels with a tile each.
+        result: runs a way on fresh buffers and returns what it wrote.
+    """
+
+    kernel: str
+    what: str
+    ratio: float
+    ways: dict[str, Run]
+    result: Callable[[str], torch.Tensor]
+
+
+class Inputs:
+    """Random tensors of one size, and active sets that differ by row of the batch."""
+
+    def __init__(self, size: Size, ratio: float, device: str, dtype: torch.dtype) -> None:
+        self.size, self.ratio, self.device, self.dtype = size, ratio, device, dtype
+        self.generator = torch.Generator(device).manual_seed(0)
+        self.num_active = round(ratio * size.num_tokens)
+        noise = torch.rand(size.batch, size.num_tokens, generator=self.generator, device=device)
+        self.active = noise.argsort(dim=1)[:, : self.num_active].sort(dim=1).values  # [R, K]
+        self.is_active = torch.zeros_like(noise, dtype=torch.bool).scatter_(1, self.active, True)
+
+    def normal(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return torch.randn(*shape, generator=self.generator, device=self.device).to(dtype or self.dtype)
+
+
+def merge_case(inputs: Inputs, operations: Operations, is_fused: bool) -> Case:
+    """Fresh keys and values into the cache; fused with the keys' norm and rotary embedding or as they are."""
+    size = inputs.size
+    length, num_rows = size.num_text + size.num_tokens, size.num_text + inputs.num_active
+    shape = (size.batch, num_rows, size.num_heads, size.head_width)
+    key, value = (inputs.normal(*shape).transpose(1, 2) for _ in range(2))  # as a projection leaves them
+    text = torch.arange(size.num_text, device=inputs.device).expand(size.batch, -1)
+    positions = torch.cat([text, inputs.active + size.num_text], dim=1)
+    options: dict[str, Any] = {}
+    if is_fused:
+        angles = inputs.normal(num_rows, size.head_width, dtype=torch.float32)
+        options = {"norm_eps": 1e-6, "norm_weight": inputs.normal(size.head_width)}
+        if size.is_turned:
+            options.update(cos=angles.cos(), sin=angles.sin())
+    kept = [inputs.normal(size.batch, size.num_heads, length, size.head_width) for _ in range(2)]
+    flat = _flat(positions, size.num_heads, length)
+
+    def torch_way(kept_key: torch.Tensor, kept_value: torch.Tensor) -> None:
+        """As the cache does it: one index_copy each, the index laid out once a step."""
+        fresh = _prepared(key, options) if is_fused else key
+        for full, rows in ((kept_key, fresh), (kept_value, value)):
+            full.view(-1, size.head_width).index_copy_(0, flat, rows.reshape(-1, size.head_width))
+
+    compiled = _compiled(torch_way, inputs.device)
+    functions: dict[str, Callable[[torch.Tensor, torch.Tensor], Any]] = {
+        "torch": torch_way,
+        "torch compiled": compiled,
+        "kernel": lambda k, v: operations.merge_rows(k, v, key, value, positions, **options),
+        "twin": lambda k, v: REFERENCE.merge_rows(k, v, key, value, positions, **options),
+    }
+
+    def result(way: str) -> torch.Tensor:
+        buffers = [torch.full_like(tensor, math.nan) for tensor in kept]
+        functions[way](*buffers)
+        return torch.stack(buffers)
+
+    ways = {name: _bound(function, *kept) for name, function in functions.items() if name != "twin"}
+    return Case("merge_rows, norm and RoPE" if is_fused else "merge_rows", size.name, inputs.ratio, ways, result)
+
+
+def _prepared(key: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+    """Normalised and turned keys as a model's attention makes them."""
+    key = functional.rms_norm(key, key.shape[-1:], options["norm_weight"], options["norm_eps"])
+    if "cos" not in options:
+        return key
+    real, imaginary = key.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([-imaginary, real], dim=-1).flatten(-2)
+    return (key.float() * options["cos"] + turned.float() * options["sin"]).to(key.dtype)
+
+
+def _flat(positions: torch.Tensor, num_heads: int, length: int) -> torch.Tensor:
+    """Row numbers in [R * H * length] rows."""
+    starts = torch.arange(len(positions) * num_heads, device=positions.device) * length
+    return (positions[:, None, :] + starts.view(len(positions), num_heads, 1)).reshape(-1)
+
+
+def linear_case(inputs: Inputs, operations: Operations, expansion: int) -> Case:
+    """The paper's kernel against a matrix product of the library and a scatter."""
+    size = inputs.size
+    outputs = expansion * size.width
+    x = inputs.normal(size.batch, inputs.num_active, size.width)
+    weight, bias = inputs.normal(outputs, size.width) / size.width**0.5, inputs.normal(outputs)
+    out = inputs.normal(size.batch, size.num_tokens, outputs)
+    flat = _flat(inputs.active, 1, size.num_tokens)
+
+    def torch_way(full: torch.Tensor) -> None:
+        rows = functional.linear(x, weight, bias)
+        full.view(-1, outputs).index_copy_(0, flat, rows.view(-1, outputs))
+
+    functions: dict[str, Callable[[torch.Tensor], Any]] = {
+        "torch": torch_way,
+        "torch compiled": _compiled(torch_way, inputs.device),
+        "twin": lambda full: REFERENCE.linear_scatter(x, weight, bias, inputs.active, full),
+    }
+    for number, tile in enumerate(TILES if inputs.device == "cuda" else (Tile(16, 16, 16, 1, 1),)):
+        functions[f"kernel {number}"] = lambda full, tile=tile: operations.linear_scatter(
+            x, weight, bias, inputs.active, full, tile=tile
+        )
+
+    def result(way: str) -> torch.Tensor:
+        full = torch.full_like(out, math.nan)
+        functions[way](full)
+        return full
+
+    ways = {name: _bound(function, out) for name, function in functions.items() if name != "twin"}
+    return Case(f"linear_scatter x{expansion}", size.name, inputs.ratio, ways, result)
+
+
+def score_case(inputs: Inputs, operations: Operations) -> Case:
+    """Predicted error of every token, and the best K."""
+    size = inputs.size
+    values = inputs.normal(2, size.batch, size.num_tokens, size.token_width, dtype=torch.float32)
+    sigmas = torch.full((2, size.batch, size.num_tokens), 0.5, device=inputs.device)
+    sigmas[1] += 0.1
+
+    def by(chosen: Operations) -> Run:
+        return lambda: chosen.top_k(chosen.predicted_error(values, sigmas, 0.4), inputs.num_active)
+
+    functions = {
+        "torch": by(REFERENCE),
+        "torch compiled": _compiled(by(REFERENCE), inputs.device),
+        "kernel": by(operations),
+        "kernel, torch's sort": lambda: REFERENCE.top_k(
+            operations.predicted_error(values, sigmas, 0.4), inputs.num_active
+        ),
+    }
+
+    def result(way: str) -> torch.Tensor:
+        if way == "kernel":  # sums in another order move scores by a rounding: the scores have to agree, and the choice
+            scores = operations.predicted_error(values, sigmas, 0.4)  # made of them
+            chosen = operations.top_k(scores, inputs.num_active)
+            assert torch.equal(chosen, REFERENCE.top_k(scores, inputs.num_active)), "top_k differs from its twin"
+            return scores
+        return REFERENCE.predicted_error(values, sigmas, 0.4)
+
+    return Case("predicted_error and top_k", size.name, inputs.ratio, functions, result)
+
+
+def history_case(inputs: Inputs, operations: Operations) -> Case:
+    """A region step's noise into the history, a forecast of second order for the others."""
+    size = inputs.size
+    values = inputs.normal(3, size.batch, size.num_tokens, size.token_width, dtype=torch.float32)
+    sigmas = torch.full((3, size.batch, size.num_tokens), 0.5, device=inputs.device)
+    sigmas += 0.1 * torch.arange(3, device=inputs.device)[:, None, None]
+    tokens = inputs.normal(size.batch, size.num_tokens, size.token_width)
+    options = {"sigma": 0.4, "at": 0.4, "order": 2, "damping": 0.8, "reach": 1.0}
+
+    def by(chosen: Operations) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        return lambda v, s: chosen.record_and_fill(v, s, tokens, inputs.is_active, **options)
+
+    functions = {
+        "torch": by(REFERENCE),
+        "torch compiled": _compiled(by(REFERENCE), inputs.device),
+        "kernel": by(operations),
+        "twin": by(REFERENCE),
+    }
+
+    def result(way: str) -> torch.Tensor:
+        buffers = values.clone(), sigmas.clone()
+        return torch.cat([functions[way](*buffers).float().flatten(), *(part.flatten() for part in buffers)])
+
+    begin = sigmas.clone()
+
+    def anew(function: Callable[..., Any]) -> Run:
+        """A second record at one sigma would move nothing on; putting the sigmas back costs every way the same."""
+        return lambda: (sigmas.copy_(begin), function(values, sigmas))
+
+    ways = {name: anew(function) for name, function in functions.items() if name != "twin"}
+    return Case("record_and_fill", size.name, inputs.ratio, ways, result)
+
+
+def _bound(function: Callable[..., Any], *arguments: torch.Tensor) -> Run:
+    return lambda: function(*arguments)
+
+
+def _compiled(function: Callable[..., Any], device: str) -> Callable[..., Any]:
+    """Compiled on a GPU; on a CPU there is nothing to be learned from it."""
+    return torch.compile(function, dynamic=False) if device == "cuda" else function
+
+
+def cases(device: str, operations: Operations) -> list[Callable[[], Case]]:
+    """Makers of all cases, so that one is on the device at a time."""
+    sizes, dtype = (REAL, torch.bfloat16) if device == "cuda" else (TINY, torch.float32)
+    made: list[Callable[[], Case]] = []
+    for size in sizes:
+        for ratio in RATIOS:
+
+            def inputs(size: Size = size, ratio: float = ratio) -> Inputs:
+                return Inputs(size, ratio, device, dtype)
+
+            made += [
+                lambda inputs=inputs: merge_case(inputs(), operations, is_fused=False),
+                lambda inputs=inputs: merge_case(inputs(), operations, is_fused=True),
+                lambda inputs=inputs: linear_case(inputs(), operations, expansion=1),
+                lambda inputs=inputs: linear_case(inputs(), operations, expansion=4),
+                lambda inputs=inputs: score_case(inputs(), operations),
+                lambda inputs=inputs: history_case(inputs(), operations),
+            ]
+    return made
+
+
+def why_wrong(case: Case) -> str | None:
+    """Where a kernel does not agree with its twin; None if all do."""
+    expected = case.result("twin" if case.kernel != "predicted_error and top_k" else "torch")
+    for name in case.ways:
+        if not name.startswith("kernel"):
+            continue
+        try:
+            torch.testing.assert_close(case.result(name), expected, rtol=2e-2, atol=2e-2, equal_nan=True)
+        except AssertionError as error:
+            return f"{name}: {str(error).splitlines()[0]}"
+    return None
+
+
+def milliseconds(ways: dict[str, Run]) -> dict[str, float]:
+    """Median time of every way, in turns; caches are swept in between."""
+    sweep = torch.empty(128 * 2**20, dtype=torch.uint8, device="cuda")
+    for run in ways.values():
+        for _ in range(WARM_UPS):
+            run()
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(ROUNDS):
+        for name, run in ways.items():
+            sweep.zero_()
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            run()
+            end.record()
+            end.synchronize()
+            times[name].append(begin.elapsed_time(end))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def verdicts(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """``stays`` for a kernel that wins over everything else in every case of its name and is right in all, else
+    ``goes``."""
+    found: dict[str, str] = {}
+    for row in rows:
+        times = row.get("milliseconds", {})
+        own = [time for name, time in times.items() if name.startswith("kernel")]
+        others = [time for name, time in times.items() if not name.startswith("kernel")]
+        wins = row["wrong"] is None and bool(own) and min(own) <= MARGIN * min(others)
+        name = row["kernel"]
+        found[name] = "stays" if wins and found.get(name) != "goes" else "goes"
+    return found
+
+
+def table(rows: list[dict[str, Any]], found: dict[str, str]) -> str:
+    """Milliseconds of every case, and the verdict per kernel."""
+    lines = ["| kernel | model | ratio | milliseconds |", "|---|---|---|---|"]
+    for row in rows:
+        times = row.get("milliseconds", {})
+        text = ", ".join(f"{name} {time:.3f}" for name, time in times.items()) or f"none: {row['wrong'] or 'not timed'}"
+        lines.append(f"| {row['kernel']} | {row['model']} | {row['ratio']} | {text} |")
+    return "\n".join(lines + [""] + [f"{name}: {verdict}" for name, verdict in found.items()])
+
+
+def measure(device: str, operations: Operations) -> list[dict[str, Any]]:
+    """Every case: whether its kernel is right and, on a GPU, how long each way takes."""
+    rows = []
+    for make in cases(device, operations):
+        case = make()
+        row: dict[str, Any] = {"kernel": case.kernel, "model": case.what, "ratio": case.ratio, "wrong": why_wrong(case)}
+        for run in case.ways.values():
+            run()
+        if device == "cuda" and row["wrong"] is None:
+            row["milliseconds"] = milliseconds(case.ways)
+        rows.append(row)
+    return rows
+
+
+@torch.no_grad()
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    device = parser.parse_args(arguments).device
+    if device == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+    elif not torch.cuda.is_available():
+        raise SystemExit("benchmarks.kernels: got no CUDA device; allowed: --device cpu, to try the script out.")
+    from ras_dit.kernels import triton_operations
+
+    rows = measure(device, triton_operations())
+    if device == "cpu":
+        print("\n".join(f"{row['kernel']}, ratio {row['ratio']}: {row['wrong'] or 'agrees'}" for row in rows))
+        print("Nothing was timed and nothing was written: that takes a CUDA device.")
+        if any(row["wrong"] for row in rows):
+            raise SystemExit(1)
+        return
+    found = verdicts(rows)
+    print(table(rows, found))
+    sizes = {size.name: asdict(size) for size in REAL}
+    result = {
+        "triton": version("triton"),
+        "sizes": sizes,
+        "tiles": [asdict(tile) for tile in TILES],
+        "verdicts": found,
+        "cases": rows,
+    }
+    print("wrote", record.write("kernels_cuda", {**record.environment(), **result}).name)
+
+
+if __name__ == "__main__":
+    main()
