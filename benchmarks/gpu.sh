@@ -5,6 +5,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python -m pytest -m gpu
-python -m benchmarks.run --device cuda --case sd3-medium --case mid --case embedded --case embedded-batch
+python -m benchmarks.speed --device cuda
 python -m recipes.embedded_model.run --out runs/embedded-256 --device cuda --size 256
 python -m benchmarks.arena --device cuda --pictures 96 --batch 32 --folder runs/arena

@@ -40,6 +40,7 @@ ORDER = [
     "arena",
     "tune",
     "study",
+    "bench",
     "cli",
 ]
 
