@@ -103,9 +103,14 @@ class Case:
         return replace(self, dimensions=replace(self.dimensions, size=size))
 
     def configs(self, num_steps: int, ratios: tuple[float, ...] | None = None) -> dict[str, RASConfig]:
-        """Name -> what to compare with dense, in a run of so many evaluations."""
+        """Name -> what to compare with dense.
+
+        Args:
+            num_steps: evaluations of the run.
+            ratios: these alone; None for the case's own ratios and presets.
+        """
         found = {f"ratio {ratio:g}": self.schedule.config(ratio, num_steps) for ratio in ratios or self.ratios}
-        return found | {name: RASConfig.preset(name) for name in self.presets}
+        return found if ratios else found | {name: RASConfig.preset(name) for name in self.presets}
 
     def make(self, device: str) -> Any:
         """The pipeline on a device."""

@@ -9,6 +9,7 @@ from typing import Any
 from ras_dit.bench.cases import Case
 from ras_dit.bench.checks import fresh_check, probe, require
 from ras_dit.bench.loops import StepTimer, run_loop, short_call, short_config
+from ras_dit.bench.modes import settle
 from ras_dit.plan import build_plan
 
 NUM_STEPS = 8
@@ -43,6 +44,7 @@ def size_row(
         RefusedError: a check is not green at this size.
     """
     call = case.call(pipe, device, NUM_STEPS)
+    settle(pipe, call)
     require([fresh_check(probe(pipe, call), case.dtype)])
     run_loop(pipe, short_call(call))
     with StepTimer(pipe, case.calls_per_step).watching() as timer:

@@ -33,6 +33,7 @@ def measure(
     num_rows: int,
     calls_per_step: int,
     on_run: Callable[[], None] = lambda: None,
+    has_long_warm_up: bool = False,
 ) -> list[dict[str, Any]]:
     """Rows of a pipeline as it is (compiled or not), dense first; every repetition runs all configs once, in turn.
 
@@ -44,13 +45,18 @@ def measure(
         num_rows: images times guidance branches.
         calls_per_step: transformer calls of a dense evaluation.
         on_run: called after every loop.
+        has_long_warm_up: warm up with whole loops, so that compiling is never timed.
 
     Returns:
         One mapping per config; `ras_dit.bench.results` says what is in it.
     """
     loops = [_Loop(DENSE, None), *(_Loop(name, config) for name, config in configs.items())]
     for loop in loops:
-        loop.warm_up(pipe, call)
+        if has_long_warm_up:
+            loop.run(pipe, call, calls_per_step)
+            loop.forget()
+        else:
+            loop.warm_up(pipe, call)
         on_run()
     for _ in range(repeats):
         for loop in loops:
@@ -89,7 +95,7 @@ class _Loop:
         return self.handle.latest_plan
 
     def warm_up(self, pipe: Any, call: dict[str, Any]) -> None:
-        """All kinds of steps once; with a preset that has no short form, a whole loop."""
+        """Dense, capturing and region steps once."""
         from ras_dit.engine import accelerate
 
         if self.config is None:
@@ -110,6 +116,10 @@ class _Loop:
             self.seconds.append(timed_loop(pipe, call))
         self.handle = handle
         self.steps.append([step.seconds or 0.0 for step in handle.trace.steps])
+
+    def forget(self) -> None:
+        """Leave out what ran so far."""
+        self.seconds, self.steps = [], []
 
     def peak_of(self, pipe: Any, call: dict[str, Any], device_type: str) -> int | None:
         """Peak memory of a short loop; None where a config never fills a cache."""

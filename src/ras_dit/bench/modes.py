@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ras_dit.bench.loops import run_loop, short_call
+from ras_dit.config import RASConfig
+
 MODES = ("eager", "compiled", "reduce-overhead")
 RECOMPILE_LIMIT = 64
-"""Graphs per block: dense idle, dense capturing, and one per number of active tokens and size of the picture."""
+"""Graphs per block, far more than the few kinds of steps need."""
 
 
 def blocks_of(pipe: Any) -> list[Any]:
@@ -25,7 +28,8 @@ def in_mode(pipe: Any, mode: str, backend: str = "inductor") -> Iterator[None]:
     """Run a pipeline's blocks in a mode; they are as before afterwards.
 
     Args:
-        pipe: its transformer's blocks are compiled one by one, whole graphs only, a graph for every shape.
+        pipe: its transformer's blocks are compiled one by one, whole graphs only. The first shape of a block gets a
+            graph of its own, later ones share one (PyTorch's default): see `settle`.
         mode: one of `MODES`.
         backend: of torch.compile. ``reduce-overhead`` is one of inductor's own modes.
 
@@ -45,10 +49,24 @@ def in_mode(pipe: Any, mode: str, backend: str = "inductor") -> Iterator[None]:
     torch._dynamo.config.recompile_limit = max(limit, RECOMPILE_LIMIT)
     try:
         for block in blocks:
-            block.compile(fullgraph=True, dynamic=False, **options)
+            block.compile(fullgraph=True, **options)
         yield
     finally:
         for block in blocks:
             block._compiled_call_impl = None
         torch._dynamo.config.recompile_limit = limit
         torch.compiler.reset()
+
+
+def settle(pipe: Any, call: dict[str, Any]) -> None:
+    """Compile dense steps first, with and without RAS: the baseline gets graphs of its very shape.
+
+    Args:
+        pipe: compiled just now.
+        call: arguments.
+    """
+    from ras_dit.engine import accelerate
+
+    run_loop(pipe, short_call(call, 2))
+    with accelerate(pipe, RASConfig(sample_ratio=1.0)):
+        run_loop(pipe, short_call(call, 2))

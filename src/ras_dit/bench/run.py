@@ -13,7 +13,7 @@ from ras_dit.bench.cases import Case
 from ras_dit.bench.checks import Check, Probe, RefusedError, compiled_checks, eager_checks, require
 from ras_dit.bench.crossover import gains_from, size_row
 from ras_dit.bench.measure import measure, num_loops
-from ras_dit.bench.modes import in_mode
+from ras_dit.bench.modes import in_mode, settle
 from ras_dit.bench.overhead import overhead
 from ras_dit.bench.profiling import profile_step
 from ras_dit.bench.results import Results
@@ -131,10 +131,11 @@ class Benchmark:
     ) -> dict[str, Any]:
         mode = part.removeprefix("crossover ")
         require(checks)
+        if part != mode:
+            return {"crossover": self._crossover(case, pipe, mode)}
         with in_mode(pipe, mode, self.settings.backend):
-            if part != mode:
-                return {"crossover": self._crossover(case, pipe, mode)}
             if mode != "eager":
+                settle(pipe, call)
                 checks = compiled_checks(pipe, call, case.dtype, eager)
                 require(checks)
             rows = self._rows(case, pipe, call, mode)
@@ -153,6 +154,7 @@ class Benchmark:
                 case.num_rows,
                 case.calls_per_step,
                 lambda: advance(f"{case.name}, {mode}"),
+                has_long_warm_up=mode != "eager",
             )
         regional = [row for row in rows if row.get("num_active")]
         for row in regional:
@@ -174,7 +176,8 @@ class Benchmark:
                     left_out[str(size)] = reason
                     continue
                 steps = settings.steps_of(case)
-                rows.append(size_row(sized, pipe, settings.device, ratios, steps, lambda: advance(title)))
+                with in_mode(pipe, mode, settings.backend):  # anew: dense steps of every size get their own graphs
+                    rows.append(size_row(sized, pipe, settings.device, ratios, steps, lambda: advance(title)))
         return {"rows": rows, "gains_from": gains_from(rows), "left_out": left_out}
 
 
