@@ -389,3 +389,16 @@ def test_speedups_are_over_the_best_dense_of_all_modes() -> None:
 def test_operations_are_grouped_by_name() -> None:
     names = ("aten::_scaled_dot_product_flash_attention", "aten::addmm", "aten::index_select", "triton_poi_0", "foo")
     assert [group_of(name) for name in names] == ["attention", "linear", "moving rows", "compiled", "other"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", sorted(ONE_PER_ARCHITECTURE.values()))
+def test_a_gpu_gives_figures_in_bfloat16(name: str) -> None:
+    settings = dataclasses.replace(QUICK, device="cuda", modes=("eager", "compiled"), ratios=(0.25,))
+    ran = benchmark(settings)
+    assert ran.run([dataclasses.replace(CASES[name].tiny(), dtype="bfloat16")])
+    rows = ran.results.cases[name]["rows"]
+    assert {row["mode"] for row in rows} == {"eager", "compiled"}
+    assert rows[1]["memory"]["extra_bytes"] > 0
+    assert rows[0]["profile"]["linear"] > 0

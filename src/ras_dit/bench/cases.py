@@ -133,17 +133,23 @@ class Case:
         arguments = random_call(pipe, self.dimensions, self.batch, device, getattr(torch, self.dtype))
         return {**arguments, "num_inference_steps": num_steps}
 
-    def why_skipped(self, device: str, ratios: tuple[float, ...] | None = None) -> str | None:
-        """The reason why a device cannot hold this case, None if it can."""
+    def why_skipped(self, device: str, is_loaded: bool = False) -> str | None:
+        """The reason why a device cannot hold this case, None if it can.
+
+        Args:
+            device: where it would run.
+            is_loaded: its weights are there already.
+        """
         if self.dimensions is None:
             return None
         estimate, free = self.estimate(), free_bytes(device)
-        needed = HEADROOM * (estimate["weights"] + estimate["kv_cache"])
+        weights = 0 if is_loaded else estimate["weights"]
+        needed = HEADROOM * (weights + estimate["kv_cache"])
         if free is None or needed <= free:
             return None
         gib = 2.0**30
         return (
-            f"needs about {needed / gib:.1f} GiB (weights {estimate['weights'] / gib:.1f}, K/V cache "
+            f"needs about {needed / gib:.1f} GiB (weights {weights / gib:.1f}, K/V cache "
             f"{estimate['kv_cache'] / gib:.1f}, the rest activations), {free / gib:.1f} GiB are free"
         )
 
@@ -191,7 +197,11 @@ def free_bytes(device: str) -> int | None:
     import torch
 
     if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+        where = torch.device(device)
+        unused = torch.cuda.memory_reserved(where) - torch.cuda.memory_allocated(
+            where
+        )  # PyTorch's own, to be used again
+        return int(torch.cuda.mem_get_info(where)[0]) + unused
     if device != "cpu":
         return None
     try:

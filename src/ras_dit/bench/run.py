@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -102,6 +103,7 @@ class Benchmark:
                 self.say(f"{case.name}: left out, {reason}.")
             else:
                 self._run_case(case, due)
+                _free(self.settings.device)
         refused = [found["refused"] for found in self.results.cases.values()]
         return not any(refused)
 
@@ -172,13 +174,22 @@ class Benchmark:
         with self.progress(title, len(sizes) * (1 + len(ratios))) as advance:
             for size in sizes:
                 sized = case.at(size)
-                if reason := sized.why_skipped(settings.device):
+                if reason := sized.why_skipped(settings.device, is_loaded=True):
                     left_out[str(size)] = reason
                     continue
                 steps = settings.steps_of(case)
                 with in_mode(pipe, mode, settings.backend):  # anew: dense steps of every size get their own graphs
                     rows.append(size_row(sized, pipe, settings.device, ratios, steps, lambda: advance(title)))
         return {"rows": rows, "gains_from": gains_from(rows), "left_out": left_out}
+
+
+def _free(device: str) -> None:
+    """Give the memory of a case back before the next one."""
+    import torch
+
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
 
 
 def _is_refusal(error: Exception, part: str) -> bool:

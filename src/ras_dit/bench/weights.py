@@ -8,6 +8,11 @@ if TYPE_CHECKING:
     import torch
 
 
+QUERY_SCALE = 2.5
+"""Standard deviation of attention's scores, about: of N tokens some N / exp(its square) are then attended to."""
+_QUERIES = ("to_q", "add_q_proj", "norm_q", "norm_added_q")  # where queries are normalised, the norm's gain counts
+
+
 def empty_transformer(kind: Any, arguments: dict[str, Any], dtype: torch.dtype | None = None) -> Any:
     """A transformer without memory for its weights: enough to count them, and FLOPs.
 
@@ -31,8 +36,10 @@ def empty_transformer(kind: Any, arguments: dict[str, Any], dtype: torch.dtype |
 def random_transformer(kind: Any, arguments: dict[str, Any], device: str, dtype: torch.dtype) -> Any:
     """A transformer with random weights on a device.
 
-    Matrices keep the variance of what they multiply, biases and gains are drawn too: every layer then matters to the
-    result, so that a check of correctness has something to see. Parts that diffusers keeps in float32 are in float32.
+    Matrices keep the variance of what they multiply, biases and gains are drawn too, and queries are larger, so that
+    attention picks some tokens out of many as in a trained model (over thousands of tokens it would average all of
+    them to nothing): every layer then matters to the result, and a check of correctness has something to see. Parts that diffusers keeps in float32 are
+    in float32.
 
     Args:
         kind: the class.
@@ -44,9 +51,10 @@ def random_transformer(kind: Any, arguments: dict[str, Any], device: str, dtype:
 
     model = empty_transformer(kind, arguments, dtype)
     generator = torch.Generator(device).manual_seed(0)
-    for module in model.modules():
+    for path, module in model.named_modules():
+        scale = QUERY_SCALE if path.rpartition(".")[2] in _QUERIES else 1.0
         for name, parameter in list(module.named_parameters(recurse=False)):
-            drawn = _draw(name, parameter.shape, device, parameter.dtype, generator)
+            drawn = _draw(name, parameter.shape, device, parameter.dtype, generator).mul_(scale)
             setattr(module, name, torch.nn.Parameter(drawn, requires_grad=False))
         _move_buffers(module, device, dtype)
     return model
