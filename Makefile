@@ -26,7 +26,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.speed
 
 readme: $(STAMP)
 	$(BIN)/python -m benchmarks.readme $(ARGS)

@@ -1,1 +1,1 @@
-"""Measurements behind every number in the README and docs. ``python -m benchmarks.run --help``."""
+"""Measurements behind every number in the README and docs. ``python -m benchmarks.speed --help``."""

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from benchmarks import record
-from benchmarks.cases import CASES
 from ras_dit import Plan, RASConfig, build_plan
+from ras_dit.bench import CASES
 from ras_dit.cli.pipelines import pipeline_outline
 from ras_dit.embedded import MAX_SEQUENCE_LENGTH
 from ras_dit.flops import plan_cost
@@ -64,19 +64,14 @@ class Run:
     dtype: torch.dtype
 
 
-def outline_of(case: str) -> Outline:
-    """The model and the call of a case.
-
-    Raises:
-        ValueError: its call is not known here.
-    """
-    if case in ("embedded", "embedded-batch"):
+def outline_of(name: str) -> Outline:
+    """The model and the call of a case."""
+    case = CASES[name]
+    if case.dimensions is None:
         pipe = pipeline_outline("embedded")
         num_text = token_plan_of(pipe.transformer).num_text(pipe, MAX_SEQUENCE_LENGTH)
-        return Outline(pipe, num_text, 2 if case == "embedded" else 16)
-    if case in ("mid", "sd3-medium"):
-        return Outline(CASES[case].make("meta"), 333, 2)
-    raise ValueError(f"fit_gain: got a result of case {case!r}; say in outline_of what its model and call are.")
+        return Outline(pipe, num_text, case.num_rows)
+    return Outline(case.outline(), case.dimensions.num_text, case.num_rows)
 
 
 def committed_runs(device: str = "cpu") -> list[Run]:

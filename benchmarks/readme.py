@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import record
-from benchmarks.cases import CASES
+from benchmarks import record, speed_tables
 from benchmarks.fit_gain import committed_runs
+from ras_dit.bench import CASES
 from ras_dit.models.table import markdown as models_table
 
 ROOT = Path(__file__).parent.parent
@@ -26,37 +26,8 @@ def origin(result: dict[str, Any]) -> str:
     return f"{where}; {software}; commit {result['commit']}, {result['date']}"
 
 
-def speed_table() -> str:
-    lines = []
-    for path in sorted(record.RESULTS.glob("speed_*.json")):
-        result = record.read(path.stem)
-        dense = result["rows"][0]
-        lines += [
-            f"**{result['title'][0].upper()}{result['title'][1:]}**, {dense['steps']} steps with guidance; dense "
-            f"{dense['median']:.2f} s. ({origin(result)}; median of interleaved runs.)",
-            "",
-            "| setting | T | time | speed-up | limit by FLOPs | share of the limit | region step / dense step |",
-            "| --- | --- | --- | --- | --- | --- | --- |",
-        ]
-        for row in result["rows"][1:]:
-            step = f"{row['region_step'] / row['dense_step']:.3f}" if row["region_step"] and row["dense_step"] else ""
-            lines.append(
-                f"| {row['name']} | {row['token_steps']:.2f} | {row['median']:.2f} s | **{row['speedup']:.2f}x** | "
-                f"{row['limit']:.2f}x | {row['share_of_limit']:.0%} | {step} |"
-            )
-        lines.append("")
-    return "\n".join([*lines, _SPEED_NOTE])
-
-
-_SPEED_NOTE = (
-    "T is the number of token-steps, the unit of equal compute: a dense step counts 1, a region step its share of "
-    "tokens. `ratio` rows use the paper's schedule (of 28 steps, 0-3, 12 and 20 dense). Whole denoising loop, text "
-    "encoding included, without the VAE. Small pictures are held back by the fixed cost of every operation."
-)
-
-
 def gain_table() -> str:
-    """What `ras_dit.gain` predicts beside what was measured, for every speed result whose device it has constants of."""
+    """What `ras_dit.gain` predicts beside what was measured, for every committed speed result of a CPU."""
     lines = [
         "| model | setting | limit by FLOPs | predicted | measured | error |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -70,28 +41,6 @@ def gain_table() -> str:
         )
     worst = max(abs((run.plan.predicted_speedup or 1.0) / run.speedup - 1) for run in runs)
     return "\n".join([*lines, "", f"The largest error is {worst:.0%}.", ""])
-
-
-def profile_table() -> str:
-    """Where the time of one transformer call goes, dense and in the leanest region step, against the FLOP share."""
-    lines = []
-    for path in sorted(record.RESULTS.glob("speed_*.json")):
-        result = record.read(path.stem)
-        dense, region = result["rows"][0], result["rows"][-1]
-        if "profile" not in region:
-            continue
-        lines += [
-            f"**{result['title'][0].upper()}{result['title'][1:]}**: one evaluation, dense and `{region['name']}` "
-            f"({region['num_active']} of {region['num_tokens']} image tokens), milliseconds ({origin(result)})",
-            "",
-            "| operations | dense | region | region / dense |",
-            "| --- | --- | --- | --- |",
-        ]
-        for group, before in dense["profile"].items():
-            after = region["profile"][group]
-            lines.append(f"| {group} | {before:.1f} | {after:.1f} | {after / before:.3f} |")
-        lines.append("")
-    return "\n".join([*lines, ""])
 
 
 def linear_table() -> str:
@@ -306,11 +255,18 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if something would change")
     arguments = parser.parse_args()
     arena = record.read("arena_embedded")
+    speed = speed_tables.speed_table(origin) + "\n"
     files = {
-        "README.md": {"speed": speed_table() + "\n", "quality": quality_digest(arena)},
+        "README.md": {"speed": speed, "quality": quality_digest(arena)},
         "docs/quality.md": {**quality_blocks(arena), "dynamics": dynamics_table()},
-        "docs/performance.md": {"speed": speed_table() + "\n", "profile": profile_table(), "linear": linear_table()}
-        | {"gain": gain_table()},
+        "docs/performance.md": {
+            "speed": speed,
+            "profile": speed_tables.profile_table(origin),
+            "linear": linear_table(),
+            "memory": speed_tables.memory_table(origin),
+            "crossover": speed_tables.crossover_table(origin),
+            "gain": gain_table(),
+        },
     }
     texts = {name: filled((ROOT / name).read_text(encoding="utf-8"), blocks) for name, blocks in files.items()}
     texts["docs/models.md"] = models_table()

@@ -44,6 +44,7 @@ ORDER = [
     "arena",
     "tune",
     "study",
+    "bench",
     "cli",
 ]
 

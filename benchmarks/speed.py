@@ -1,0 +1,74 @@
+"""Speed of the models by their dimensions: ``ras-dit bench`` with its results kept in the repository.
+
+``python -m benchmarks.speed --case mid`` writes ``benchmarks/results/speed_mid.json``. What is finished already lies in
+``outputs/bench``, and is not measured again by the same code with the same options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from benchmarks import record
+from ras_dit.bench import CASES, Benchmark, Results, Settings, chosen_cases, environment
+
+FOLDER = Path("outputs/bench")
+
+
+@contextmanager
+def bar(title: str, total: int) -> Iterator[Any]:
+    """A bar that counts loops."""
+    with tqdm(desc=title, total=total, unit="loop") as shown:
+        yield lambda text: shown.update()
+
+
+def published(case: dict[str, Any], device: str) -> dict[str, Any]:
+    """A case's results as they are kept: where and when first, no claims for resuming."""
+    kept = {key: value for key, value in case.items() if key != "finished"}
+    return {**record.environment(), "device": device, **kept}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    has_gpu = torch.cuda.is_available()
+    parser.add_argument("--case", choices=CASES, action="append", help="default: those that fit this machine")
+    parser.add_argument("--device", default="cuda" if has_gpu else "cpu")
+    parser.add_argument(
+        "--mode", action="append", help="eager, compiled or reduce-overhead; default: eager, on a GPU all"
+    )
+    parser.add_argument("--crossover", action="store_true", help="picture sizes against ratios, too")
+    parser.add_argument("--repeats", type=int)
+    parser.add_argument("--steps", type=int, help="evaluations, for a quick look: nothing is written then")
+    a = parser.parse_args()
+    is_gpu = a.device.startswith("cuda")
+    modes = tuple(a.mode or (("eager", "compiled", "reduce-overhead") if is_gpu else ("eager",)))
+    settings = Settings(
+        device=a.device, modes=modes, repeats=a.repeats, num_steps=a.steps, has_crossover=a.crossover or is_gpu
+    )
+    is_green = True
+    for case in chosen_cases(tuple(a.case or ()), a.device):
+        suffix = f"_{a.device.split(':')[0]}" if a.device != "cpu" else ""
+        name = f"speed_{case.name}{suffix}"
+        path = None if a.steps else FOLDER / f"{name}.json"
+        results = Results(path, environment(a.device))
+        is_green &= Benchmark(settings, results, bar, print).run([case])
+        found = results.cases.get(case.name)
+        if not found or not found["rows"]:
+            continue
+        for row in found["rows"]:
+            limit = f"  limit {row['limit']:.2f}x  {row['share_of_limit']:.0%} of it" if "limit" in row else ""
+            print(f"{row['mode']:<16} {row['name']:<12} {row['median']:8.3f} s  {row['speedup']:.2f}x{limit}")
+        if path is not None:
+            print("wrote", record.write(name, published(found, a.device)).name)
+    sys.exit(not is_green)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Tables of speed: from every ``benchmarks/results/speed_*.json``, of the first form (one mode, eager) or the second
+(modes, memory, overhead, crossover; see `ras_dit.bench.results`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from benchmarks import record
+
+Origin = Callable[[dict[str, Any]], str]
+MIB = 2.0**20
+
+NOTE = (
+    "T is the number of token-steps, the unit of equal compute: a dense step counts 1, a region step its share of "
+    "tokens. `ratio` rows use the paper's schedule (of 28 steps, 0-3, 12 and 20 dense). Whole denoising loop, text "
+    "encoding included, without the VAE. Small pictures are held back by the fixed cost of every operation."
+)
+
+
+def speed_results() -> Iterator[dict[str, Any]]:
+    """All speed results that are there and have rows."""
+    for path in sorted(record.RESULTS.glob("speed_*.json")):
+        result = record.read(path.stem)
+        if result["rows"]:
+            yield result
+
+
+def modes_of(result: dict[str, Any]) -> list[str]:
+    """The modes of a result; those of the first form ran eager."""
+    return list(dict.fromkeys(row.get("mode", "eager") for row in result["rows"]))
+
+
+def rows_of(result: dict[str, Any], mode: str) -> list[dict[str, Any]]:
+    return [row for row in result["rows"] if row.get("mode", "eager") == mode]
+
+
+def heading(result: dict[str, Any]) -> str:
+    return f"**{result['title'][0].upper()}{result['title'][1:]}**"
+
+
+def speed_table(origin: Origin) -> str:
+    """Speed-ups beside their limits."""
+    lines: list[str] = []
+    for result in speed_results():
+        lines += [*_speed_lines(result, origin), ""]
+    return "\n".join([*lines, NOTE])
+
+
+def _speed_lines(result: dict[str, Any], origin: Origin) -> list[str]:
+    modes, dense = modes_of(result), result["rows"][0]
+    has_modes = len(modes) > 1
+    best = result.get("dense_best", {"mode": "eager", "median": dense["median"]})
+    which = f" ({best['mode']}, the best of {', '.join(modes)})" if has_modes else ""
+    guidance = "with distilled guidance" if result.get("guidance", "").startswith("distilled") else "with guidance"
+    head, rule = ("| mode | setting |", "| --- | --- |") if has_modes else ("| setting |", "| --- |")
+    lines = [
+        f"{heading(result)}, {dense['steps']} steps {guidance}; dense {best['median']:.2f} s{which}. "
+        f"({origin(result)}; median of interleaved runs.)",
+        "",
+        f"{head} T | time | speed-up | limit by FLOPs | share of the limit | region step / dense step |",
+        f"{rule} --- | --- | --- | --- | --- | --- |",
+    ]
+    for mode in modes:
+        rows = rows_of(result, mode)
+        shown = rows if has_modes else rows[1:]
+        lines += [f"| {mode} {_speed_row(row)}" if has_modes else _speed_row(row) for row in shown]
+    return lines
+
+
+def _speed_row(row: dict[str, Any]) -> str:
+    if "limit" not in row:
+        return f"| {row['name']} |  | {row['median']:.2f} s | {row['speedup']:.2f}x |  |  |  |"
+    step = f"{row['region_step'] / row['dense_step']:.3f}" if row["region_step"] and row["dense_step"] else ""
+    return (
+        f"| {row['name']} | {row['token_steps']:.2f} | {row['median']:.2f} s | **{row['speedup']:.2f}x** | "
+        f"{row['limit']:.2f}x | {row['share_of_limit']:.0%} | {step} |"
+    )
+
+
+def profile_table(origin: Origin) -> str:
+    """Where the time of one transformer call goes, dense and in the leanest region step, against the FLOP share."""
+    lines: list[str] = []
+    for result in speed_results():
+        for mode in modes_of(result):
+            found = [row for row in rows_of(result, mode) if "profile" in row]
+            if len(found) == 2:
+                lines += [*_profile_lines(result, mode, *found, origin), ""]
+    return "\n".join([*lines, ""])
+
+
+def _profile_lines(
+    result: dict[str, Any], mode: str, dense: dict[str, Any], region: dict[str, Any], origin: Origin
+) -> list[str]:
+    which = f", {mode}" if len(modes_of(result)) > 1 else ""
+    lines = [
+        f"{heading(result)}{which}: one evaluation, dense and `{region['name']}` ({region['num_active']} of "
+        f"{region['num_tokens']} image tokens), milliseconds ({origin(result)})",
+        "",
+        "| operations | dense | region | region / dense |",
+        "| --- | --- | --- | --- |",
+    ]
+    for group, before in dense["profile"].items():
+        after = region["profile"][group]
+        if before or after:
+            share = f"{after / before:.3f}" if before else ""
+            lines.append(f"| {group} | {before:.1f} | {after:.1f} | {share} |")
+    return lines
+
+
+def memory_table(origin: Origin) -> str:
+    """Peak memory over the dense loop's beside the cache's estimate, and what selection and forecast take."""
+    lines: list[str] = []
+    for result in speed_results():
+        found = [row for row in result["rows"] if row.get("memory", {}).get("extra_bytes") is not None]
+        if not found:
+            continue
+        lines += [
+            f"{heading(result)} ({origin(result)})",
+            "",
+            "| mode | setting | K/V cache by the plan | peak over dense's | ratio | selection + forecast, share of a "
+            "dense step |",
+            "| --- | --- | --- | --- | --- | --- |",
+            *(_memory_row(row) for row in found),
+            "",
+        ]
+    return "\n".join(lines or ["Not measured yet."]) + "\n"
+
+
+def _memory_row(row: dict[str, Any]) -> str:
+    memory = row["memory"]
+    share = f"{row['overhead']['share']:.2%}" if "overhead" in row else ""
+    return (
+        f"| {row['mode']} | {row['name']} | {memory['kv_cache_estimate_bytes'] / MIB:.1f} MiB | "
+        f"{memory['extra_bytes'] / MIB:.1f} MiB | {memory['extra_over_estimate']:.2f} | {share} |"
+    )
+
+
+def crossover_table(origin: Origin) -> str:
+    """Picture sizes against ratios."""
+    lines: list[str] = []
+    for result in speed_results():
+        for mode, found in result.get("crossover", {}).items():
+            if found["rows"]:
+                lines += [*_crossover_lines(result, mode, found, origin), ""]
+    return "\n".join(lines or ["Not measured yet."]) + "\n"
+
+
+def _crossover_lines(result: dict[str, Any], mode: str, found: dict[str, Any], origin: Origin) -> list[str]:
+    ratios = [one["ratio"] for one in found["rows"][0]["ratios"]]
+    lines = [
+        f"{heading(result)}, {mode}: speed-up of the loop by picture size, limit in brackets ({origin(result)})",
+        "",
+        "| size | image tokens | " + " | ".join(f"ratio {ratio:g}" for ratio in ratios) + " |",
+        "| --- | --- |" + " --- |" * len(ratios),
+    ]
+    for row in found["rows"]:
+        values = " | ".join(f"{one['speedup']:.2f}x ({one['limit']:.2f}x)" for one in row["ratios"])
+        lines.append(f"| {row['size']} | {row['num_tokens']:,} | {values} |")
+    return lines

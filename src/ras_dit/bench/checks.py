@@ -1,0 +1,232 @@
+"""What has to hold in this process before a figure is reported: RAS and compiling change only what they should.
+
+All checks look at the noise of single evaluations, over a scheduler that does not move: a region step then works on the
+very latents and timestep of the dense one that filled its cache, and has to give the dense noise where it computes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ras_dit.bench.loops import run_loop, short_call
+from ras_dit.config import RASConfig
+from ras_dit.seams import PatchedMethod
+
+if TYPE_CHECKING:
+    import torch
+
+FRESH_TOLERANCE = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
+"""Relative error (root mean square) that rounding may make of a region step over fresh keys: matrix products of other
+row counts are summed in another order."""
+COMPILED_TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 6e-2}
+"""Likewise of a compiled evaluation against an eager one: fused operations round less often, in every layer."""
+STALE_MARGIN = 2.0
+"""A step over stale keys has to be off by so many times the tolerance, or the check could not see a broken merge."""
+STILL, MOVING = 1.0, -1.0
+_PROBE = RASConfig(sample_ratio=0.25, warmup_steps=1, importance="random")
+_PROBE_STEPS = 3
+
+
+class RefusedError(RuntimeError):
+    """A check is not green: this run reports no figures."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One equality.
+
+    Attributes:
+        name: what is compared.
+        error: relative, root mean square.
+        bound: what it may be at most (at least, where ``is_floor``).
+        is_floor: the error has to exceed the bound.
+    """
+
+    name: str
+    error: float
+    bound: float
+    is_floor: bool = False
+
+    @property
+    def is_green(self) -> bool:
+        return self.error >= self.bound if self.is_floor else self.error <= self.bound
+
+    def to_dict(self) -> dict[str, Any]:
+        limit = "at least" if self.is_floor else "at most"
+        return {"name": self.name, "error": self.error, limit: self.bound, "is_green": self.is_green}
+
+
+def require(checks: Sequence[Check]) -> None:
+    """Let no figure pass unless all checks are green.
+
+    Raises:
+        RefusedError: says which one is not.
+    """
+    for check in checks:
+        if not check.is_green:
+            limit = "at least" if check.is_floor else "at most"
+            raise RefusedError(f"{check.name}: error {check.error:.3g}, allowed {limit} {check.bound:.3g}; no figures.")
+
+
+@dataclass
+class Probe:
+    """The noise of the evaluations of a short loop over a scheduler that does not follow it.
+
+    Attributes:
+        noises: of every transformer call, tokens [R, N, D].
+        active: computed ids of every evaluation [images, K], None where it was dense.
+    """
+
+    noises: list[torch.Tensor] = field(default_factory=list)
+    active: list[torch.Tensor | None] = field(default_factory=list)
+
+    @property
+    def calls_per_step(self) -> int:
+        return len(self.noises) // len(self.active)
+
+    def error_to(self, other: Probe, step: int, other_step: int) -> float:
+        """How far the noise of a step is from that of another probe's, over the tokens that both computed."""
+        count, worst = self.calls_per_step, 0.0
+        ids = self.active[step]
+        for call in range(count):
+            ours = computed(self.noises[step * count + call], ids)
+            theirs = computed(other.noises[other_step * count + call], ids)
+            worst = max(worst, relative_error(ours, theirs))
+        return worst
+
+
+def computed(tokens: torch.Tensor, active: torch.Tensor | None) -> torch.Tensor:
+    """The rows of active tokens [R, K, D]; all of them without any."""
+    if active is None:
+        return tokens
+    ids = active.to(tokens.device).repeat(tokens.shape[0] // active.shape[0], 1)
+    return tokens.gather(1, ids[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Root mean square of the difference over that of the second one; infinite where anything is not finite."""
+    import torch
+
+    if not torch.isfinite(ours).all() or not torch.isfinite(theirs).all():
+        return float("inf")
+    size = float(theirs.float().norm())
+    difference = float((ours.float() - theirs.float()).norm())
+    return difference / size if size else (float("inf") if difference else 0.0)
+
+
+def probe(pipe: Any, call: dict[str, Any], factor: float = STILL, config: RASConfig | None = _PROBE) -> Probe:
+    """Record a short loop in which every evaluation has the same timestep and the latents are multiplied by a factor.
+
+    Args:
+        pipe: RAS is not enabled on it.
+        call: arguments.
+        factor: 1 leaves the latents as they are.
+        config: of RAS; None runs dense.
+    """
+    from ras_dit.engine import enable
+
+    found, short = Probe(), short_call(call, _PROBE_STEPS)
+    with _not_following(pipe, factor):
+        handle = enable(pipe, config if config is not None else RASConfig(sample_ratio=1.0))
+        raw: list[torch.Tensor] = []
+        hook = pipe.transformer.register_forward_hook(lambda module, args, output: raw.append(_noise_of(output)))
+        try:
+            run_loop(pipe, short)
+        finally:
+            hook.remove()
+            handle.disable()
+    assert handle.trace.grid is not None
+    found.noises = [handle.trace.grid.patchify(noise) for noise in raw]
+    found.active = [step.active for step in handle.trace.steps]
+    return found
+
+
+def _noise_of(output: Any) -> torch.Tensor:
+    sample = output[0] if isinstance(output, tuple) else output.sample
+    copied: torch.Tensor = sample.detach().clone()
+    return copied
+
+
+@contextmanager
+def _not_following(pipe: Any, factor: float) -> Iterator[None]:
+    def even_timesteps(original: Any) -> Any:
+        def set_timesteps(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            timesteps = pipe.scheduler.timesteps
+            timesteps[:] = timesteps[len(timesteps) // 2].clone()
+            return result
+
+        return set_timesteps
+
+    def scaled(original: Any) -> Any:
+        signature = inspect.signature(original)
+        return lambda *args, **kwargs: (signature.bind(*args, **kwargs).arguments["sample"] * factor,)
+
+    scheduler = pipe.scheduler
+    patches = [PatchedMethod(scheduler, "set_timesteps", even_timesteps), PatchedMethod(scheduler, "step", scaled)]
+    try:
+        yield
+    finally:
+        for patch in patches:
+            patch.release()
+
+
+def fresh_check(still: Probe, dtype: str) -> Check:
+    """A region step over fresh keys and values gives the dense noise where it computes."""
+    steps = [index for index, active in enumerate(still.active) if active is not None]
+    error = max((still.error_to(still, step, 0) for step in steps), default=float("inf"))
+    return Check("region step over fresh keys equals dense", error, FRESH_TOLERANCE[dtype])
+
+
+def eager_checks(pipe: Any, call: dict[str, Any], dtype: str) -> tuple[list[Check], Probe]:
+    """The checks of a pipeline whose blocks run as they are.
+
+    Returns:
+        The checks, and the probe that `compiled_checks` compares with.
+    """
+    still = probe(pipe, call)
+    stale, moved = probe(pipe, call, MOVING), probe(pipe, call, MOVING, config=None)
+    is_stale = stale.error_to(moved, 1, 1)
+    checks = [
+        ratio_one_check(pipe, call),
+        fresh_check(still, dtype),
+        Check("stale keys can be told from fresh ones", is_stale, STALE_MARGIN * FRESH_TOLERANCE[dtype], is_floor=True),
+    ]
+    return checks, still
+
+
+def ratio_one_check(pipe: Any, call: dict[str, Any]) -> Check:
+    """A run at ratio 1 is the untouched one, bit for bit."""
+    import torch
+
+    from ras_dit.engine import accelerate
+
+    short = short_call(call, _PROBE_STEPS)
+    dense = run_loop(pipe, short)
+    with accelerate(pipe, RASConfig(sample_ratio=1.0)):
+        ours = run_loop(pipe, short)
+    error = 0.0 if torch.equal(ours, dense) else max(relative_error(ours, dense), 1e-30)
+    return Check("ratio 1 is bit-equal to the untouched pipeline", error, 0.0)
+
+
+def compiled_checks(pipe: Any, call: dict[str, Any], dtype: str, eager: Probe) -> list[Check]:
+    """The checks of a pipeline whose blocks are compiled.
+
+    Args:
+        pipe: compiled.
+        call: arguments.
+        dtype: name of the type of the noise.
+        eager: the probe of the same pipeline before.
+    """
+    still = probe(pipe, call)
+    region = next(index for index, active in enumerate(still.active) if active is not None)
+    errors = {"dense": still.error_to(eager, 0, 0), "region": still.error_to(eager, region, region)}
+    bound = COMPILED_TOLERANCE[dtype]
+    return [
+        *(Check(f"compiled {kind} step equals eager", error, bound) for kind, error in errors.items()),
+        fresh_check(still, dtype),
+    ]

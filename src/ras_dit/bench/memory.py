@@ -1,0 +1,80 @@
+"""The peak of the memory that a loop takes beside the weights.
+
+On a GPU: what PyTorch's allocator had given out at most, less what it had before. On a CPU: the same from the events of
+PyTorch's CPU allocator (`allocated_peak`); scratch memory that a library takes by itself is in neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+HOW = {
+    "cuda": "torch.cuda.max_memory_allocated over the loop, less what was allocated before",
+    "cpu": "highest sum of PyTorch's CPU allocations and frees over a short loop (profiler's memory events)",
+}
+
+
+def peak_bytes(run: Callable[[], Any], device_type: str) -> int | None:
+    """Bytes that a loop had at most beside what was there before; None on a device that does not say.
+
+    Args:
+        run: the loop. On a CPU it is profiled, so give it a short one.
+        device_type: ``cuda`` or ``cpu``.
+    """
+    if device_type == "cuda":
+        return _cuda_peak(run)
+    return allocated_peak(run) if device_type == "cpu" else None
+
+
+def _cuda_peak(run: Callable[[], Any]) -> int:
+    import torch
+
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    torch.cuda.synchronize()
+    return int(torch.cuda.max_memory_allocated() - before)
+
+
+def allocated_peak(run: Callable[[], Any]) -> int:
+    """The highest sum of allocations and frees that PyTorch's CPU allocator reported while this ran."""
+    import torch
+
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
+        run()
+    assert profiler.profiler is not None
+    results = profiler.profiler.kineto_results
+    assert results is not None
+    changes = [(event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for _, change in sorted(changes, key=lambda change: change[0]):
+        now += change
+        peak = max(peak, now)
+    return peak
+
+
+def memory_row(dense_peak: int | None, peak: int | None, estimate: int) -> dict[str, Any]:
+    """What RAS takes beyond a dense loop, beside what the plan says its cache holds.
+
+    Args:
+        dense_peak: of the dense loop.
+        peak: of the loop with RAS.
+        estimate: `Cost.kv_cache_bytes` of all rows.
+
+    Returns:
+        ``peak_bytes``, ``extra_bytes``, ``kv_cache_estimate_bytes`` and ``extra_over_estimate`` (None without a
+        cache).
+    """
+    if peak is None or dense_peak is None:
+        unknown = dict.fromkeys(("peak_bytes", "extra_bytes", "extra_over_estimate"))
+        return {**unknown, "kv_cache_estimate_bytes": estimate}
+    extra = peak - dense_peak
+    return {
+        "peak_bytes": peak,
+        "extra_bytes": extra,
+        "kv_cache_estimate_bytes": estimate,
+        "extra_over_estimate": round(extra / estimate, 4) if estimate else None,
+    }

@@ -1,0 +1,72 @@
+"""How the transformer's blocks run: as they are, or compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ras_dit.bench.loops import run_loop, short_call
+from ras_dit.config import RASConfig
+
+MODES = ("eager", "compiled", "reduce-overhead")
+RECOMPILE_LIMIT = 64
+"""Graphs per block, far more than the few kinds of steps need."""
+
+
+def blocks_of(pipe: Any) -> list[Any]:
+    """The repeated blocks: what holds an attention module that the token plan names."""
+    from ras_dit.models import token_plan_of
+
+    transformer = pipe.transformer
+    names = {name.rpartition(".")[0] for name in token_plan_of(transformer).attention_modules(transformer)}
+    return [transformer.get_submodule(name) for name in sorted(names)]
+
+
+@contextmanager
+def in_mode(pipe: Any, mode: str, backend: str = "inductor") -> Iterator[None]:
+    """Run a pipeline's blocks in a mode; they are as before afterwards.
+
+    Args:
+        pipe: its transformer's blocks are compiled one by one, whole graphs only. The first shape of a block gets a
+            graph of its own, later ones share one (PyTorch's default): see `settle`.
+        mode: one of `MODES`.
+        backend: of torch.compile. ``reduce-overhead`` is one of inductor's own modes.
+
+    Raises:
+        ValueError: an unknown mode.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode: got {mode!r}; allowed: {', '.join(MODES)}.")
+    if mode == "eager":
+        yield
+        return
+    import torch
+
+    limit, blocks = torch._dynamo.config.recompile_limit, blocks_of(pipe)
+    options: dict[str, Any] = {"mode": "reduce-overhead"} if mode == "reduce-overhead" else {"backend": backend}
+    torch.compiler.reset()
+    torch._dynamo.config.recompile_limit = max(limit, RECOMPILE_LIMIT)
+    try:
+        for block in blocks:
+            block.compile(fullgraph=True, **options)
+        yield
+    finally:
+        for block in blocks:
+            block._compiled_call_impl = None
+        torch._dynamo.config.recompile_limit = limit
+        torch.compiler.reset()
+
+
+def settle(pipe: Any, call: dict[str, Any]) -> None:
+    """Compile dense steps first, with and without RAS: the baseline gets graphs of its very shape.
+
+    Args:
+        pipe: compiled just now.
+        call: arguments.
+    """
+    from ras_dit.engine import accelerate
+
+    run_loop(pipe, short_call(call, 2))
+    with accelerate(pipe, RASConfig(sample_ratio=1.0)):
+        run_loop(pipe, short_call(call, 2))

@@ -1,0 +1,221 @@
+"""The whole benchmark: cases by modes, each part checked, measured and written before the next one begins."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ras_dit.bench.architectures import Size
+from ras_dit.bench.cases import Case
+from ras_dit.bench.checks import Check, Probe, RefusedError, compiled_checks, eager_checks, require
+from ras_dit.bench.crossover import gains_from, size_row
+from ras_dit.bench.measure import measure, num_loops
+from ras_dit.bench.modes import in_mode, settle
+from ras_dit.bench.overhead import overhead
+from ras_dit.bench.profiling import profile_step
+from ras_dit.bench.results import Results
+from ras_dit.session import RASWarning
+
+Advance = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure on every case.
+
+    Attributes:
+        device: ``cpu``, ``cuda`` ...
+        modes: of `ras_dit.bench.modes.MODES`, the eager one first.
+        ratios: instead of the case's own; None for those.
+        sizes: of the crossover, instead of the case's own; None for those.
+        repeats: instead of the case's own.
+        num_steps: evaluations, instead of the case's own.
+        has_crossover: measure the crossover as well.
+        backend: of torch.compile.
+    """
+
+    device: str = "cpu"
+    modes: tuple[str, ...] = ("eager",)
+    ratios: tuple[float, ...] | None = None
+    sizes: tuple[str, ...] | None = None
+    repeats: int | None = None
+    num_steps: int | None = None
+    has_crossover: bool = False
+    backend: str = "inductor"
+
+    def steps_of(self, case: Case) -> int:
+        return self.num_steps or case.schedule.num_steps
+
+    def parts(self, case: Case) -> list[str]:
+        """Names of what is measured, in order."""
+        crossed = [f"crossover {mode}" for mode in self.modes] if self.has_crossover and self.sizes_of(case) else []
+        return [*self.modes, *crossed]
+
+    def sizes_of(self, case: Case) -> list[Size]:
+        if case.dimensions is None:
+            return []
+        return [Size.parse(text, case.size) for text in (self.sizes if self.sizes is not None else case.sizes)]
+
+    def options(self, case: Case, part: str) -> dict[str, Any]:
+        """What a part's figures depend on, besides code and machine."""
+        found: dict[str, Any] = {
+            "title": case.title,
+            "steps": self.steps_of(case),
+            "ratios": self.ratios or case.ratios,
+            "backend": None if part.endswith("eager") else self.backend,
+        }
+        if part.startswith("crossover"):
+            return {**found, "sizes": [str(size) for size in self.sizes_of(case)]}
+        return {**found, "repeats": self.repeats or case.repeats}
+
+
+@dataclass
+class Benchmark:
+    """Runs cases into a results file.
+
+    Attributes:
+        settings: what to measure.
+        results: where it goes; parts that are finished there are left alone.
+        progress: gives a bar of so many units, (title, units) -> context with the function that counts one.
+        say: takes lines for people.
+    """
+
+    settings: Settings
+    results: Results
+    progress: Callable[[str, int], Any]
+    say: Callable[[str], None] = lambda text: None
+
+    def run(self, cases: list[Case]) -> bool:
+        """Measure all that is not there yet.
+
+        Returns:
+            Whether every part that ran was green.
+        """
+        for case in cases:
+            due = [part for part in self.settings.parts(case) if not self._is_finished(case, part)]
+            if not due:
+                self.say(f"{case.name}: measured already, with the same code and options.")
+            elif reason := case.why_skipped(self.settings.device):
+                self.say(f"{case.name}: left out, {reason}.")
+            else:
+                self._run_case(case, due)
+                _free(self.settings.device)
+        refused = [found["refused"] for found in self.results.cases.values()]
+        return not any(refused)
+
+    def _is_finished(self, case: Case, part: str) -> bool:
+        return self.results.is_finished(case.name, part, self.settings.options(case, part))
+
+    def _run_case(self, case: Case, due: list[str]) -> None:
+        settings = self.settings
+        pipe = case.make(settings.device)
+        call = case.call(pipe, settings.device, settings.steps_of(case))
+        checks, eager = eager_checks(pipe, call, case.dtype)
+        for part in due:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error", RASWarning)
+                    result = self._part(case, pipe, call, part, checks, eager)
+            except (RuntimeError, RASWarning) as error:
+                if not _is_refusal(error, part):
+                    raise
+                result = {"refused": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+                self.say(f"{case.name}, {part}: {result['refused']}")
+            about = _about(case, settings)
+            self.results.keep(case.name, part, settings.options(case, part), {"about": about, **result})
+
+    def _part(
+        self, case: Case, pipe: Any, call: dict[str, Any], part: str, checks: list[Check], eager: Probe
+    ) -> dict[str, Any]:
+        mode = part.removeprefix("crossover ")
+        require(checks)
+        if part != mode:
+            return {"crossover": self._crossover(case, pipe, mode)}
+        with in_mode(pipe, mode, self.settings.backend):
+            if mode != "eager":
+                settle(pipe, call)
+                checks = compiled_checks(pipe, call, case.dtype, eager)
+                require(checks)
+            rows = self._rows(case, pipe, call, mode)
+        return {"rows": rows, "checks": [check.to_dict() for check in checks]}
+
+    def _rows(self, case: Case, pipe: Any, call: dict[str, Any], mode: str) -> list[dict[str, Any]]:
+        settings = self.settings
+        configs = case.configs(settings.steps_of(case), settings.ratios)
+        repeats = settings.repeats or case.repeats
+        with self.progress(f"{case.name}, {mode}", num_loops(len(configs), repeats)) as advance:
+            rows = measure(
+                pipe,
+                call,
+                configs,
+                repeats,
+                case.num_rows,
+                case.calls_per_step,
+                lambda: advance(f"{case.name}, {mode}"),
+                has_long_warm_up=mode != "eager",
+            )
+        regional = [row for row in rows if row.get("num_active")]
+        for row in regional:
+            row["overhead"] = overhead(pipe, call, configs[row["name"]], rows[0]["dense_step"])
+        rows[0]["profile"] = profile_step(pipe, call, None, case.calls_per_step)
+        if regional:
+            leanest = min(regional, key=lambda row: row["num_active"])
+            leanest["profile"] = profile_step(pipe, call, configs[leanest["name"]], case.calls_per_step)
+        return [{"mode": mode, **row} for row in rows]
+
+    def _crossover(self, case: Case, pipe: Any, mode: str) -> dict[str, Any]:
+        settings, rows, left_out = self.settings, [], {}
+        ratios = [ratio for ratio in settings.ratios or case.ratios if ratio < 1]
+        sizes, title = settings.sizes_of(case), f"{case.name}, {mode}, crossover"
+        with self.progress(title, len(sizes) * (1 + len(ratios))) as advance:
+            for size in sizes:
+                sized = case.at(size)
+                if reason := sized.why_skipped(settings.device, is_loaded=True):
+                    left_out[str(size)] = reason
+                    continue
+                steps = settings.steps_of(case)
+                with in_mode(pipe, mode, settings.backend):  # anew: dense steps of every size get their own graphs
+                    rows.append(size_row(sized, pipe, settings.device, ratios, steps, lambda: advance(title)))
+        return {"rows": rows, "gains_from": gains_from(rows), "left_out": left_out}
+
+
+def _free(device: str) -> None:
+    """Give the memory of a case back before the next one."""
+    import torch
+
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+
+
+def _is_refusal(error: Exception, part: str) -> bool:
+    """Whether an error says that there is no figure to be had, rather than that something is broken: a check is not
+    green, a run went otherwise than planned, memory ran out, or the model does not compile in this mode."""
+    import torch
+
+    return not part.endswith("eager") or isinstance(error, (RefusedError, RASWarning, torch.OutOfMemoryError))
+
+
+def _about(case: Case, settings: Settings) -> dict[str, Any]:
+    return {
+        "case": case.name,
+        "title": case.title,
+        "device": settings.device,
+        "dtype": case.dtype,
+        "size": str(case.size),
+        "batch": case.batch,
+        "guidance": case.guidance,
+        "source": case.dimensions.source if case.dimensions else "ships with the package",
+        "steps": settings.steps_of(case),
+        "repeats": settings.repeats or case.repeats,
+    }
+
+
+@contextmanager
+def silent(title: str, total: int) -> Iterator[Advance]:
+    """No bar."""
+    yield lambda text: None

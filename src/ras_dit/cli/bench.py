@@ -1,0 +1,122 @@
+"""`ras-dit bench`: how fast, against the limit by FLOPs, on models by their dimensions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ras_dit.cli import options
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EXIT_REFUSED = 1
+
+
+def bench(
+    case: Annotated[list[str] | None, typer.Option(help="A case by name; several times for several.")] = None,
+    eager: Annotated[bool, typer.Option(help="Blocks as they are.")] = True,
+    compiled: Annotated[
+        bool | None, typer.Option(help="Blocks under torch.compile(fullgraph=True); without a word, on a GPU.")
+    ] = None,
+    reduce_overhead: Annotated[
+        bool | None, typer.Option(help="And in torch.compile's mode with CUDA graphs; without a word, on a GPU.")
+    ] = None,
+    ratios: Annotated[str | None, typer.Option(help="Shares of tokens, with commas, such as 1,0.5,0.25.")] = None,
+    crossover: Annotated[bool, typer.Option(help="Also picture sizes against ratios.")] = False,
+    sizes: Annotated[
+        str | None, typer.Option(help="Of the crossover, with commas: 512,768x1024 (height first),480x832x33 (frames).")
+    ] = None,
+    repeats: Annotated[int | None, typer.Option(help="Timed loops of each kind; the case's own without it.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Evaluations; the case's own without it.")] = None,
+    tiny: Annotated[bool, typer.Option(help="The same architectures at toy size, to try the command.")] = False,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="JSON; parts that are finished in it are not measured again.")
+    ] = Path("outputs/bench.json"),
+    plot: Annotated[Path | None, typer.Option(help="A picture of the results, .png.")] = None,
+    backend: Annotated[str, typer.Option(help="Of torch.compile.")] = "inductor",
+    device: options.Device = "auto",
+    list_cases: Annotated[bool, typer.Option("--list", help="Print the cases and leave.")] = False,
+) -> None:
+    """Time dense and RAS loops in turns, beside the limit by FLOPs, with peak memory and where the time goes.
+
+    Models are built from their published dimensions with random weights: nothing is downloaded. No figure is given
+    unless, in the same process, region steps over fresh keys equal dense ones and compiled blocks equal eager ones.
+    Leaves with 1 if a figure was refused.
+    """
+    from rich.console import Console
+
+    from ras_dit.bench import Benchmark, Results, Settings, chosen_cases, environment
+    from ras_dit.bench.report import plot as draw
+    from ras_dit.bench.report import profile_lines, tables
+    from ras_dit.cli.pipelines import resolve_device
+    from ras_dit.cli.progress import described_progress
+
+    console = Console(highlight=False)
+    if list_cases:
+        _print_cases(console)
+        return
+    where = resolve_device(device)
+    modes = _modes(eager, compiled, reduce_overhead, where)
+    for flag, count in (("--repeats", repeats), ("--steps", steps)):
+        if count is not None and count < 1:
+            raise ValueError(f"{flag}: got {count}; allowed: at least 1.")
+    chosen = chosen_cases(tuple(case or ()), where)
+    settings = Settings(
+        device=where,
+        modes=modes,
+        ratios=None if ratios is None else _ratios(ratios),
+        sizes=None if sizes is None else tuple(word.strip() for word in sizes.split(",") if word.strip()),
+        repeats=repeats,
+        num_steps=steps,
+        has_crossover=crossover or sizes is not None,
+        backend=backend,
+    )
+    results = Results(output, environment(where))
+    speak = Console(stderr=True, highlight=False, soft_wrap=True)
+    benchmark = Benchmark(settings, results, described_progress, lambda text: speak.print(text, markup=False))
+    is_green = benchmark.run([one.tiny() for one in chosen] if tiny else chosen)
+    shown = {one.name: results.cases[one.name] for one in chosen if one.name in results.cases}
+    for table in tables(shown):
+        console.print(table, markup=False, soft_wrap=isinstance(table, str))
+    for name, found in shown.items():
+        for line in profile_lines(found):
+            console.print(f"{name}, {line}", markup=False, soft_wrap=True)
+    if plot is not None:
+        draw(shown, plot)
+    console.print(f"Wrote {output}" + (f" and {plot}" if plot else ""), markup=False, soft_wrap=True)
+    if not is_green:
+        raise typer.Exit(EXIT_REFUSED)
+
+
+def _modes(eager: bool, compiled: bool | None, reduce_overhead: bool | None, device: str) -> tuple[str, ...]:
+    is_gpu = device.startswith("cuda")
+    wanted = {
+        "eager": eager,
+        "compiled": is_gpu if compiled is None else compiled,
+        "reduce-overhead": is_gpu if reduce_overhead is None else reduce_overhead,
+    }
+    if not any(wanted.values()):
+        raise ValueError("--no-eager: got no mode at all; give --compiled or leave --no-eager out.")
+    return tuple(mode for mode, is_wanted in wanted.items() if is_wanted)
+
+
+def _ratios(text: str) -> tuple[float, ...]:
+    try:
+        found = tuple(float(word) for word in text.split(",") if word.strip())
+    except ValueError:
+        found = ()
+    if not found or not all(0 < ratio <= 1 for ratio in found):
+        raise ValueError(f"--ratios: got {text!r}; allowed: numbers above 0 and up to 1, with commas.")
+    return found
+
+
+def _print_cases(console: Console) -> None:
+    from ras_dit.bench import CASES
+
+    for one in CASES.values():
+        source = one.dimensions.source if one.dimensions else "ships with the package"
+        console.print(f"{one.name}: {one.title}", markup=False)
+        console.print(f"    {one.schedule.num_steps} steps; {one.guidance}; {source}", markup=False, soft_wrap=True)

@@ -1,0 +1,404 @@
+"""The speed benchmark on tiny twins of its cases: what it reports, and when it refuses to."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+from ras_dit.bench import CASES, Benchmark, Results, Settings, chosen_cases
+from ras_dit.bench.architectures import ARCHITECTURES, Size
+from ras_dit.bench.cases import Case
+from ras_dit.bench.checks import Check, RefusedError, eager_checks, probe, relative_error, require
+from ras_dit.bench.crossover import gains_from
+from ras_dit.bench.inside import PARTS, PartTimer, around_parts
+from ras_dit.bench.loops import StepTimer, run_loop, short_config
+from ras_dit.bench.memory import allocated_peak, memory_row
+from ras_dit.bench.modes import blocks_of, in_mode
+from ras_dit.bench.profiling import group_of
+from ras_dit.bench.results import compare
+from ras_dit.bench.run import silent
+from ras_dit.bench.weights import empty_transformer, random_transformer, weight_bytes
+from ras_dit.cache import KVCache
+from ras_dit.config import RASConfig
+from ras_dit.engine import accelerate
+
+ONE_PER_ARCHITECTURE = {
+    case.dimensions.architecture: name for name, case in reversed(CASES.items()) if case.dimensions is not None
+}
+QUICK = Settings(num_steps=8, repeats=1, ratios=(1.0, 0.25))
+MACHINE = {"code": "1", "device": "cpu"}
+
+
+def tiny(name: str) -> tuple[Case, Any, dict[str, Any]]:
+    case = CASES[name].tiny()
+    pipe = case.make("cpu")
+    return case, pipe, case.call(pipe, "cpu", 8)
+
+
+def benchmark(settings: Settings = QUICK, path: Path | None = None, said: list[str] | None = None) -> Benchmark:
+    return Benchmark(settings, Results(path, MACHINE), silent, (said if said is not None else []).append)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.dimensions is not None])
+def test_the_whole_harness_on_every_architecture(name: str) -> None:
+    ran = benchmark()
+    assert ran.run([CASES[name].tiny()])
+    case = ran.results.cases[name]
+    dense, whole, region = case["rows"]
+    assert [check["is_green"] for check in case["checks"]["eager"]] == [True] * 3
+    assert dense["name"] == "dense"
+    assert len(dense["step_seconds"]) == 8
+    assert dense["speedup"] == 1.0
+    assert whole["limit"] == 1.0
+    assert whole["num_active"] is None
+    assert region["step_kinds"].count("region") == 5
+    assert region["num_active"] == round(region["num_tokens"] / 4)
+    assert 1 < region["limit"] < 2
+    assert region["share_of_limit"] == pytest.approx(region["speedup"] / region["limit"])
+    assert region["memory"]["kv_cache_estimate_bytes"] == CASES[name].num_rows * region["kv_cache_bytes_per_row"]
+    assert region["memory"]["extra_bytes"] > 0
+    overhead = region["overhead"]
+    assert overhead["selection_ms"] > 0
+    assert overhead["forecast_ms"] > 0
+    assert overhead["share"] == pytest.approx(
+        (overhead["selection_ms"] + overhead["forecast_ms"]) / 1e3 / dense["dense_step"], rel=1e-2
+    )
+    for row in (dense, region):
+        assert row["profile"]["attention"] > 0
+        assert row["profile"]["wall"] > 0
+    assert dense["profile"]["added by RAS"] == 0 < region["profile"]["added by RAS"]
+    json.dumps(case)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_dimensions_are_those_of_the_class(name: str) -> None:
+    case = CASES[name]
+    if case.dimensions is None:
+        return
+    kind = getattr(diffusers, ARCHITECTURES[case.dimensions.architecture].transformer)
+    model = empty_transformer(kind, dict(case.dimensions.arguments), torch.bfloat16)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    billions = {
+        "mid": 0.255,
+        "sd3-medium": 2.03,
+        "sd3-medium-2048": 2.03,
+        "sd3.5-large": 8.06,
+        "lumina-next": 1.75,
+        "flux-dev": 11.9,
+        "qwen-image": 20.4,
+        "wan-1.3b": 1.42,
+    }
+    assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions[name], rel=0.01)
+    assert weight_bytes(model) == pytest.approx(2e9 * billions[name], rel=0.02)
+    assert set(CASES[name].tiny().dimensions.arguments) >= set(case.dimensions.arguments)  # type: ignore[union-attr]
+
+
+def test_random_weights_keep_the_size_of_what_passes_and_wide_parts_wide() -> None:
+    arguments = dict(CASES["wan-1.3b"].tiny().dimensions.arguments)  # type: ignore[union-attr]
+    model = random_transformer(diffusers.WanTransformer3DModel, arguments, "cpu", torch.bfloat16)
+    assert model.scale_shift_table.dtype == torch.float32
+    assert model.proj_out.weight.dtype == torch.bfloat16
+    assert float(model.blocks[0].ffn.net[0].proj.weight.float().std()) == pytest.approx(32**-0.5, rel=0.1)
+    assert float(model.blocks[0].ffn.net[0].proj.bias.float().std()) > 0
+    again = random_transformer(diffusers.WanTransformer3DModel, arguments, "cpu", torch.bfloat16)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", sorted(ONE_PER_ARCHITECTURE.values()))
+def test_probes_see_the_same_latents_and_undo_themselves(name: str) -> None:
+    _, pipe, call = tiny(name)
+    before = run_loop(pipe, call)
+    attributes = sorted(vars(pipe.scheduler))
+    still = probe(pipe, call)
+    assert still.active[0] is None
+    assert still.active[1] is not None
+    assert still.error_to(still, 2, 0) == 0.0
+    assert sorted(vars(pipe.scheduler)) == attributes
+    assert torch.equal(run_loop(pipe, call), before)
+
+
+def test_a_broken_merge_gets_no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    def loses_rows(cache: KVCache, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros_like(cache.key), cache.value
+
+    monkeypatch.setattr(KVCache, "merge", loses_rows)
+    said: list[str] = []
+    ran = benchmark(said=said)
+    assert not ran.run([CASES["sd3-medium"].tiny()])
+    case = ran.results.cases["sd3-medium"]
+    assert case["rows"] == []
+    assert "region step over fresh keys equals dense: error" in case["refused"]["eager"]
+    assert "no figures" in said[0]
+
+
+def test_keys_that_do_not_matter_get_no_figures() -> None:
+    """Where attention adds nothing, a check of the cache sees nothing, and says so."""
+    case, pipe, call = tiny("sd3-medium")
+    for block in pipe.transformer.transformer_blocks:
+        torch.nn.init.zeros_(block.attn.to_out[0].weight)
+    checks, _ = eager_checks(pipe, call, case.dtype)
+    with pytest.raises(RefusedError, match="stale keys can be told from fresh ones"):
+        require(checks)
+
+
+def test_a_ratio_of_one_that_differs_gets_no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, pipe, call = tiny("sd3-medium")
+
+    @contextmanager
+    def nudging(pipe: Any, config: RASConfig) -> Iterator[None]:
+        hook = pipe.transformer.register_forward_hook(lambda module, args, output: (output[0] * (1 + 1e-6),))
+        yield
+        hook.remove()
+
+    monkeypatch.setattr("ras_dit.engine.accelerate", nudging)
+    with pytest.raises(RefusedError, match="ratio 1 is bit-equal"):
+        require(eager_checks(pipe, call, case.dtype)[0])
+
+
+def test_a_run_otherwise_than_planned_gets_no_figures() -> None:
+    ran = benchmark(dataclasses.replace(QUICK, num_steps=1))
+    assert not ran.run([CASES["sd3-medium"].tiny()])
+    assert "RASWarning" in ran.results.cases["sd3-medium"]["refused"]["eager"]
+
+
+def test_an_error_of_the_harness_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("ras_dit.bench.run.measure", broken)
+    with pytest.raises(RuntimeError, match="boom"):
+        benchmark().run([CASES["sd3-medium"].tiny()])
+
+
+def test_errors_are_relative_and_bounds_are_ceilings_or_floors() -> None:
+    one = torch.ones(4)
+    assert relative_error(one * 1.5, one) == pytest.approx(0.5)
+    assert relative_error(one * torch.nan, one) == float("inf")
+    assert relative_error(0 * one, 0 * one) == 0.0
+    assert relative_error(one, 0 * one) == float("inf")
+    assert Check("a", 0.5, 0.5).is_green
+    assert not Check("a", float("nan"), 0.5).is_green
+    assert not Check("a", 0.4, 0.5, is_floor=True).is_green
+
+
+def test_compiled_blocks_are_held_against_eager_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = dataclasses.replace(QUICK, modes=("eager", "compiled"), ratios=(0.25,), backend="aot_eager")
+    case = CASES["flux-dev"].tiny()
+    ran = benchmark(settings)
+    assert ran.run([case])
+    found = ran.results.cases["flux-dev"]
+    assert [(row["mode"], row["name"]) for row in found["rows"]] == [
+        *(("eager", "dense"), ("eager", "ratio 0.25"), ("compiled", "dense"), ("compiled", "ratio 0.25"))
+    ]
+    assert [check["name"] for check in found["checks"]["compiled"]][:2] == [
+        *("compiled dense step equals eager", "compiled region step equals eager")
+    ]
+    medians = {row["mode"]: row["median"] for row in found["rows"] if row["name"] == "dense"}
+    assert found["dense_best"]["median"] == min(medians.values())
+    monkeypatch.setattr("ras_dit.bench.checks.COMPILED_TOLERANCE", {"float32": -1.0})
+    ran = benchmark(dataclasses.replace(settings, modes=("compiled",)))
+    assert not ran.run([case])
+    assert ran.results.cases["flux-dev"]["rows"] == []
+    assert "compiled dense step equals eager" in ran.results.cases["flux-dev"]["refused"]["compiled"]
+
+
+def test_a_mode_leaves_nothing_behind() -> None:
+    _, pipe, _ = tiny("sd3-medium")
+    limit = torch._dynamo.config.recompile_limit
+    with in_mode(pipe, "compiled", "aot_eager"):
+        assert all(block._compiled_call_impl is not None for block in blocks_of(pipe))
+        assert torch._dynamo.config.recompile_limit >= 32
+    assert len(blocks_of(pipe)) == 3
+    assert all(block._compiled_call_impl is None for block in blocks_of(pipe))
+    assert torch._dynamo.config.recompile_limit == limit
+    with pytest.raises(ValueError, match="mode: got 'fast'; allowed: eager"), in_mode(pipe, "fast"):
+        pass
+
+
+def test_finished_parts_are_not_measured_again(tmp_path: Path) -> None:
+    path, case = tmp_path / "bench.json", CASES["sd3-medium"].tiny()
+    said: list[str] = []
+    benchmark(path=path).run([case])
+    first = path.read_text()
+    benchmark(path=path, said=said).run([case])
+    assert path.read_text() == first
+    assert said == ["sd3-medium: measured already, with the same code and options."]
+    benchmark(dataclasses.replace(QUICK, ratios=(0.5,)), path).run([case])
+    rows = json.loads(path.read_text())["cases"]["sd3-medium"]["rows"]
+    assert [row["name"] for row in rows] == ["dense", "ratio 0.5"]
+    newer = Benchmark(QUICK, Results(path, {**MACHINE, "code": "2"}), silent)
+    assert not newer.results.is_finished("sd3-medium", "eager", QUICK.options(case, "eager"))
+
+
+def test_what_is_measured_stays_when_a_run_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "bench.json"
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    settings = dataclasses.replace(QUICK, has_crossover=True, sizes=("64",))
+    with monkeypatch.context() as patched:
+        patched.setattr("ras_dit.bench.run.size_row", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            benchmark(settings, path).run([CASES["sd3-medium"].tiny()])
+    case = json.loads(path.read_text())["cases"]["sd3-medium"]
+    assert set(case["finished"]) == {"eager"}
+    rows = case["rows"]
+    assert benchmark(settings, path).run([CASES["sd3-medium"].tiny()])
+    case = json.loads(path.read_text())["cases"]["sd3-medium"]
+    assert case["rows"] == rows
+    assert [row["size"] for row in case["crossover"]["eager"]["rows"]] == ["64x64"]
+
+
+def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    for text, message in (("[", "is no JSON"), ('{"schema": 1}', "holds something else")):
+        (tmp_path / "other.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            Results(tmp_path / "other.json", MACHINE)
+
+
+def test_the_crossover_is_a_table_of_sizes_and_ratios() -> None:
+    settings = dataclasses.replace(QUICK, has_crossover=True, sizes=("128", "64x96"), ratios=(1.0, 0.5, 0.25))
+    ran = benchmark(settings)
+    assert ran.run([CASES["qwen-image"].tiny()])
+    found = ran.results.cases["qwen-image"]["crossover"]["eager"]
+    assert [(row["size"], row["num_tokens"]) for row in found["rows"]] == [("128x128", 64), ("64x96", 24)]
+    for row in found["rows"]:
+        assert [(one["ratio"], one["num_active"]) for one in row["ratios"]] == [
+            *((0.5, row["num_tokens"] // 2), (0.25, row["num_tokens"] // 4))
+        ]
+        for one in row["ratios"]:
+            spent = 5 * one["region_step"] + 3 * one["captured_step"]
+            assert one["speedup"] == pytest.approx(8 * row["dense_step"] / spent)
+            assert 1 < one["limit"] < 8 / 3
+    assert set(found["gains_from"]) == {"0.5", "0.25"}
+
+
+def test_a_ratio_gains_from_the_size_on_that_all_larger_ones_gain() -> None:
+    def row(size: str, tokens: int, *speedups: float) -> dict[str, Any]:
+        ratios = [{"ratio": ratio, "speedup": one} for ratio, one in zip((0.5, 0.25), speedups, strict=True)]
+        return {"size": size, "num_tokens": tokens, "ratios": ratios}
+
+    rows = [row("512", 1024, 1.01, 1.3), row("256", 256, 1.2, 0.9), row("1024", 4096, 1.3, 1.9)]
+    assert gains_from(rows) == {"0.5": "1024", "0.25": "512"}
+    assert gains_from(rows[:1]) == {"0.5": None, "0.25": "512"}
+    assert gains_from([]) == {}
+
+
+def test_allocations_are_counted_at_their_peak() -> None:
+    def work() -> None:
+        first = torch.empty(1_000_000, dtype=torch.uint8)
+        del first
+        second, third = torch.empty(3_000_000, dtype=torch.uint8), torch.empty(2_000_000, dtype=torch.uint8)
+        del second, third
+
+    assert allocated_peak(work) == pytest.approx(5_000_000, rel=1e-3)
+    row = memory_row(100, 180, 64)
+    assert row["extra_bytes"] == 80
+    assert row["extra_over_estimate"] == 1.25
+    assert memory_row(100, 180, 0)["extra_over_estimate"] is None
+    assert memory_row(100, None, 64)["extra_bytes"] is None
+
+
+def test_a_case_that_does_not_fit_is_left_out_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES["sd3-medium"].tiny()
+    monkeypatch.setattr("ras_dit.bench.cases.free_bytes", lambda device: 1000)
+    said: list[str] = []
+    ran = benchmark(said=said)
+    assert ran.run([case])
+    assert ran.results.cases == {}
+    assert said[0].startswith("sd3-medium: left out, needs about ")
+    monkeypatch.setattr("ras_dit.bench.cases.free_bytes", lambda device: None)
+    assert case.why_skipped("mps") is None
+
+
+def test_the_estimate_is_what_the_run_reports() -> None:
+    for name in ONE_PER_ARCHITECTURE.values():
+        case, pipe, call = tiny(name)
+        with accelerate(pipe, short_config(RASConfig(sample_ratio=0.5))) as handle:
+            run_loop(pipe, call)
+        assert handle.latest_plan is not None
+        assert handle.latest_plan.cost is not None
+        assert case.estimate()["kv_cache"] == case.num_rows * handle.latest_plan.cost.kv_cache_bytes, name
+        assert case.estimate()["weights"] == weight_bytes(pipe.transformer)
+
+
+def test_schedules_keep_their_shape_in_runs_of_another_length() -> None:
+    schedule = CASES["lumina-next"].schedule
+    assert (schedule.num_steps, schedule.config(0.5, 30).refresh_steps) == (30, (12, 22))
+    assert schedule.config(0.5, 30).warmup_steps == 4
+    assert schedule.config(0.5, 15).warmup_steps == pytest.approx(4 / 30)
+    assert not schedule.config(1.0, 30).has_savings
+
+
+def test_parts_of_ras_are_timed_and_released() -> None:
+    case, pipe, call = tiny("wan-1.3b")
+    timer = PartTimer(pipe)
+    with accelerate(pipe, short_config(RASConfig(sample_ratio=0.5))) as handle:
+        run_loop(pipe, call)
+        with around_parts(handle, timer):
+            run_loop(pipe, call)
+        times = timer.seconds()
+        with StepTimer(pipe, case.calls_per_step).watching() as steps:
+            run_loop(pipe, call)
+        assert timer.seconds() == times, "nothing is timed after the block"
+    assert set(times) == set(PARTS)
+    assert set(times["selection"]) == set(range(8))
+    assert len(steps.seconds()) == 8
+
+
+def test_sizes_and_cases_by_name() -> None:
+    video, picture = Size(480, 832, 81), Size(1024, 1024)
+    assert str(video) == "480x832x81"
+    assert Size.parse("64", video) == Size(64, 64, 81)
+    assert Size.parse("64x96", picture) == Size(64, 96)
+    assert Size.parse("64x96x9", picture) == Size(64, 96, 9)
+    for text in ("", "0", "axb", "1x2x3x4"):
+        with pytest.raises(ValueError, match="--sizes: got"):
+            Size.parse(text, picture)
+    assert [case.name for case in chosen_cases((), "cpu")] == ["embedded", "embedded-batch", "mid"]
+    assert len(chosen_cases((), "cuda")) == len(CASES)
+    with pytest.raises(ValueError, match="--case: got 'sd4'; allowed: embedded"):
+        chosen_cases(("sd4",), "cpu")
+    with pytest.raises(ValueError, match="embedded: the model in the box"):
+        CASES["embedded"].at(picture)
+
+
+def test_speedups_are_over_the_best_dense_of_all_modes() -> None:
+    case = {
+        "rows": [
+            {"name": "dense", "mode": "eager", "median": 4.0},
+            {"name": "ratio 0.5", "mode": "eager", "median": 2.0, "limit": 2.0},
+            {"name": "dense", "mode": "compiled", "median": 3.0},
+        ]
+    }
+    compare(case)
+    assert case["dense_best"] == {"mode": "compiled", "median": 3.0}
+    assert [row["speedup"] for row in case["rows"]] == [0.75, 1.5, 1.0]
+    assert case["rows"][1]["share_of_limit"] == 0.75
+
+
+def test_operations_are_grouped_by_name() -> None:
+    names = ("aten::_scaled_dot_product_flash_attention", "aten::addmm", "aten::index_select", "triton_poi_0", "foo")
+    assert [group_of(name) for name in names] == ["attention", "linear", "moving rows", "compiled", "other"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", sorted(ONE_PER_ARCHITECTURE.values()))
+def test_a_gpu_gives_figures_in_bfloat16(name: str) -> None:
+    settings = dataclasses.replace(QUICK, device="cuda", modes=("eager", "compiled"), ratios=(0.25,))
+    ran = benchmark(settings)
+    assert ran.run([dataclasses.replace(CASES[name].tiny(), dtype="bfloat16")])
+    rows = ran.results.cases[name]["rows"]
+    assert {row["mode"] for row in rows} == {"eager", "compiled"}
+    assert rows[1]["memory"]["extra_bytes"] > 0
+    assert rows[0]["profile"]["linear"] > 0
