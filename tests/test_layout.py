@@ -28,6 +28,7 @@ ORDER = [
     "seams",
     "cpu_layers",
     "trace",
+    "calls",
     "chooser",
     "state",
     "models",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ras_dit.cache import KVStorage
+from ras_dit.calls import Call
 from ras_dit.chooser import TokenChooser
 from ras_dit.config import RASConfig
 from ras_dit.cpu_layers import CPULayers
@@ -23,7 +24,7 @@ from ras_dit.plan import Plan, build_plan
 from ras_dit.region import tokens_touched
 from ras_dit.schedule import first_index, first_of_second, is_euler, noise_levels, observing, why_stochastic
 from ras_dit.seams import PatchedMethod, PlainCopies
-from ras_dit.state import Call, Generation
+from ras_dit.state import Generation
 from ras_dit.tokens import TokenSeams
 from ras_dit.trace import Trace
 

@@ -11,11 +11,11 @@ import torch
 
 from ras_dit.attention import AttentionMerge, LayerSeam, UnsupportedAttentionError
 from ras_dit.cache import AS_COMPUTED, KVCache, KVStorage
+from ras_dit.calls import Call
 from ras_dit.models import TokenPlan, TokenSelect
 from ras_dit.models.plan import Stream, matches
 from ras_dit.rows import RowIndex
 from ras_dit.seams import PatchedMethod
-from ras_dit.state import Call
 
 
 class TokenSeams:

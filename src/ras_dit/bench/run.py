@@ -18,7 +18,7 @@ from ras_dit.bench.modes import in_mode, settle
 from ras_dit.bench.overhead import overhead
 from ras_dit.bench.profiling import profile_step
 from ras_dit.bench.results import Results
-from ras_dit.session import RASWarning
+from ras_dit.session import RASWarning, SmallGainWarning
 
 Advance = Callable[[str], None]
 
@@ -119,6 +119,7 @@ class Benchmark:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("error", RASWarning)
+                    warnings.simplefilter("ignore", SmallGainWarning)  # what is gained is measured here
                     result = self._part(case, pipe, call, part, checks, eager)
             except (RuntimeError, RASWarning) as error:
                 if not _is_refusal(error, part):

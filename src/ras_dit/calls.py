@@ -1,0 +1,82 @@
+"""One transformer call of an evaluation: what it computes, and what its branch remembers from call to call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from ras_dit.cache import KVAdvance, KVCache
+from ras_dit.forecast import TokenHistory
+from ras_dit.plan import StepKind
+from ras_dit.rows import RowIndex
+from ras_dit.trace import Stopwatch
+
+
+@dataclass
+class Branch:
+    """What one transformer call per evaluation remembers (all guidance rows of one concatenated call, for instance).
+
+    Attributes:
+        num_rows: batch size R of the call.
+        transformer: the one that is called (a pipeline may have two).
+        history: its noise before guidance, per token [R, N, D].
+        layers: keys and values per attention module.
+        last_index: evaluation it last took part in.
+        kept: the merged noise at the last selection [R, N, D]; what the reference rules give to slow tokens.
+        noise_shape: shape of the call's output.
+        noise_dtype: its type.
+        kv_since: sigma at which the keys and values of every token were last computed [R, N], where they are forecast.
+        kv_sigma: up to which they were carried.
+        num_text: text tokens of the last dense call.
+        rest: whatever the transformer returned beside the noise (LTX-2's audio); a skipped step returns it again.
+    """
+
+    num_rows: int
+    transformer: object
+    history: TokenHistory
+    layers: dict[str, list[KVCache]] = field(default_factory=dict)
+    last_index: int = -1
+    kept: torch.Tensor | None = None
+    noise_shape: tuple[int, ...] = ()
+    noise_dtype: torch.dtype = torch.float32
+    kv_since: torch.Tensor | None = None
+    kv_sigma: float = 0.0
+    rest: tuple[object, ...] = ()
+    num_text: int = 0
+
+
+@dataclass
+class Call:
+    """One transformer call under way.
+
+    Attributes:
+        kind: what it computes.
+        branch: its memory; None in a run that never needs one.
+        rows: active tokens of a region step.
+        is_active: the same as a mask [R, N].
+        captures: keys and values are to be kept.
+        stopwatch: times it.
+        num_image_rows: tokens of the grid and reference tokens beside it, N + M.
+        num_before: those of the reference tokens that stand in front of the grid.
+        forecasts: keys and values are forecast.
+        advance: how they are carried from the branch's last step to this one.
+        whole: all tokens of the grid, where a dense step follows keys and values that were kept.
+        num_text_kept: text tokens whose last keys and values serve a region step, so that they are not computed.
+        joint_rows: the active tokens (of a dense step: ``whole``) in a joint sequence whose grid begins at a place of
+            its own in every row.
+    """
+
+    kind: StepKind
+    branch: Branch | None
+    rows: RowIndex | None
+    is_active: torch.Tensor | None
+    captures: bool
+    stopwatch: Stopwatch
+    num_image_rows: int
+    num_before: int = 0
+    forecasts: bool = False
+    advance: KVAdvance | None = None
+    whole: RowIndex | None = None
+    joint_rows: RowIndex | None = None
+    num_text_kept: int = 0
