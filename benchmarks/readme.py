@@ -56,7 +56,7 @@ _SPEED_NOTE = (
 
 
 def gain_table() -> str:
-    """What `ras_dit.gain` predicts beside what was measured, for every speed result whose device it has constants of."""
+    """What `ras_dit.gain` predicts beside what was measured, for every speed result of a CPU."""
     lines = [
         "| model | setting | limit by FLOPs | predicted | measured | error |",
         "| --- | --- | --- | --- | --- | --- |",
