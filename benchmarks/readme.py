@@ -27,7 +27,7 @@ def origin(result: dict[str, Any]) -> str:
 
 
 def gain_table() -> str:
-    """What `ras_dit.gain` predicts beside what was measured, for every committed speed result of a CPU."""
+    """What `ras_dit.gain` predicts beside what was measured, for every speed result of a CPU."""
     lines = [
         "| model | setting | limit by FLOPs | predicted | measured | error |",
         "| --- | --- | --- | --- | --- | --- |",

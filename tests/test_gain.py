@@ -172,7 +172,9 @@ def test_rates_of_devices() -> None:
 
 
 def test_rates_can_be_measured(embedded: Any) -> None:
+    before = torch.get_rng_state()
     rates = DeviceRates.measured("cpu", width=128)
+    assert torch.equal(torch.get_rng_state(), before), "pictures drawn from the global generator stay the same"
     for field in fields(rates):
         assert getattr(rates, field.name) > 0 or field.name == "runs_ahead"
     assert rates.operation != DeviceRates.of("cpu").operation

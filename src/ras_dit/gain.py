@@ -109,14 +109,15 @@ class DeviceRates:
             width: channels of the model.
         """
         known, device = cls.of(device, dtype), torch.device(device)
-        num_rows, num_heads = 1024, max(1, width // 64)
-        linear = nn.Linear(width, width, device=device, dtype=dtype)
-        norm = nn.LayerNorm(width, device=device, dtype=dtype)
+        num_rows, num_heads = 512 if device.type == "cpu" else 4096, max(1, width // 64)
+        weight = torch.ones(width, width, device=device, dtype=dtype)
         rows = torch.ones(num_rows, width, device=device, dtype=dtype)
         heads = torch.ones(1, num_heads, num_rows, 64, device=device, dtype=dtype)
         with torch.no_grad():
-            operation = _seconds_of(lambda: norm(rows[:1]), device, num_calls=50, is_queued=known.runs_ahead)
-            for_linear = _seconds_of(lambda: linear(rows), device)
+            operation = _seconds_of(
+                lambda: functional.layer_norm(rows[:1], (width,)), device, num_calls=50, is_queued=known.runs_ahead
+            )
+            for_linear = _seconds_of(lambda: functional.linear(rows, weight), device)
             for_attention = _seconds_of(lambda: functional.scaled_dot_product_attention(heads, heads, heads), device)
             for_copy = _seconds_of(rows.clone, device)
         scale = operation / known.operation
@@ -158,7 +159,7 @@ GPU_SINGLE = replace(GPU_HALF, linear_flops=3.0e13, attention_flops=2.0e13)
 
 
 def _seconds_of(
-    operation: Callable[[], Any], device: torch.device, num_calls: int = 3, is_queued: bool = False
+    operation: Callable[[], Any], device: torch.device, num_calls: int = 1, is_queued: bool = False
 ) -> float:
     """The least seconds of a call; of the launch alone if it is queued."""
     operation()
