@@ -40,6 +40,18 @@ def test_under_the_interpreter(name: str) -> None:
     assert " passed" in result.stdout
 
 
+@pytest.mark.skipif(not HAS_TRITON, reason="needs Triton (extra 'kernels')")
+def test_kernels_compile_for_gpus_that_are_not_here(tmp_path: Path) -> None:
+    """What the interpreter takes and the compiler does not would show on a GPU only."""
+    environment = {key: text for key, text in os.environ.items() if key != "TRITON_INTERPRET"}
+    paths = os.pathsep.join(path for path in sys.path if path)
+    environment.update(PYTHONPATH=paths, TRITON_CACHE_DIR=str(tmp_path))
+    command = [sys.executable, str(HERE / "kernels" / "compiling.py")]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-5000:]
+    assert result.stdout.count("compiled ") == 2 * 8
+
+
 @pytest.mark.skipif(HAS_TRITON, reason="Triton is installed")
 def test_kernels_say_what_to_install() -> None:
     with pytest.raises(ValueError, match="Triton is not installed"):

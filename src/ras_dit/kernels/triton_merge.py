@@ -50,11 +50,12 @@ def _merge_kernel(  # type: ignore[no-untyped-def]
     has_norm: tl.constexpr,
     has_weight: tl.constexpr,
     rotation: tl.constexpr,
-    kind: tl.constexpr,
+    is_double: tl.constexpr,
     block_rows: tl.constexpr,
     block_width: tl.constexpr,
 ):
     """One program: ``block_rows`` fresh rows of one head of one row of the batch."""
+    kind: tl.constexpr = tl.float64 if is_double else tl.float32
     p = tl.program_id(0).to(tl.int64) * block_rows + tl.arange(0, block_rows)
     h = tl.program_id(1).to(tl.int64)
     r = tl.program_id(2).to(tl.int64)
@@ -145,7 +146,7 @@ def merge_rows(
             has_norm=norm_eps is not None,
             has_weight=has_weight,
             rotation=(1 if is_interleaved else 2) if is_turned else 0,
-            kind=tl.float64 if key.dtype == torch.float64 else tl.float32,
+            is_double=key.dtype == torch.float64,  # a flag: a compiled graph takes no Triton type as an argument
             block_rows=block_rows,
             block_width=block_width,
         )
