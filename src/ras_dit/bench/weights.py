@@ -38,8 +38,8 @@ def random_transformer(kind: Any, arguments: dict[str, Any], device: str, dtype:
 
     Matrices keep the variance of what they multiply, biases and gains are drawn too, and queries are larger, so that
     attention picks some tokens out of many as in a trained model (over thousands of tokens it would average all of
-    them to nothing): every layer then matters to the result, and a check of correctness has something to see. Parts that diffusers keeps in float32 are
-    in float32.
+    them to nothing): every layer then matters to the result, and a check of correctness has something to see. Parts
+    that diffusers keeps in float32 are in float32.
 
     Args:
         kind: the class.
