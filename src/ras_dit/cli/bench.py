@@ -68,7 +68,7 @@ def bench(
         device=where,
         modes=modes,
         ratios=None if ratios is None else _ratios(ratios),
-        sizes=None if sizes is None else tuple(word.strip() for word in sizes.split(",") if word.strip()),
+        sizes=None if sizes is None else _sizes(sizes),
         repeats=repeats,
         num_steps=steps,
         has_crossover=crossover or sizes is not None,
@@ -110,6 +110,15 @@ def _ratios(text: str) -> tuple[float, ...]:
         found = ()
     if not found or not all(0 < ratio <= 1 for ratio in found):
         raise ValueError(f"--ratios: got {text!r}; allowed: numbers above 0 and up to 1, with commas.")
+    return found
+
+
+def _sizes(text: str) -> tuple[str, ...]:
+    from ras_dit.bench.architectures import Size
+
+    found = tuple(word.strip() for word in text.split(","))
+    for word in found:
+        Size.parse(word, default=Size(1, 1))
     return found
 
 
