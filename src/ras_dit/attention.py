@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from ras_dit.cache import AS_COMPUTED, KVCache, KVStorage
+from ras_dit.cache import AS_COMPUTED, KVCache, KVStorage, Like
 
 
 class UnsupportedAttentionError(ValueError):
@@ -23,12 +23,14 @@ class LayerSeam:
     """What one attention module does in the transformer call under way.
 
     Attributes:
-        kind: ``idle`` leaves the module alone, ``capture`` keeps the keys and values of a dense step, ``region`` merges
-            those of a region step into them.
+        kind: ``idle`` leaves the module alone, ``measure`` notes what keys and values look like, ``capture`` keeps
+            those of a dense step, ``region`` merges those of a region step into them.
         calls: the caches of the branch under way: one per attention call inside the module (an IP-Adapter makes a
             second one). A capture fills it.
         storage: how a capture keeps keys and values.
-        earlier: the caches that a capture follows, where keys and values are forecast; None where they are not.
+        earlier: the caches that a capture follows, or refills.
+        forecasts: keys and values are forecast.
+        likes: what keys and values of every call look like, as last measured; None for calls that keep none.
         num_dropped: tokens of the grid that a region step does not compute.
         position: attention calls made so far.
 
@@ -38,6 +40,7 @@ class LayerSeam:
 
     def __init__(self, mask_query: int | None = None) -> None:
         self.mask_query = mask_query
+        self.likes: list[tuple[Like, Like] | None] = []
         self.clear()
 
     def clear(self) -> None:
@@ -46,15 +49,19 @@ class LayerSeam:
 
     def aim(
         self,
-        kind: Literal["idle", "capture", "region"],
+        kind: Literal["idle", "measure", "capture", "region"],
         calls: list[KVCache],
         num_dropped: int,
         storage: KVStorage = AS_COMPUTED,
         earlier: list[KVCache] | None = None,
+        forecasts: bool = False,
     ) -> None:
         """Say what the next call does."""
         self.kind = kind
-        self.earlier = earlier
+        self.earlier = earlier or []
+        self.forecasts = forecasts
+        if kind == "measure":
+            self.likes = []
         self.calls = calls
         self.num_dropped = num_dropped
         self.storage = storage
@@ -78,12 +85,10 @@ class LayerSeam:
             if self.kind == "capture":
                 self.calls.append(KVCache(key, value, attn_mask, scale, KVStorage(keeps=False)))
             return functional.scaled_dot_product_attention(query, key, value)
-        if self.kind == "capture":
-            storage = KVStorage(keeps=False) if is_causal else self.storage  # text only, see below
-            cached = KVCache(key, value, self._kept(attn_mask), scale, storage)
-            if self.earlier is not None and not is_causal:
-                cached.follow(self.earlier[position] if position < len(self.earlier) else None)
-            self.calls.append(cached)
+        if self.kind == "measure":
+            self.likes.append(None if is_causal else (Like.of(key), Like.of(value)))
+        elif self.kind == "capture":
+            self.calls.append(self._captured(position, key, value, attn_mask, scale, is_causal))
         else:
             if position >= len(self.calls):
                 raise UnsupportedAttentionError(
@@ -108,6 +113,26 @@ class LayerSeam:
         return functional.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
+
+    def _captured(
+        self,
+        position: int,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        scale: float | None,
+        is_causal: bool,
+    ) -> KVCache:
+        """What is kept of an attention call."""
+        earlier = self.earlier[position] if position < len(self.earlier) else None
+        if self.storage.is_static and earlier is not None and earlier.fits(key, value):
+            earlier.refill(key, value, self._kept(mask), scale, self.forecasts)
+            return earlier
+        storage = KVStorage(keeps=False) if is_causal else self.storage  # text only, see above
+        cached = KVCache(key, value, self._kept(mask), scale, storage)
+        if self.forecasts and not is_causal:
+            cached.follow(earlier)
+        return cached
 
     def _kept(self, mask: torch.Tensor | None) -> torch.Tensor | None:
         """What is kept of a mask [..., queries, keys]."""

@@ -13,6 +13,19 @@ from ras_dit.rows import RowIndex, as_words
 
 
 @dataclass(frozen=True)
+class Like:
+    """What memory a tensor needs: shape, type and device."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> Like:
+        return cls(tuple(tensor.shape), tensor.dtype, tensor.device)
+
+
+@dataclass(frozen=True)
 class KVStorage:
     """How keys and values are kept between steps.
 
@@ -21,19 +34,33 @@ class KVStorage:
         device: where they are kept; None where they are computed.
         keeps: False keeps none: computed rows then attend among themselves.
         operations: kernels that write the rows; None for torch.
+        is_static: keys and values stay at their addresses from step to step and from run to run, as CUDA graphs need.
     """
 
     dtype: torch.dtype | None = None
     device: torch.device | None = None
     keeps: bool = True
     operations: Operations | None = None
+    is_static: bool = False
 
     def store(self, tensor: torch.Tensor) -> torch.Tensor:
         """A key or value as it is kept, contiguous."""
-        if self.dtype is not None and self.dtype.itemsize == 1:
-            limit = torch.finfo(self.dtype).max
-            tensor = tensor.clamp(-limit, limit)
-        return tensor.to(device=self.device, dtype=self.dtype).contiguous()
+        kept = self.bounded(tensor).to(device=self.device, dtype=self.dtype)
+        return kept.clone(memory_format=torch.contiguous_format) if self.is_static else kept.contiguous()
+
+    def bounded(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A key or value within the range of the type that it is kept in."""
+        if self.dtype is None or self.dtype.itemsize > 1:
+            return tensor
+        limit = torch.finfo(self.dtype).max
+        return tensor.clamp(-limit, limit)
+
+    def reserve(self, likes: Like) -> torch.Tensor:
+        """Memory for a key or value, at an address that compiled code may count on."""
+        place = self.device if self.device is not None else likes.device
+        memory = torch.zeros(likes.shape, dtype=self.dtype or likes.dtype, device=place)
+        torch._dynamo.mark_static_address(memory, guard=False)
+        return memory
 
 
 AS_COMPUTED = KVStorage()
@@ -107,11 +134,9 @@ class KVCache:
         scale: float | None = None,
         storage: KVStorage = AS_COMPUTED,
     ) -> None:
-        self.keeps = storage.keeps
-        self.is_converted = storage.dtype is not None or storage.device is not None
+        self._is_kept_by(storage)
         self.key = storage.store(key) if storage.keeps else key[:, :, :0]
         self.value = storage.store(value) if storage.keeps else value[:, :, :0]
-        self.operations = None if self.is_converted or not storage.keeps else storage.operations
         self.mask = mask
         self.scale = scale
         self.num_heads = key.shape[1]
@@ -119,6 +144,65 @@ class KVCache:
         self.key_slope: torch.Tensor | None = None
         self.value_slope: torch.Tensor | None = None
         self.advance: KVAdvance | None = None
+
+    def _is_kept_by(self, storage: KVStorage) -> None:
+        self.storage = storage
+        self.keeps = storage.keeps
+        self.is_converted = storage.dtype is not None or storage.device is not None
+        self.operations = None if self.is_converted or not storage.keeps else storage.operations
+
+    @classmethod
+    def reserved(cls, likes: tuple[Like, Like] | None, storage: KVStorage, forecasts: bool = False) -> KVCache:
+        """An empty cache to be filled by `refill`.
+
+        Args:
+            likes: a key and value like those to come; None keeps nothing.
+            storage: how they are kept.
+            forecasts: with memory for their slopes.
+        """
+        if likes is None or not storage.keeps:
+            nothing = torch.empty(0, 0, 0, 0)
+            return cls(nothing, nothing, storage=KVStorage(keeps=False))
+        key, value = (storage.reserve(like) for like in likes)
+        cache = cls(key, value)
+        cache._is_kept_by(storage)
+        if forecasts:
+            cache.key_slope, cache.value_slope = (storage.reserve(like) for like in likes)
+        return cache
+
+    def fits(self, key: torch.Tensor | Like, value: torch.Tensor | Like) -> bool:
+        """Whether `refill` can take these."""
+        return not self.keeps or (self.key.shape == key.shape and self.value.shape == value.shape)
+
+    def refill(
+        self,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        scale: float | None,
+        forecasts: bool = False,
+    ) -> None:
+        """Take in another dense step in the memory that is there.
+
+        Args:
+            key, value: [R, H, length, d], as `fits` them.
+            mask, scale: see above.
+            forecasts: learn slopes: from what was there if it was aimed at this step by `aim_whole`, else from zero.
+        """
+        self.mask, self.scale = mask, scale
+        self.num_heads, self.length = key.shape[1], key.shape[2]
+        if not self.keeps:
+            return
+        if forecasts and (self.key_slope is None or self.value_slope is None):
+            self.key_slope, self.value_slope = torch.zeros_like(self.key), torch.zeros_like(self.value)
+        elif forecasts and self.advance is None:
+            self.key_slope.zero_()  # type: ignore[union-attr]
+            self.value_slope.zero_()  # type: ignore[union-attr]
+        elif forecasts:
+            self._followed(self.key, self.key_slope, key)  # type: ignore[arg-type]
+            self._followed(self.value, self.value_slope, value)  # type: ignore[arg-type]
+        self.key.copy_(self.storage.bounded(key))
+        self.value.copy_(self.storage.bounded(value))
 
     def follow(self, earlier: KVCache | None) -> None:
         """Forecast from now on: slopes go from an earlier cache of the same call to this one, or begin at zero.
@@ -218,11 +302,7 @@ class KVCache:
             return kept
         full = kept.to(device=rows.device, dtype=rows.dtype, copy=True)
         self._write(full, rows, self.index)
-        stored = rows
-        if kept.dtype.itemsize == 1:
-            limit = torch.finfo(kept.dtype).max
-            stored = rows.clamp(-limit, limit)
-        stored = stored.to(device=kept.device, dtype=kept.dtype)
+        stored = self.storage.bounded(rows).to(device=kept.device, dtype=kept.dtype)
         as_bytes = kept.dtype.itemsize == 1  # eight-bit floats cannot be indexed; their bytes can
         self._write(
             kept.view(torch.uint8) if as_bytes else kept,

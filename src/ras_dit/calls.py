@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ras_dit.cache import KVAdvance, KVCache
+from ras_dit.cache import KVAdvance, KVCache, Like
 from ras_dit.forecast import TokenHistory
 from ras_dit.plan import StepKind
 from ras_dit.rows import RowIndex
@@ -21,7 +21,9 @@ class Branch:
         num_rows: batch size R of the call.
         transformer: the one that is called (a pipeline may have two).
         history: its noise before guidance, per token [R, N, D].
-        layers: keys and values per attention module.
+        layers: keys and values per attention module (of an earlier run until the first ones are kept, if their memory
+            is static).
+        likes: what they look like, per attention module, where their memory is static.
         last_index: evaluation it last took part in.
         kept: the merged noise at the last selection [R, N, D]; what the reference rules give to slow tokens.
         noise_shape: shape of the call's output.
@@ -36,6 +38,7 @@ class Branch:
     transformer: object
     history: TokenHistory
     layers: dict[str, list[KVCache]] = field(default_factory=dict)
+    likes: dict[str, list[tuple[Like, Like] | None]] = field(default_factory=dict)
     last_index: int = -1
     kept: torch.Tensor | None = None
     noise_shape: tuple[int, ...] = ()

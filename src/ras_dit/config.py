@@ -164,6 +164,11 @@ class RASConfig:
     kernels: Kernels = _option(
         "torch", "Run selection, forecast and the K/V merge by Triton kernels: 'triton' (CUDA; extra 'kernels')."
     )
+    static_memory: bool = _option(
+        False,
+        "Keys and values stay at their addresses from run to run until RAS is disabled, as CUDA graphs need "
+        "(torch.compile mode 'reduce-overhead'); warm up with at least 2 dense steps then, 3 with kv_forecast.",
+    )
     seed: int = _option(0, "Seed of random selection and of round_robin's tie-break.")
     rules: Rules = _option("ras_dit", "Use RASConfig.reference(...) for 'reference', the authors' exact behaviour.")
     skip_num_step: int = _option(0, "Reference rules only: change of the dropped-token count, in tokens.")

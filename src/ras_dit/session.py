@@ -24,7 +24,7 @@ from ras_dit.plan import Plan, build_plan
 from ras_dit.region import tokens_touched
 from ras_dit.schedule import first_index, first_of_second, is_euler, noise_levels, observing, why_stochastic
 from ras_dit.seams import PatchedMethod, PlainCopies
-from ras_dit.state import Generation
+from ras_dit.state import Generation, StaticMemory
 from ras_dit.tokens import TokenSeams
 from ras_dit.trace import Trace
 
@@ -67,6 +67,7 @@ class Session:
         self._scheduler_patches: list[PatchedMethod | PlainCopies] = []
         self._forward_patches: list[PatchedMethod] = []
         self._seams: dict[torch.nn.Module, TokenSeams] = {}
+        self._memory: StaticMemory = {}
         self._cpu_layers: list[CPULayers] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._inpaint_mask: torch.Tensor | None = None
@@ -113,7 +114,7 @@ class Session:
         for patch in [*self._forward_patches, *self._scheduler_patches]:
             patch.release()
         self._hooks, self._forward_patches, self._scheduler_patches = [], [], []
-        self._seams, self._cpu_layers = {}, []
+        self._seams, self._cpu_layers, self._memory = {}, [], {}
         self._generation = self._call = self._scheduler = None
 
     # ------------------------------------------------------------------ the scheduler, observed
@@ -239,7 +240,7 @@ class Session:
         chooser = TokenChooser(
             config, self.plan, grid, sigmas, self.note, num_first, token_plan.is_per_image, allowed, self._operations
         )
-        self._generation = Generation(config, self.plan, grid, sigmas, self.note, chooser, num_extra)
+        self._generation = Generation(config, self.plan, grid, sigmas, self.note, chooser, num_extra, self._memory)
         self.trace = self._generation.trace
         self.trace.notes.extend(notes)
 
@@ -361,7 +362,8 @@ def storages_of(config: RASConfig, num_layers: int, operations: Operations | Non
     """How each attention module keeps its keys and values."""
     dtype = None if config.kv_cache_dtype is None else getattr(torch, config.kv_cache_dtype)
     device = None if config.kv_cache_device is None else torch.device(config.kv_cache_device)
-    return [KVStorage(dtype, device, keeps, operations) for keeps in keeping_layers(config.kv_cache_layers, num_layers)]
+    shares = keeping_layers(config.kv_cache_layers, num_layers)
+    return [KVStorage(dtype, device, keeps, operations, config.static_memory) for keeps in shares]
 
 
 def device_of(pipe: Any) -> torch.device:

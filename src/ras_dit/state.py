@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from ras_dit import selection
-from ras_dit.cache import KVAdvance
+from ras_dit.cache import KVAdvance, KVCache
 from ras_dit.calls import Branch, Call
 from ras_dit.chooser import TokenChooser
 from ras_dit.config import RASConfig
@@ -17,6 +17,8 @@ from ras_dit.kernels import Operations
 from ras_dit.plan import Plan, StepKind
 from ras_dit.rows import RowIndex
 from ras_dit.trace import StepTrace, Stopwatch, Trace
+
+StaticMemory = dict[tuple[int, object], dict[str, list[KVCache]]]
 
 
 class Generation:
@@ -30,6 +32,8 @@ class Generation:
         note: called with a reason whenever something runs otherwise than planned (False: not worth a warning).
         chooser: chooses the tokens of this run.
         num_extra: reference tokens M beside the grid, always computed.
+        memory: where keys and values live beyond a run if their memory is static: by the call's place in an evaluation
+            and its transformer.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class Generation:
         note: Callable[..., None],
         chooser: TokenChooser,
         num_extra: int = 0,
+        memory: StaticMemory | None = None,
     ) -> None:
         assert len(sigmas) == len(plan) + 1
         self.config = config
@@ -49,6 +54,7 @@ class Generation:
         self.sigmas = sigmas
         self.note = note
         self.num_extra = num_extra
+        self._memory: StaticMemory = {} if memory is None else memory
         self.trace = Trace(grid)
         self.index = 0
         self._num_calls = 0
@@ -99,6 +105,7 @@ class Generation:
         if kind == "dense" and needs_memory and (branch is None or branch.num_rows != num_rows):
             depth = max(self.config.solver_order, self.config.forecast_order + 1)
             branch = Branch(num_rows, transformer, TokenHistory(depth))
+            branch.layers = self._memory.pop((position, transformer), {})
             self._branches[position] = branch
         if kind == "dense" and branch is not None:
             branch.num_text = num_text
@@ -296,10 +303,18 @@ class Generation:
         self._is_refresh = self._exceeds_tolerance()
         self._num_calls = 0
         if all(step.kind != "region" for step in self.plan.steps[self.index :]):
-            for branch in self._branches.values():
-                branch.layers.clear()
+            self._release_layers()
         if self.is_over:
             self._finish()
+
+    def _release_layers(self) -> None:
+        """Keys and values are not needed any more in this run."""
+        for position, branch in self._branches.items():
+            if self.config.static_memory and branch.layers:
+                for cached in (cached for caches in branch.layers.values() for cached in caches):
+                    cached.advance = None
+                self._memory[position, branch.transformer] = branch.layers
+            branch.layers = {}
 
     def _exceeds_tolerance(self) -> bool:
         """Whether the evaluation due has to be dense because its noise would be too far off."""

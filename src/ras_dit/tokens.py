@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ras_dit.attention import AttentionMerge, LayerSeam, UnsupportedAttentionError
-from ras_dit.cache import AS_COMPUTED, KVCache, KVStorage
+from ras_dit.cache import AS_COMPUTED, KVCache, KVStorage, Like
 from ras_dit.calls import Call
 from ras_dit.models import TokenPlan, TokenSelect
 from ras_dit.models.plan import Stream, matches
@@ -39,6 +39,7 @@ class TokenSeams:
         self.token_plan = token_plan
         self._current = current
         self._storages = storages
+        self._is_static = any(storage.is_static for storage in storages)
         self._root_signature = inspect.signature(type(root).forward)
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._patches: list[PatchedMethod] = []
@@ -84,17 +85,11 @@ class TokenSeams:
 
     def begin(self, call: Call) -> None:
         """Tell every attention module what the call does. Nothing has to be worked out inside the modules then."""
-        if call.rows is None and not call.captures:
+        if call.rows is None:
+            self._begin_dense(call)
             return
         assert call.branch is not None
-        earlier = dict(call.branch.layers)
-        if call.rows is None:
-            call.branch.layers.clear()  # two generations of keys and values never stand side by side (but to forecast)
-        for number, (name, (layer, stream)) in enumerate(self._layers.items()):
-            if call.rows is None:
-                storage = self._storages[min(number, len(self._storages) - 1)]
-                layer.aim("capture", [], 0, storage, self._followed(call, earlier.get(name, []), stream))
-                continue
+        for name, (layer, stream) in self._layers.items():
             cached_calls = call.branch.layers[name]
             num_kept = call.num_text_kept if stream == "joint" else 0
             advance = call.advance.twice if call.advance is not None and stream == "twice" else call.advance
@@ -103,22 +98,37 @@ class TokenSeams:
                     cached.aim(self._place(stream, call, call.rows, cached.length), advance, num_kept > 0)
             layer.aim("region", cached_calls, call.rows.num_dropped * (2 if stream == "twice" else 1) + num_kept)
 
-        if call.rows is not None and self._blocks:
-            for block in self._blocks:
-                is_joint = block.stream == "joint"
-                length = self._joint_length(call.branch.layers) if is_joint else call.num_image_rows
-                block.aim(self._place(block.stream, call, call.rows, length), length)
+        for block in self._blocks:
+            is_joint = block.stream == "joint"
+            length = self._joint_length(call.branch.layers) if is_joint else call.num_image_rows
+            block.aim(self._place(block.stream, call, call.rows, length), length)
 
-    def _followed(self, call: Call, earlier: list[KVCache], stream: Stream) -> list[KVCache] | None:
-        """The caches that a capture follows; None where keys and values are not forecast."""
-        if not call.forecasts:
-            return None
-        if call.advance is not None and call.whole is not None:
+    def _begin_dense(self, call: Call) -> None:
+        """A dense step keeps keys and values, or measures them where their memory is static, or is left alone."""
+        branch = call.branch
+        if branch is None or not (call.captures or self._is_static):
+            return
+        earlier = dict(branch.layers)
+        if call.captures and not self._is_static:
+            branch.layers.clear()  # two generations of keys and values never stand side by side (but to forecast)
+        for number, (name, (layer, stream)) in enumerate(self._layers.items()):
+            if not call.captures:
+                layer.aim("measure", [], 0)
+                continue
+            storage = self._storages[min(number, len(self._storages) - 1)]
+            caches = self._followed(call, earlier.get(name, []), stream)
+            if self._is_static:
+                caches = reserved(caches, branch.likes.get(name, []), storage, call.forecasts) or caches
+            layer.aim("capture", [], 0, storage, caches, call.forecasts)
+
+    def _followed(self, call: Call, earlier: list[KVCache], stream: Stream) -> list[KVCache]:
+        """The caches that a capture follows or refills; none where keys and values are neither forecast nor static."""
+        if call.forecasts and call.advance is not None and call.whole is not None:
             for cached in earlier:
                 if cached.length >= call.num_image_rows:
                     advance = call.advance.twice if stream == "twice" else call.advance
                     cached.aim_whole(advance, self._place(stream, call, call.whole, cached.length))
-        return earlier
+        return earlier if call.forecasts or self._is_static else []
 
     def _joint_length(self, layers: Mapping[str, list[KVCache]]) -> int:
         """Length of the joint sequence, as the last dense step had it."""
@@ -129,8 +139,11 @@ class TokenSeams:
         for block in self._blocks:
             block.clear()
         for name, (layer, _) in self._layers.items():
-            if call is not None and call.captures and call.branch is not None:
-                call.branch.layers[name] = layer.calls
+            if call is not None and call.branch is not None:
+                if layer.kind == "capture":
+                    call.branch.layers[name] = layer.calls
+                elif layer.kind == "measure":
+                    call.branch.likes[name] = layer.likes
             layer.clear()
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -217,6 +230,17 @@ class TokenSeams:
             return self._scatter(module, args, output[None])[0]
         length = output.shape[1] + call.rows.num_dropped
         return self._place(self.token_plan.scatter_stream, call, call.rows, length).scatter(output)
+
+
+def reserved(
+    earlier: list[KVCache], likes: list[tuple[Like, Like] | None], storage: KVStorage, forecasts: bool
+) -> list[KVCache]:
+    """Memory for what a module keeps: that of an earlier step if it is of the size last measured, else anew."""
+    if len(earlier) == len(likes) and all(
+        cache.fits(*like) if like else not cache.keeps for cache, like in zip(earlier, likes, strict=True)
+    ):
+        return earlier
+    return [KVCache.reserved(like, storage, forecasts) for like in likes]
 
 
 class BlockSeam:

@@ -146,7 +146,7 @@ _OWN = "the user's own business (memory, compiling, masks)"
 _LITTLE = "changed little on the models it was tried on"
 UNSEARCHED: Mapping[str, str] = {
     **dict.fromkeys(("token_multiple", "kv_cache_dtype", "kv_cache_device", "kv_cache_layers"), _OWN),
-    **dict.fromkeys(("region_of_interest", "seed", "auto", "kernels"), _OWN),
+    **dict.fromkeys(("region_of_interest", "seed", "auto", "kernels", "static_memory"), _OWN),
     **dict.fromkeys(
         ("score_filter", "anchor_stride", "neighbor_update", "forecast_reach", "forecast_midpoint"), _LITTLE
     ),
