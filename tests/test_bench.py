@@ -29,6 +29,7 @@ from ras_dit.bench.weights import empty_transformer, random_transformer, weight_
 from ras_dit.cache import KVCache
 from ras_dit.config import RASConfig
 from ras_dit.engine import accelerate
+from ras_dit.flops import compute_dtype
 
 ONE_PER_ARCHITECTURE = {
     case.dimensions.architecture: name for name, case in reversed(CASES.items()) if case.dimensions is not None
@@ -402,3 +403,16 @@ def test_a_gpu_gives_figures_in_bfloat16(name: str) -> None:
     assert {row["mode"] for row in rows} == {"eager", "compiled"}
     assert rows[1]["memory"]["extra_bytes"] > 0
     assert rows[0]["profile"]["linear"] > 0
+
+
+def test_a_model_with_parts_in_float32_keeps_what_it_computes() -> None:
+    """Wan's modulation tables, its first parameters, stay in 32 bits; its keys are of 16."""
+    case = dataclasses.replace(CASES["wan-1.3b"].tiny(), dtype="bfloat16")
+    assert case.dimensions is not None
+    transformer, size = case.outline().transformer, case.size
+    assert next(transformer.parameters()).dtype == torch.float32
+    assert compute_dtype(transformer) == torch.bfloat16
+    num_tokens = ((size.num_frames - 1) // 4 + 1) * (size.height // 16) * (size.width // 16)
+    width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
+    keys_and_values = 2 * transformer.config.num_layers * num_tokens * width * 2
+    assert case.estimate()["kv_cache"] == case.num_rows * keys_and_values

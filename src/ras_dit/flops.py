@@ -5,6 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import nn
 
 from ras_dit.config import RASConfig
@@ -103,6 +104,14 @@ def _width(module: nn.Module) -> int:
     return int(width or getattr(query, "out_features", 0))
 
 
+def compute_dtype(transformer: nn.Module) -> torch.dtype:
+    """The type a transformer computes in: not that of quantised weights, nor of the few that stay in float32."""
+    found = getattr(transformer, "dtype", None)  # of a diffusers model, which knows of both, and of layerwise casting
+    if isinstance(found, torch.dtype) and found.is_floating_point:
+        return found
+    return next((p.dtype for p in transformer.parameters() if p.is_floating_point()), torch.float32)
+
+
 def keeping_layers(share: float, num_layers: int) -> list[bool]:
     """Which layers keep keys and values: a share of them, at least one, spread evenly."""
     count = max(1, round(share * num_layers))
@@ -143,7 +152,7 @@ def plan_cost(
         count: work(count) for count in {num_tokens, *(step.num_active for step in plan if step.kind != "skip")}
     }
     total = sum(by_count[step.num_active].flops for step in plan if step.kind != "skip")
-    element = next((p.element_size() for p in transformer.parameters()), 4)
+    element = compute_dtype(transformer).itemsize
     if config.kv_cache_dtype is not None:
         element = 1 if config.kv_cache_dtype.startswith("float8") else 2
     cache = 0

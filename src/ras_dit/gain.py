@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from ras_dit.config import RASConfig
+from ras_dit.flops import compute_dtype
 from ras_dit.plan import Cost, Plan, StepKind, Work
 
 SMALL_GAIN = 1.05
@@ -204,14 +205,9 @@ class Model:
     @classmethod
     def of(cls, transformer: nn.Module, num_layers: int) -> Model:
         num_leaves = sum(not any(module.children()) for module in transformer.modules())
-        parameter = next((p for p in transformer.parameters() if p.is_floating_point()), torch.empty(0))
-        return cls(
-            OPERATIONS_PER_MODULE * num_leaves,
-            num_layers,
-            parameter.element_size(),
-            parameter.device,
-            parameter.dtype,
-        )
+        device = next((parameter.device for parameter in transformer.parameters()), torch.device("cpu"))
+        dtype = compute_dtype(transformer)
+        return cls(OPERATIONS_PER_MODULE * num_leaves, num_layers, dtype.itemsize, device, dtype)
 
 
 def with_prediction(

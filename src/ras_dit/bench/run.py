@@ -147,6 +147,8 @@ class Benchmark:
     def _rows(self, case: Case, pipe: Any, call: dict[str, Any], mode: str) -> list[dict[str, Any]]:
         settings = self.settings
         configs = case.configs(settings.steps_of(case), settings.ratios)
+        if mode == "reduce-overhead":
+            configs = {name: config.replace(static_memory=True) for name, config in configs.items()}
         repeats = settings.repeats or case.repeats
         with self.progress(f"{case.name}, {mode}", num_loops(len(configs), repeats)) as advance:
             rows = measure(
