@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import ras_dit
 from ras_dit import cpu_layers
@@ -25,11 +26,11 @@ class Counted(nn.Linear):
         return super().forward(rows)
 
 
-def layers_of(model: nn.Module, monkeypatch: pytest.MonkeyPatch, parts: int, is_region: bool = True) -> CPULayers:
+def layers_of(model: nn.Module, monkeypatch: pytest.MonkeyPatch, parts: int) -> CPULayers:
     """Every size counts as large, and is fastest in this many calls."""
     monkeypatch.setattr(cpu_layers, "MIN_FLOPS", 0)
     monkeypatch.setattr(cpu_layers, "fastest", lambda layer, rows: parts)
-    return CPULayers(model, lambda: is_region)
+    return CPULayers(model, {"": "image"})
 
 
 def half_pipeline() -> tuple[Any, dict[str, Any]]:
@@ -62,18 +63,22 @@ def test_the_fastest_number_of_calls_is_found(monkeypatch: pytest.MonkeyPatch) -
 
 @torch.no_grad()
 def test_rows_are_split_in_region_steps_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = nn.Linear(64, 32).bfloat16()
+    layer, calls = nn.Linear(64, 32).bfloat16(), []
     given = torch.randn(2, 10, 64).bfloat16()
     whole = layer(given)
-    calls: list[int] = []
-    layer.register_forward_pre_hook(lambda _module, args: calls.append(args[0].numel() // 64))
-    for is_region, expected in ((False, {}), (True, {(20, 64, 32): 4})):
-        layers = layers_of(layer, monkeypatch, parts=4, is_region=is_region)
-        assert torch.allclose(layer(given), whole, **BF16)
-        assert layers.parts == expected
-        layers.close()
-    assert "forward" not in vars(layer)
-    assert calls == [20, 20], "hooks on the module see one call"
+    forward = layer.forward
+    monkeypatch.setattr(layer, "forward", lambda rows: calls.append(rows.numel() // 64) or forward(rows))
+    layers = layers_of(layer, monkeypatch, parts=4)
+    assert torch.equal(layer(given), whole)
+    layers.aim({"image": 20})
+    assert torch.allclose(layer(given), whole, **BF16)
+    layers.clear()
+    assert torch.equal(layer(given), whole)
+    assert calls == [20, 5, 5, 5, 5, 20]
+    assert layers.parts == {(20, 64, 32): 4}
+    layers.close()
+    layer(given)
+    assert calls == [20, 5, 5, 5, 5, 20, 20]
 
 
 @torch.no_grad()
@@ -88,21 +93,20 @@ def test_other_layers_are_left_alone(model: nn.Module, monkeypatch: pytest.Monke
 
 
 @torch.no_grad()
-def test_deterministic_algorithms_and_small_layers_are_not_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = nn.Linear(64, 32).bfloat16()
-    layers = layers_of(layer, monkeypatch, parts=2)
+def test_deterministic_algorithms_small_layers_and_other_streams_are_not_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = layers_of(nn.Linear(64, 32).bfloat16(), monkeypatch, parts=2)
     torch.use_deterministic_algorithms(True)
     try:
-        layer(torch.randn(8, 64).bfloat16())
+        layers.aim({"image": 8})
     finally:
         torch.use_deterministic_algorithms(False)
-    assert layers.parts == {}
+    layers.aim({"text": 8})
     monkeypatch.setattr(cpu_layers, "MIN_FLOPS", 1e12)
-    layer(torch.randn(8, 64).bfloat16())
+    layers.aim({"image": 8})
     assert layers.parts == {}
     monkeypatch.setattr(cpu_layers, "MIN_FLOPS", 0)
-    layer(torch.randn(8, 64).bfloat16())
-    assert layers.parts == {(8, 64, 32): 2}
+    layers.aim({"image": 8})
+    assert layers.parts[8, 64, 32] == 2
 
 
 @torch.no_grad()
@@ -111,11 +115,58 @@ def test_patch_embeddings_take_channels_last(monkeypatch: pytest.MonkeyPatch) ->
     picture = torch.randn(2, 4, 16, 16)
     plain = embed(picture)
     layers = layers_of(embed, monkeypatch, parts=1)
+    assert embed(picture).is_contiguous()
+    layers.aim({})
     result = embed(picture)
     assert torch.equal(result, plain)
     assert result.flatten(2).transpose(1, 2).is_contiguous(), "rows of tokens, without a copy"
     layers.close()
-    assert embed(picture).is_contiguous()
+    assert "forward" not in vars(embed)
+
+
+def test_streams_are_counted_as_the_layers_see_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every layer that is split is handed as many rows as were timed for it."""
+    seen: set[tuple[int, int, int]] = set()
+
+    def watched(layer: Any, rows: torch.Tensor, num_parts: int) -> torch.Tensor:
+        result = layer(rows)
+        seen.add((rows.shape[0], rows.shape[1], result.shape[1]))
+        return result
+
+    monkeypatch.setattr(cpu_layers, "MIN_FLOPS", 0)
+    monkeypatch.setattr(cpu_layers, "fastest", lambda layer, rows: 2)
+    monkeypatch.setattr(cpu_layers, "in_parts", watched)
+    for config in (REGION, REGION.replace(text_reuse=True)):
+        seen.clear()
+        pipe, call = half_pipeline()
+        with ras_dit.accelerate(pipe, config) as handle:
+            run(pipe, **call)
+            parts = handle._session._cpu_layers[pipe.transformer].parts
+        assert seen <= set(parts)
+        assert len(seen) >= 3
+
+
+@torch.no_grad()
+def test_split_layers_compile_with_their_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_layers, "MIN_FLOPS", 0)
+    monkeypatch.setattr(cpu_layers, "fastest", lambda layer, rows: 2)
+    pipe, call = half_pipeline()
+    counter, limit = CompileCounterWithBackend("aot_eager"), torch._dynamo.config.recompile_limit
+    torch.compiler.reset()
+    torch._dynamo.config.recompile_limit = 32
+    try:
+        with ras_dit.accelerate(pipe, REGION):
+            expected = run(pipe, **call)
+        for block in pipe.transformer.transformer_blocks:
+            block.compile(fullgraph=True, backend=counter)
+        with ras_dit.accelerate(pipe, REGION):
+            assert torch.allclose(run(pipe, **call).float(), expected.float(), rtol=0.1, atol=0.1)
+            num_graphs = counter.frame_count
+            run(pipe, **call)
+            assert counter.frame_count == num_graphs > 0
+    finally:
+        torch._dynamo.config.recompile_limit = limit
+        torch.compiler.reset()
 
 
 def test_a_run_with_split_layers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,14 +175,12 @@ def test_a_run_with_split_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_layers, "fastest", lambda layer, rows: 3)
     with ras_dit.accelerate(pipe, REGION) as handle:
         whole = run(pipe, **call)
-        assert handle._session._cpu_layers[0].parts == {}, "tiny layers stay whole"
+        assert handle._session._cpu_layers[pipe.transformer].parts == {}, "tiny layers stay whole"
         monkeypatch.setattr(cpu_layers, "MIN_FLOPS", 0)
         split = run(pipe, **call)
-        parts = handle._session._cpu_layers[0].parts
+        parts = handle._session._cpu_layers[pipe.transformer].parts
     num_active = 24 * len(call["prompt_embeds"]) * 2
-    assert {rows for rows, _, _ in parts} == {num_active, 7 * 2, 2}, (
-        "rows of images, text and modulation in region steps"
-    )
+    assert {rows for rows, _, _ in parts} == {num_active, 7 * 2}, "image and text; modulation has no rows of tokens"
     assert torch.allclose(split.float(), whole.float(), rtol=0.1, atol=0.1)
     with ras_dit.accelerate(pipe, ras_dit.RASConfig(sample_ratio=1.0)):
         dense = run(pipe, **call)

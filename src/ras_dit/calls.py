@@ -83,3 +83,15 @@ class Call:
     whole: RowIndex | None = None
     joint_rows: RowIndex | None = None
     num_text_kept: int = 0
+
+    def num_rows_of(self, batch_size: int, num_text: int) -> dict[str, int]:
+        """Rows that the linear layers of a region step work on, by their stream, all rows of the batch together.
+
+        Args:
+            batch_size: R.
+            num_text: text tokens of the call.
+        """
+        assert self.rows is not None
+        image, text = self.num_image_rows - self.rows.num_dropped, num_text - self.num_text_kept
+        each = {"image": image, "all_image": self.num_image_rows, "text": text, "joint": image + text}
+        return {stream: batch_size * count for stream, count in {**each, "twice": 2 * image}.items()}

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -25,40 +27,88 @@ PARTS = (1, 2, 4)
 REPEATS = 2
 
 
-class CPULayers:
-    """The layers of one transformer that run differently in region steps, and how many calls each size of them takes.
+@dataclass
+class SplitLayer:
+    """One linear layer, and the number of calls that its rows take in the step under way. It may be traced into a
+    compiled block, which reads that number alone."""
 
-    Every size (rows, inputs, outputs) is timed once, on the rows that a region step brings first. Chunks of rows go
+    module: nn.Linear
+    stream: str
+    parts: int = 1
+
+    def wrap(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """A forward that hands the rows to the layer's own in parts."""
+
+        def forward(rows: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            if self.parts == 1 or args or kwargs:
+                return original(rows, *args, **kwargs)
+            flat = rows.reshape(-1, rows.shape[-1])
+            return in_parts(original, flat, self.parts).view(*rows.shape[:-1], self.module.out_features)
+
+        return forward
+
+
+class CPULayers:
+    """The layers of one transformer that run differently in region steps.
+
+    Every size (rows, inputs, outputs) is timed once, before the first region step that has it. Chunks of rows go
     through the module's own forward: adapters, hooks and quantised weights are where they were. Rows do not depend on
     each other, but their rounding may depend on their number, so nothing is changed under
-    ``torch.use_deterministic_algorithms(True)``, nor inside a compiled block.
+    ``torch.use_deterministic_algorithms(True)``.
 
     Args:
         root: the transformer. Only its layers on a CPU are touched: plain ``nn.Linear`` in 16-bit types, and patch
             embeddings (``nn.Conv2d`` whose kernel is its stride).
-        is_region_step: whether a region step is under way.
+        streams: patterns of layer names -> what they work on, as in `TokenPlan.linears`.
     """
 
-    def __init__(self, root: nn.Module, is_region_step: Callable[[], bool]) -> None:
-        self._is_region_step = is_region_step
-        self._parts: dict[tuple[int, int, int], int] = {}
+    def __init__(self, root: nn.Module, streams: Mapping[str, str]) -> None:
+        self._fastest: dict[tuple[int, int, int], int] = {}
+        self._splits: list[SplitLayer] = []
         self._patches: list[PatchedMethod] = []
-        for module in root.modules():
-            if wrap := self._wrapper_for(module):
-                self._patches.append(PatchedMethod(module, "forward", wrap))
-
-    def _wrapper_for(self, module: nn.Module) -> Callable[[Callable[..., Any]], Callable[..., Any]] | None:
-        """What wraps a layer's forward, None for one that is left alone."""
-        if type(module) is nn.Linear and _is_half_on_cpu(module.weight):
-            return functools.partial(self._split_forward, module)
-        if type(module) is nn.Conv2d and module.weight.device.type == "cpu" and module.kernel_size == module.stride:
-            return self._channels_last_forward
-        return None
+        self._is_channels_last = False
+        for name, module in root.named_modules():
+            if type(module) is nn.Linear and _is_half_on_cpu(module.weight):
+                stream = next((s for pattern, s in streams.items() if fnmatchcase(name, pattern)), "row")
+                self._splits.append(SplitLayer(module, stream))
+                self._patches.append(PatchedMethod(module, "forward", self._splits[-1].wrap))
+            elif _is_patch_embedding(module):
+                self._patches.append(PatchedMethod(module, "forward", self._channels_last_forward))
 
     @property
     def parts(self) -> dict[tuple[int, int, int], int]:
         """Calls by (rows, inputs, outputs), as measured so far."""
-        return dict(self._parts)
+        return dict(self._fastest)
+
+    def aim(self, num_rows: Mapping[str, int]) -> None:
+        """A region step begins.
+
+        Args:
+            num_rows: rows of its streams, all rows of the batch together; layers of other streams stay as they are.
+        """
+        if torch.are_deterministic_algorithms_enabled() or torch.is_grad_enabled():
+            return
+        self._is_channels_last = True
+        for split in self._splits:
+            split.parts = self._parts_of(split.module, num_rows.get(split.stream, 0))
+
+    def clear(self) -> None:
+        """It is over."""
+        self._is_channels_last = False
+        for split in self._splits:
+            split.parts = 1
+
+    def _parts_of(self, layer: nn.Linear, num_rows: int) -> int:
+        size = (num_rows, layer.in_features, layer.out_features)
+        is_small = 2 * num_rows * layer.in_features * layer.out_features < MIN_FLOPS
+        if (
+            not num_rows or is_small or not _is_half_on_cpu(layer.weight)
+        ):  # a pipeline may be moved after RAS was enabled on it
+            return 1
+        if size not in self._fastest:
+            rows = torch.ones(num_rows, layer.in_features, dtype=layer.weight.dtype)
+            self._fastest[size] = fastest(functools.partial(nn.Linear.forward, layer), rows)
+        return self._fastest[size]
 
     def ensure(self) -> None:
         """Put back what somebody else took out (accelerate's offload does)."""
@@ -69,42 +119,24 @@ class CPULayers:
         """Leave the layers as they were."""
         for patch in self._patches:
             patch.release()
-        self._patches = []
-
-    def _split_forward(self, layer: nn.Linear, original: Callable[..., Any]) -> Callable[..., Any]:
-        def forward(rows: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            if not self._applies_to(rows) or 2 * rows.numel() * layer.out_features < MIN_FLOPS:
-                return original(rows, *args, **kwargs)
-            flat = rows.reshape(-1, rows.shape[-1])
-            size = (flat.shape[0], layer.in_features, layer.out_features)
-            if size not in self._parts:
-                self._parts[size] = fastest(original, flat)
-            if self._parts[size] == 1:
-                return original(rows, *args, **kwargs)
-            return in_parts(original, flat, self._parts[size]).view(*rows.shape[:-1], layer.out_features)
-
-        return forward
+        self._patches, self._splits = [], []
 
     def _channels_last_forward(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def forward(picture: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            if self._applies_to(picture) and picture.ndim == 4:
+            if self._is_channels_last and picture.ndim == 4:
                 picture = picture.contiguous(memory_format=torch.channels_last)
             return original(picture, *args, **kwargs)
 
         return forward
 
-    def _applies_to(self, given: torch.Tensor) -> bool:
-        return (
-            not torch.compiler.is_compiling()
-            and self._is_region_step()
-            and given.device.type == "cpu"
-            and not torch.is_grad_enabled()
-            and not torch.are_deterministic_algorithms_enabled()
-        )
-
 
 def _is_half_on_cpu(weight: torch.Tensor) -> bool:
     return weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16)
+
+
+def _is_patch_embedding(module: nn.Module) -> bool:
+    is_patches = type(module) is nn.Conv2d and module.kernel_size == module.stride
+    return is_patches and module.weight.device.type == "cpu"
 
 
 def in_parts(layer: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, num_parts: int) -> torch.Tensor:

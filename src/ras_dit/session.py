@@ -68,7 +68,7 @@ class Session:
         self._forward_patches: list[PatchedMethod] = []
         self._seams: dict[torch.nn.Module, TokenSeams] = {}
         self._memory: StaticMemory = {}
-        self._cpu_layers: list[CPULayers] = []
+        self._cpu_layers: dict[torch.nn.Module, CPULayers] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._inpaint_mask: torch.Tensor | None = None
         try:
@@ -89,7 +89,7 @@ class Session:
         storages = storages_of(self.config, len(self.token_plan.attention_modules(root)), self._operations)
         self._seams[root] = TokenSeams(root, self.token_plan, lambda: self._call, storages)
         self._seams[root].attach()
-        self._cpu_layers.append(CPULayers(root, lambda: self._call is not None and self._call.rows is not None))
+        self._cpu_layers[root] = CPULayers(root, self.token_plan.linear_streams(root))
         if self.config.skips:
             self._forward_patches.append(PatchedMethod(root, "forward", self._skipping_forward))
 
@@ -109,12 +109,12 @@ class Session:
             hook.remove()
         for seams in self._seams.values():
             seams.close()
-        for layers in self._cpu_layers:
+        for layers in self._cpu_layers.values():
             layers.close()
         for patch in [*self._forward_patches, *self._scheduler_patches]:
             patch.release()
         self._hooks, self._forward_patches, self._scheduler_patches = [], [], []
-        self._seams, self._cpu_layers, self._memory = {}, [], {}
+        self._seams, self._cpu_layers, self._memory = {}, {}, {}
         self._generation = self._call = self._scheduler = None
 
     # ------------------------------------------------------------------ the scheduler, observed
@@ -133,7 +133,7 @@ class Session:
         self._is_due = True
         for patch in self._forward_patches:
             patch.ensure()
-        for layers in self._cpu_layers:
+        for layers in self._cpu_layers.values():
             layers.ensure()
         for seams in self._seams.values():
             seams.end(None)
@@ -156,6 +156,7 @@ class Session:
         self._call = None
         seams = self._seams[module]
         seams.end(None)
+        self._cpu_layers[module].clear()
         arguments = seams.arguments(args, kwargs)
         if self._pipe.scheduler is not self._scheduler:
             self._attach_scheduler(self._pipe.scheduler)
@@ -177,7 +178,10 @@ class Session:
             call.joint_rows = placed.at(self.token_plan.joint_offset(arguments))
         self._call = call
         seams.begin(call)
-        return None if call.rows is None else seams.gather_root(args, kwargs)
+        if call.rows is None:
+            return None
+        self._cpu_layers[module].aim(call.num_rows_of(num_rows, num_text))
+        return seams.gather_root(args, kwargs)
 
     def _begin_generation(self, transformer: torch.nn.Module, arguments: dict[str, Any]) -> None:
         self._is_due = False
@@ -309,6 +313,7 @@ class Session:
         call, generation = self._call, self._generation
         self._call = None
         self._seams[module].end(call)
+        self._cpu_layers[module].clear()
         if call is None or generation is None or call.kind == "skip":
             return None
         is_tuple = isinstance(output, tuple)
