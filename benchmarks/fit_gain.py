@@ -81,10 +81,11 @@ def committed_runs(device: str = "cpu") -> list[Run]:
 
 
 def runs_of(result: dict[str, Any]) -> list[Run]:
-    """The rows of one result."""
+    """The rows of one result whose blocks were not compiled: the constants are of those."""
     outline = outline_of(result["case"])
-    num_tokens = next(row["num_tokens"] for row in result["rows"] if "num_tokens" in row)
-    return [_run(result, row, outline, num_tokens) for row in result["rows"]]
+    rows = [row for row in result["rows"] if row.get("mode", "eager") == "eager"]
+    num_tokens = next(row["num_tokens"] for row in rows if "num_tokens" in row)
+    return [_run(result, row, outline, num_tokens) for row in rows]
 
 
 def _run(result: dict[str, Any], row: dict[str, Any], outline: Outline, num_tokens: int) -> Run:
@@ -97,7 +98,8 @@ def _run(result: dict[str, Any], row: dict[str, Any], outline: Outline, num_toke
     model = replace(model, device=torch.device(result["device"]))
     load = plan_load(plan, config, model, outline.num_rows)
     predicted = with_prediction(plan, config, model, outline.num_rows)
-    return Run(result["case"], row["name"], row["median"], row["speedup"], predicted, load, model.dtype)
+    speedup = row.get("speedup_same_mode", row["speedup"])
+    return Run(result["case"], row["name"], row["median"], speedup, predicted, load, model.dtype)
 
 
 def plan_load(plan: Plan, config: RASConfig, model: Model, num_rows: int) -> Load:

@@ -246,22 +246,20 @@ class KVCache:
             advance: from the last step to this one, where keys and values are forecast.
             keeps_others: the rows beside the grid are not computed either; what was kept of them stays.
         """
-        self.index = rows.heads_index(self.num_heads, self.length)
-        is_uniform = isinstance(rows.offset, int)
-        self.is_flat = not (is_uniform and rows.is_shared)
-        # rows that stay in place lie before `begin` and from `end` on; in the fresh ones from `middle` on
-        self.begin = rows.offset if isinstance(rows.offset, int) else 0
-        self.middle = self.begin + rows.num_active if is_uniform else self.length
-        self.end = self.begin + rows.num_tokens if is_uniform else self.length
-        if keeps_others:
-            assert is_uniform
-            self.begin, self.middle, self.end = 0, rows.num_active, self.length
-        if self.operations is not None:
-            self.places = rows.active + rows.offset if keeps_others else rows.positions(self.length)
+        self.is_flat = not rows.is_alike
+        self.places = rows.placed if keeps_others else rows.positions(self.length)
+        self.index = rows.heads_index(self.places, self.num_heads, self.length)
         self.queries = rows.positions(self.length) if self.mask is not None else None
         self.queries_are_alike = rows.is_alike
         self.advance = advance if self.keeps else None
         if self.advance is not None:
+            is_uniform = isinstance(rows.offset, int)
+            # in the fresh rows those of the grid lie from `begin` to `end`; only they have slopes
+            self.begin = rows.offset if isinstance(rows.offset, int) and not keeps_others else 0
+            self.end = self.begin + rows.num_active if is_uniform else self.length
+            self.moving = self.index
+            if is_uniform:
+                self.moving = rows.heads_index(rows.placed, self.num_heads, self.length)
             self.change = self.advance.change.to(self.key.dtype)
             passed = self.advance.of_rows(rows, self.num_heads, self.length, self.is_flat)
             self.per_sigma = passed.to(self.key.dtype)
@@ -287,14 +285,14 @@ class KVCache:
         """Move what is kept to the sigma of this step, in place, and learn the slopes of the rows that are fresh."""
         assert self.advance is not None
         kept.addcmul_(slope, self.change)
-        fresh = rows[:, :, self.begin : self.middle]
+        fresh = rows[:, :, self.begin : self.end]
         if self.is_flat:
             width = kept.shape[-1]
             kept, slope, fresh = kept.view(-1, width), slope.view(-1, width), fresh.reshape(-1, width)
         dim = 0 if self.is_flat else 2
-        missed = fresh - kept.index_select(dim, self.index)
-        learned = slope.index_select(dim, self.index).mul_(self.advance.damping).addcmul_(missed, self.per_sigma)
-        slope.index_copy_(dim, self.index, learned)
+        missed = fresh - kept.index_select(dim, self.moving)
+        learned = slope.index_select(dim, self.moving).mul_(self.advance.damping).addcmul_(missed, self.per_sigma)
+        slope.index_copy_(dim, self.moving, learned)
 
     def _merged(self, kept: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         if not self.is_converted:
@@ -312,17 +310,13 @@ class KVCache:
         return full
 
     def _write(self, full: torch.Tensor, rows: torch.Tensor, index: torch.Tensor) -> None:
-        begin, middle, end = self.begin, self.middle, self.end
-        if begin:
-            full[:, :, :begin] = rows[:, :, :begin]
-        if end < self.length:
-            full[:, :, end:] = rows[:, :, middle:]
-        full, fresh = as_words(full), as_words(rows[:, :, begin:middle])
+        """All rows in one operation: compiled, a second one would have the whole cache copied."""
+        full, rows = as_words(full), as_words(rows)
         if self.is_flat:
             width = full.shape[-1]
-            full.view(-1, width).index_copy_(0, index, fresh.reshape(-1, width))
+            full.view(-1, width).index_copy_(0, index, rows.reshape(-1, width))
         else:
-            full.index_copy_(2, index, fresh)
+            full.index_copy_(2, index, rows)
 
     def mask_for(self, given: torch.Tensor | None) -> torch.Tensor | None:
         """The mask of a region step: all keys, and the queries that are computed.

@@ -108,20 +108,18 @@ class RowIndex:
         full.view(-1, rows.shape[-1]).index_copy_(0, flat, rows.reshape(-1, rows.shape[-1]))
         return full
 
-    def heads_index(self, num_heads: int, length: int) -> torch.Tensor:
-        """Where the rows that move lie in [R, H, length, d]: along ``length`` if all rows of the batch are alike, else
-        in the flat [R * H * length, d]. With one offset for all only the rows of the grid move (see `KVCache.aim`)."""
-        if not isinstance(self.offset, int):
-            return self._flat(self.positions(length), num_heads, length)
-        moving = self.active if self.offset == 0 else self._moved
-        return moving[0] if self.is_shared else self._flat(moving, num_heads, length)
-
     @property
-    def _moved(self) -> torch.Tensor:
-        """The active tokens' places in the sequence [R, K]."""
-        if "moved" not in self._made:
-            self._made["moved"] = self.active + self.offset
-        return self._made["moved"]
+    def placed(self) -> torch.Tensor:
+        """The active tokens' places in the sequence [R, K]; made once per step."""
+        if "placed" not in self._made:
+            offset = self.offset[:, None] if isinstance(self.offset, torch.Tensor) else self.offset
+            self._made["placed"] = self.active + offset
+        return self._made["placed"]
+
+    def heads_index(self, positions: torch.Tensor, num_heads: int, length: int) -> torch.Tensor:
+        """Where positions [R, P] of a sequence lie in [R, H, length, d]: along ``length`` if all rows of the batch are
+        alike, else in the flat [R * H * length, d]."""
+        return positions[0] if self.is_alike else self._flat(positions, num_heads, length)
 
     @property
     def is_alike(self) -> bool:
