@@ -44,13 +44,19 @@ def main() -> None:
         "--mode", action="append", help="eager, compiled or reduce-overhead; default: eager, on a GPU all"
     )
     parser.add_argument("--crossover", action="store_true", help="picture sizes against ratios, too")
+    parser.add_argument("--no-loops", action="store_true", help="the crossover alone")
     parser.add_argument("--repeats", type=int)
     parser.add_argument("--steps", type=int, help="evaluations, for a quick look: nothing is written then")
     a = parser.parse_args()
     is_gpu = a.device.startswith("cuda")
     modes = tuple(a.mode or (("eager", "compiled", "reduce-overhead") if is_gpu else ("eager",)))
     settings = Settings(
-        device=a.device, modes=modes, repeats=a.repeats, num_steps=a.steps, has_crossover=a.crossover or is_gpu
+        device=a.device,
+        modes=modes,
+        repeats=a.repeats,
+        num_steps=a.steps,
+        has_crossover=a.crossover or a.no_loops or is_gpu,
+        has_loops=not a.no_loops,
     )
     is_green = True
     for case in chosen_cases(tuple(a.case or ()), a.device):
@@ -60,7 +66,7 @@ def main() -> None:
         results = Results(path, environment(a.device))
         is_green &= Benchmark(settings, results, bar, print).run([case])
         found = results.cases.get(case.name)
-        if not found or not found["rows"]:
+        if not found or not (found["rows"] or found["crossover"]):
             continue
         for row in found["rows"]:
             limit = f"  limit {row['limit']:.2f}x  {row['share_of_limit']:.0%} of it" if "limit" in row else ""

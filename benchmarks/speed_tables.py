@@ -55,18 +55,27 @@ def _speed_lines(result: dict[str, Any], origin: Origin) -> list[str]:
     which = f" ({best['mode']}, the best of {', '.join(modes)})" if has_modes else ""
     guidance = "with distilled guidance" if result.get("guidance", "").startswith("distilled") else "with guidance"
     head, rule = ("| mode | setting |", "| --- | --- |") if has_modes else ("| setting |", "| --- |")
+    last, last_rule = (" over dense of its own mode |", " --- |") if has_modes else ("", "")
     lines = [
         f"{heading(result)}, {dense['steps']} steps {guidance}; dense {best['median']:.2f} s{which}. "
         f"({origin(result)}; median of interleaved runs.)",
         "",
-        f"{head} T | time | speed-up | limit by FLOPs | share of the limit | region step / dense step |",
-        f"{rule} --- | --- | --- | --- | --- | --- |",
+        f"{head} T | time | speed-up | limit by FLOPs | share of the limit | region step / dense step |{last}",
+        f"{rule} --- | --- | --- | --- | --- | --- |{last_rule}",
     ]
     for mode in modes:
         rows = rows_of(result, mode)
         shown = rows if has_modes else rows[1:]
-        lines += [f"| {mode} {_speed_row(row)}" if has_modes else _speed_row(row) for row in shown]
+        lines += [f"| {mode} {_speed_row(row)}{_own_mode(row)}" if has_modes else _speed_row(row) for row in shown]
     return lines
+
+
+def _own_mode(row: dict[str, Any]) -> str:
+    """The last cell of a result with several modes: speed-up and share of the limit within one of them."""
+    if "limit" not in row:
+        return "  |"
+    within = row["speedup_same_mode"]
+    return f" {within:.2f}x, {within / row['limit']:.0%} |"
 
 
 def _speed_row(row: dict[str, Any]) -> str:
@@ -140,7 +149,7 @@ def _memory_row(row: dict[str, Any]) -> str:
 def crossover_table(origin: Origin) -> str:
     """Picture sizes against ratios."""
     lines: list[str] = []
-    for result in speed_results():
+    for result in (record.read(path.stem) for path in sorted(record.RESULTS.glob("speed_*.json"))):
         for mode, found in result.get("crossover", {}).items():
             if found["rows"]:
                 lines += [*_crossover_lines(result, mode, found, origin), ""]

@@ -76,3 +76,13 @@ def test_mistakes_are_one_line(ras_dit: Run, tmp_path: Path, words: tuple[str, .
     code, _, err = ras_dit("bench", "--tiny", "--device", "cpu", "-o", tmp_path / "bench.json", *words)
     assert code == 2
     assert message in " ".join(err.split())
+
+
+def test_picture_sizes_alone(ras_dit: Run, tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    code, out, _ = ras_dit(*TINY, "--case", "sd3-medium", "--no-loops", "--sizes", "64,128", "-o", path)
+    assert code == 0, out
+    found = json.loads(path.read_text())["cases"]["sd3-medium"]
+    assert found["rows"] == []
+    assert [row["size"] for row in found["crossover"]["eager"]["rows"]] == ["64x64", "128x128"]
+    assert "128x128" in out

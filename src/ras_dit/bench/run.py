@@ -35,6 +35,7 @@ class Settings:
         repeats: instead of the case's own.
         num_steps: evaluations, instead of the case's own.
         has_crossover: measure the crossover as well.
+        has_loops: measure whole loops; without them the crossover alone.
         backend: of torch.compile.
     """
 
@@ -45,6 +46,7 @@ class Settings:
     repeats: int | None = None
     num_steps: int | None = None
     has_crossover: bool = False
+    has_loops: bool = True
     backend: str = "inductor"
 
     def steps_of(self, case: Case) -> int:
@@ -53,7 +55,7 @@ class Settings:
     def parts(self, case: Case) -> list[str]:
         """Names of what is measured, in order."""
         crossed = [f"crossover {mode}" for mode in self.modes] if self.has_crossover and self.sizes_of(case) else []
-        return [*self.modes, *crossed]
+        return [*(self.modes if self.has_loops else ()), *crossed]
 
     def sizes_of(self, case: Case) -> list[Size]:
         if case.dimensions is None:

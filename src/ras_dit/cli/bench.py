@@ -25,6 +25,7 @@ def bench(
         bool | None, typer.Option(help="And in torch.compile's mode with CUDA graphs; without a word, on a GPU.")
     ] = None,
     ratios: Annotated[str | None, typer.Option(help="Shares of tokens, with commas, such as 1,0.5,0.25.")] = None,
+    loops: Annotated[bool, typer.Option(help="Whole loops; --no-loops measures picture sizes alone.")] = True,
     crossover: Annotated[bool, typer.Option(help="Also picture sizes against ratios.")] = False,
     sizes: Annotated[
         str | None, typer.Option(help="Of the crossover, with commas: 512,768x1024 (height first),480x832x33 (frames).")
@@ -71,7 +72,8 @@ def bench(
         sizes=None if sizes is None else _sizes(sizes),
         repeats=repeats,
         num_steps=steps,
-        has_crossover=crossover or sizes is not None,
+        has_crossover=crossover or sizes is not None or not loops,
+        has_loops=loops,
         backend=backend,
     )
     results = Results(output, environment(where))
