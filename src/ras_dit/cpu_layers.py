@@ -55,11 +55,11 @@ class CPULayers:
 
     Every size (rows, inputs, outputs) is timed once, before the first region step that has it. Chunks of rows go
     through the module's own forward: adapters, hooks and quantised weights are where they were. Rows do not depend on
-    each other, but their rounding may depend on their number, so nothing is changed under
-    ``torch.use_deterministic_algorithms(True)``.
+    each other, but their rounding may depend on their number (that of a picture on where its channels lie), so nothing
+    is changed under ``torch.use_deterministic_algorithms(True)``.
 
     Args:
-        root: the transformer. Only its layers on a CPU are touched: plain ``nn.Linear`` in 16-bit types, and patch
+        root: the transformer. Only its layers on a CPU and in 16-bit types are touched: plain ``nn.Linear``, and patch
             embeddings (``nn.Conv2d`` whose kernel is its stride).
         streams: patterns of layer names -> what they work on, as in `TokenPlan.linears`.
     """
@@ -137,8 +137,7 @@ def _is_half_on_cpu(weight: torch.Tensor) -> bool:
 
 
 def _is_patch_embedding(module: nn.Module) -> bool:
-    is_patches = type(module) is nn.Conv2d and module.kernel_size == module.stride
-    return is_patches and module.weight.device.type == "cpu"
+    return type(module) is nn.Conv2d and module.kernel_size == module.stride and _is_half_on_cpu(module.weight)
 
 
 def in_parts(layer: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, num_parts: int) -> torch.Tensor:
