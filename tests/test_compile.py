@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor.utils import run_and_get_code
+from torch.nn import functional
 
 import ras_dit
 from families import one_case_per_class
 from families.case import FamilyCase
 from ras_dit import RASConfig
+from ras_dit.cache import KVCache
 from ras_dit.models import token_plan_of
+from ras_dit.rows import RowIndex
 
 CONFIG = RASConfig(sample_ratio=0.25, warmup_steps=2, refresh_steps=(5,))
 
@@ -59,3 +64,32 @@ def test_blocks_compile_whole_and_once_per_shape(name: str) -> None:
     finally:
         torch._dynamo.config.recompile_limit = limit
         torch.compiler.reset()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("is_shared", [True, False])
+@torch.no_grad()
+def test_compiled_rows_are_written_in_place(is_shared: bool) -> None:
+    """Inductor makes no copy of the whole cache: a second write into it would have it make one."""
+    shape = (2, 3, 77, 16)
+    key, value = torch.randn(shape), torch.randn(shape)
+    cached = KVCache(key.clone(), value.clone())
+    active = torch.tensor([[1, 5, 40], [1, 5, 40] if is_shared else [0, 7, 69]])
+    rows = RowIndex(active, num_tokens=70, is_shared=is_shared)
+    cached.aim(rows)
+    fresh = torch.randn(2, 3, 10, 16)
+
+    def attend(query: torch.Tensor, fresh_key: torch.Tensor, fresh_value: torch.Tensor) -> torch.Tensor:
+        return functional.scaled_dot_product_attention(query, *cached.merge(fresh_key, fresh_value))
+
+    torch.compiler.reset()
+    try:
+        _, (code,) = run_and_get_code(torch.compile(attend, fullgraph=True), fresh, fresh, fresh)
+    finally:
+        torch.compiler.reset()
+    assert "empty_strided_cpu" in code, "the code is what it is taken for"
+    assert "empty_strided_cpu((2, 3, 77, 16)" not in code
+    expected = key.clone()
+    for row in range(2):
+        expected[row, :, torch.cat([active[row], torch.arange(70, 77)])] = fresh[row]
+    assert torch.equal(cached.key, expected)
