@@ -137,7 +137,7 @@ class RowIndex:
 
 
 def as_words(rows: torch.Tensor) -> torch.Tensor:
-    """Rows seen as 64-bit words, where their layout allows it: on a CPU copying them by index is twice as fast."""
+    """Rows seen as 64-bit words, where their layout allows it: a CPU copies fewer, larger ones."""
     is_whole = rows.shape[-1] * rows.element_size() % 8 == 0 and rows.stride(-1) == 1
     if torch.compiler.is_compiling() or rows.device.type != "cpu" or rows.element_size() == 8 or not is_whole:
         return rows
