@@ -285,6 +285,8 @@ def main() -> None:
                 path.write_text(new, encoding="utf-8")
     if stale and arguments.check:
         sys.exit(f"{', '.join(stale)}: not what benchmarks/results and the registry of models say; run `make readme`.")
+    if not arguments.check:
+        speed_tables.draw(ROOT / "docs/images/speed.png")
     print("up to date" if not stale else f"wrote {', '.join(stale)}")
 
 

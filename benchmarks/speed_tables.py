@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from benchmarks import record
+from ras_dit.bench.report import plot
 
 Origin = Callable[[dict[str, Any]], str]
 MIB = 2.0**20
@@ -116,6 +118,11 @@ def _profile_lines(
             share = f"{after / before:.3f}" if before else ""
             lines.append(f"| {group} | {before:.1f} | {after:.1f} | {share} |")
     return lines
+
+
+def draw(path: Path) -> None:
+    """The picture of every result of the second form: speed-ups beside their limits, memory beside its estimate."""
+    plot({result["case"]: result for result in speed_results() if "crossover" in result}, path)
 
 
 def memory_table(origin: Origin) -> str:

@@ -160,6 +160,7 @@ def _draw_memory(axes: Any, case: Mapping[str, Any]) -> None:
     axes.bar([index + 0.2 for index in range(len(found))], extra, 0.4, label="peak over dense")
     axes.set_xticks(range(len(found)), names, fontsize=7)
     axes.set_ylabel("MiB")
+    axes.set_ylim(top=1.3 * max(estimate + extra, default=1.0))  # room for the legend
     axes.legend(fontsize=8)
 
 
