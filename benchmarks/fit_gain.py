@@ -34,11 +34,13 @@ class Outline:
         pipe: its transformer holds no weights.
         num_text: text tokens.
         num_rows: rows of the transformer's batch.
+        num_extra: reference tokens.
     """
 
     pipe: Any
     num_text: int
     num_rows: int
+    num_extra: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def outline_of(name: str) -> Outline:
         pipe = pipeline_outline("embedded")
         num_text = token_plan_of(pipe.transformer).num_text(pipe, MAX_SEQUENCE_LENGTH)
         return Outline(pipe, num_text, case.num_rows)
-    return Outline(case.outline(), case.dimensions.num_text, case.num_rows)
+    return Outline(case.outline(), case.dimensions.num_text, case.num_rows, case.num_references)
 
 
 def committed_runs(device: str = "cpu") -> list[Run]:
@@ -93,7 +95,8 @@ def _run(result: dict[str, Any], row: dict[str, Any], outline: Outline, num_toke
     token_plan = token_plan_of(transformer)
     config = RASConfig.from_dict(row["config"]) if "config" in row else RASConfig(sample_ratio=1.0)
     plan = build_plan(config, row["steps"], num_tokens)
-    plan = replace(plan, cost=plan_cost(plan, token_plan, transformer, outline.num_text, config=config))
+    cost = plan_cost(plan, token_plan, transformer, outline.num_text, outline.num_extra, config)
+    plan = replace(plan, cost=cost)
     model = Model.of(transformer, len(token_plan.attention_modules(transformer)))
     model = replace(model, device=torch.device(result["device"]))
     load = plan_load(plan, config, model, outline.num_rows)

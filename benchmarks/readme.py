@@ -268,6 +268,7 @@ def main() -> None:
         "docs/performance.md": {
             "speed": speed,
             "profile": speed_tables.profile_table(origin),
+            "limits": speed_tables.limits_table(),
             "linear": linear_table(),
             "memory": speed_tables.memory_table(origin),
             "crossover": speed_tables.crossover_table(origin),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import record
+from ras_dit.bench import CASES
 from ras_dit.bench.report import plot
 
 Origin = Callable[[dict[str, Any]], str]
@@ -27,6 +28,22 @@ def speed_results() -> Iterator[dict[str, Any]]:
         result = record.read(path.stem)
         if result["rows"]:
             yield result
+
+
+def limits_table() -> str:
+    """What the FLOPs allow, for every case with dimensions of its own. Nothing is measured for it."""
+    lines = ["| model | setting | T | limit by FLOPs |", "| --- | --- | --- | --- |"]
+    for case in CASES.values():
+        if case.dimensions is None:
+            continue
+        pipe = case.outline()
+        for name, config in case.configs(case.schedule.num_steps).items():
+            if config.sample_ratio == 1:
+                continue
+            plan = case.plan(config, pipe)
+            of = f"{case.title}, {case.schedule.num_steps} steps"
+            lines.append(f"| {of} | {name} | {plan.token_steps:.2f} | {plan.speedup_limit:.2f}x |")
+    return "\n".join([*lines, ""])
 
 
 def modes_of(result: dict[str, Any]) -> list[str]:

@@ -94,6 +94,7 @@ def test_dimensions_are_those_of_the_class(name: str) -> None:
         "sd3.5-large": 8.06,
         "lumina-next": 1.75,
         "flux-dev": 11.9,
+        "flux-kontext": 11.9,
         "qwen-image": 20.4,
         "wan-1.3b": 1.42,
     }

@@ -12,7 +12,7 @@ from torch._inductor.utils import run_and_get_code
 from torch.nn import functional
 
 import ras_dit
-from families import one_case_per_class
+from families import all_cases, one_case_per_class
 from families.case import FamilyCase
 from ras_dit import RASConfig
 from ras_dit.cache import KVCache
@@ -23,6 +23,9 @@ CONFIG = RASConfig(sample_ratio=0.25, warmup_steps=2, refresh_steps=(5,))
 
 
 CASES = dict(one_case_per_class())
+REUSING = [case for case in all_cases() if case.name in ("flux-kontext", "flux2-references", "qwen-image-edit")]
+CASES |= {case.name: case for case in REUSING}
+REUSE = {"text_reuse": True, "reference_reuse": True}
 WITH_FORECAST = ("SD3Transformer2DModel", "FluxTransformer2DModel", "LuminaNextDiT2DModel", "ZImageTransformer2DModel")
 # its attention picks text tokens by a mask: no whole graph, without RAS either
 CASES.pop("MochiTransformer3DModel", None)
@@ -46,6 +49,7 @@ def test_blocks_compile_whole_and_once_per_shape(name: str) -> None:
     pipe = case.build()
     dense = run(case, pipe)
     config = CONFIG.replace(kv_forecast=0.8) if name in WITH_FORECAST else CONFIG
+    config = config.replace(**REUSE) if case in REUSING else config
     with ras_dit.accelerate(pipe, config):
         fast = run(case, pipe)
     torch.compiler.reset()

@@ -27,6 +27,22 @@ REGION = RASConfig(sample_ratio=0.25, warmup_steps=2)
 CASES = {case.name: case for case in all_cases()}
 ONE_PER_CLASS = [case.name for case in one_case_per_class().values()]
 REUSES_TEXT = [case.name for cls, case in one_case_per_class().items() if TOKEN_PLANS[cls].text_rows]
+REFERENCES = [
+    "flux-kontext",
+    "flux2-references",
+    "flux2-klein-references",
+    "joyimage-edit",
+    "joyimage-edit-plus",
+    "qwen-image-edit",
+    "qwen-image-edit-plus",
+    "qwen-image-layered",
+]
+REFERENCES = [name for name in REFERENCES if name in CASES]  # an older diffusers has fewer
+REUSES = (
+    [(name, {"text_reuse": True}) for name in dict.fromkeys([*REUSES_TEXT, *REFERENCES, "joyimage-mrope"])]
+    + [(name, {"reference_reuse": True}) for name in REFERENCES]
+    + [(name, {"text_reuse": True, "reference_reuse": True}) for name in REFERENCES]
+)
 
 
 def run(case: FamilyCase, pipe: Any, size: tuple[int, int, int]) -> torch.Tensor:
@@ -189,23 +205,26 @@ def test_fresh_keys_and_values_give_the_dense_tokens(name: str) -> None:
             assert difference.abs().max() <= case.rounding, f"call {index} of size {size}"
 
 
-@pytest.mark.parametrize("name", REUSES_TEXT)
+@pytest.mark.parametrize(
+    ("name", "reuse"), REUSES, ids=lambda value: "-".join(value) if isinstance(value, dict) else value
+)
 @torch.no_grad()
-def test_text_that_is_not_computed_serves_as_it_was(name: str) -> None:
-    """As above, with the text computed in dense steps only; what is computed is what the cost says."""
+def test_what_is_not_computed_beside_the_grid_serves_as_it_was(name: str, reuse: dict[str, Any]) -> None:
+    """As above, with text or references computed in dense steps only; what is computed is what the cost says."""
     case = CASES[name]
     pipe = case.build()
+    for size, kv_forecast in zip(sizes_of(case), (0.8, 0.0), strict=True):
+        outputs, trace = region_noises(case, pipe, size, factor=1.0, kv_forecast=kv_forecast, **reuse)
+        assert trace.steps[-1].kind == "region"
+        grid = trace.grid
+        assert grid is not None
+        for index, output in enumerate(outputs):
+            difference = grid.patchify(output) - grid.patchify(outputs[index % case.num_calls])
+            assert difference.abs().max() < 1e-5, f"call {index} of size {size}"
     size = sizes_of(case)[0]
-    outputs, trace = region_noises(case, pipe, size, factor=1.0, kv_forecast=0.8, text_reuse=True)
-    assert trace.steps[-1].kind == "region"
-    grid = trace.grid
-    assert grid is not None
-    for index, output in enumerate(outputs):
-        difference = grid.patchify(output) - grid.patchify(outputs[index % case.num_calls])
-        assert difference.abs().max() < 1e-5, f"call {index}"
     counted: list[float] = []
     rows: list[int] = []
-    config = REGION.replace(text_reuse=True)
+    config = REGION.replace(**reuse)
     with ras_dit.accelerate(pipe, config) as handle, counting(pipe, counted, rows), sdpa_kernel(SDPBackend.MATH):
         reused = run(case, pipe, size)
     plan = handle._session.plan
@@ -219,10 +238,23 @@ def test_text_that_is_not_computed_serves_as_it_was(name: str) -> None:
     assert whole.speedup_limit < plan.speedup_limit
 
 
-def test_text_reuse_is_refused_where_it_is_not_known_to_work() -> None:
-    case = one_case_per_class()["PixArtTransformer2DModel"]
+def test_reuse_is_refused_where_it_is_not_known_to_work() -> None:
+    pipe = one_case_per_class()["PixArtTransformer2DModel"].build()
     with pytest.raises(ValueError, match="text_reuse: got PixArtTransformer2DModel; allowed: BriaTr"):
-        ras_dit.enable(case.build(), RASConfig(text_reuse=True))
+        ras_dit.enable(pipe, RASConfig(text_reuse=True))
+    with pytest.raises(ValueError, match="reference_reuse: got PixArtTransformer2DModel; allowed: Flux2Tr"):
+        ras_dit.enable(pipe, RASConfig(reference_reuse=True))
+
+
+@torch.no_grad()
+def test_reference_reuse_without_references_is_noted_and_changes_nothing() -> None:
+    case = CASES["flux"]
+    pipe, size = case.build(), sizes_of(case)[0]
+    with ras_dit.accelerate(pipe, REGION):
+        computed = run(case, pipe, size)
+    with ras_dit.accelerate(pipe, REGION.replace(reference_reuse=True)) as handle:
+        assert torch.equal(run(case, pipe, size), computed)
+    assert any("no reference tokens" in note for note in handle.summary().notes)
 
 
 def calling_thrice(transformer: Any) -> bool:

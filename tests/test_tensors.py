@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ras_dit import TokenGrid, Trace
+from ras_dit.attention import size_of_none
 from ras_dit.cache import KVCache
 from ras_dit.forecast import TokenHistory
 from ras_dit.importance import displacement_metric, predicted_error, reference_starved, starved
@@ -143,6 +145,47 @@ def test_keys_and_values_merge_in_place(is_shared: bool, offset: int | torch.Ten
     scattered = rows.scatter(rows.gather(sequence))
     is_kept = membership(rows.positions(8), 8)[..., None]
     assert torch.equal(scattered, sequence * is_kept)
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+@pytest.mark.parametrize("offset", [3, torch.tensor([3, 4])], ids=["alike", "by row"])
+def test_references_and_text_stay_as_they_were_kept(is_shared: bool, offset: int | torch.Tensor) -> None:
+    """A sequence of text (2), perhaps padding (1), a reference (1), the grid (5) and references (2): 11 rows."""
+    active = torch.tensor([[1, 4]] * 2) if is_shared else torch.tensor([[1, 4], [0, 3]])
+    rows = replace(RowIndex(active, 5, is_shared), beside=(1, 2)).at(offset)
+    assert rows.num_dropped == 3 + 3
+    key, value, fresh = torch.randn(2, 3, 11, 4), torch.randn(2, 3, 11, 4), torch.randn(2, 3, 3, 4)
+    mask = torch.randn(2, 1, 1, 11)
+    cache = KVCache(key.clone(), value.clone(), mask=mask)
+    cache.aim(rows, ends=(2, 0))
+    merged, _ = cache.merge(fresh, fresh)
+    for row in range(2):
+        begin = 3 if isinstance(offset, int) else int(offset[row])
+        places = [*range(2, begin - 1), *(active[row] + begin).tolist(), *range(begin + 7, 11)]
+        assert rows.positions(11)[row].tolist() == [0, 1, *places]
+        expected = key[row].clone()
+        expected[:, places] = fresh[row]
+        assert torch.equal(merged[row], expected)
+    assert cache.mask_for(None) is mask, "a model without text makes no mask: that of the dense step holds"
+    whole = replace(RowIndex(active, 5, is_shared), beside=(1, 2)).at(offset)
+    cache.aim(whole)
+    assert cache.mask_for(None) is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "wanted", "size"),
+    [
+        ((1, 0, 2, 16), (1, 0, 2, -1, 2), [1, 0, 2, 8, 2]),
+        ((0, 6), (0, 3, 2), [0, 3, 2]),
+        ((2, 0, 4), (2, 0, -1), [2, 0, 4]),
+    ],
+)
+def test_the_size_of_no_rows(shape: tuple[int, ...], wanted: tuple[int, ...], size: list[int]) -> None:
+    assert size_of_none(shape, wanted) == size
+    rows = [5 if number == 0 else number for number in shape]
+    assert list(torch.zeros(rows).reshape([5 if n == 0 else n for n in wanted]).shape) == [
+        5 if n == 0 else n for n in size
+    ]
 
 
 def test_masks_follow_the_computed_queries() -> None:

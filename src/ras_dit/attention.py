@@ -5,7 +5,8 @@ Everything here may be traced into a compiled block, so what a call needs is lai
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -167,4 +168,19 @@ class AttentionMerge(TorchFunctionMode):
             return self.layer.attend(*args, **kwargs)
         if func is torch.Tensor.unflatten:  # the method cannot be traced from here, the function can
             return torch.unflatten(*args, **kwargs)
+        if func is torch.Tensor.reshape and not args[0].numel() and -1 in args[1:]:
+            return args[0].reshape(size_of_none(args[0].shape, args[1:]))
         return func(*args, **kwargs)
+
+
+def size_of_none(shape: Sequence[int], wanted: Sequence[int]) -> list[int]:
+    """The size that a reshape of no rows at all means by -1: what it would be of any other number of them. (Text that
+    region steps do without; PyTorch cannot tell -1 of nothing.)
+
+    Args:
+        shape: of a tensor without elements.
+        wanted: the size asked for, with one -1 and as many zeros as the shape has.
+    """
+    known = math.prod(size for size in wanted if size > 0)
+    rest = math.prod(size for size in shape if size > 0) // known
+    return [rest if size == -1 else size for size in wanted]

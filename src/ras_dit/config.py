@@ -120,7 +120,12 @@ class RASConfig:
     text_reuse: bool = _option(
         False,
         "Text tokens of joint attention are computed in dense steps only; region steps attend to their last keys and "
-        "values. Stable Diffusion 3, FLUX.1 and its relatives.",
+        "values. Stable Diffusion 3, FLUX.1, FLUX.2, Qwen-Image, CogView, CogVideoX and others (`ras-dit models`).",
+    )
+    reference_reuse: bool = _option(
+        False,
+        "Tokens of reference pictures (edits) are computed in dense steps only; region steps attend to their last keys "
+        "and values. FLUX.1 Kontext, FLUX.2, Qwen-Image-Edit and -Layered, JoyImage Edit.",
     )
     forecast_below: float = _option(
         1.0,

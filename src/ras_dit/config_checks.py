@@ -40,6 +40,7 @@ NOT_IN_REFERENCE = (
     "anchor_stride",
     "neighbor_update",
     "text_reuse",
+    "reference_reuse",
     "forecast_below",
     "forecast_reach",
     "forecast_midpoint",
@@ -174,7 +175,7 @@ def _check_choices(config: RASConfig) -> None:
     tolerance = config.refresh_tolerance
     if tolerance is not None and (not _is_number(tolerance) or not tolerance > 0):
         raise ValueError(f"refresh_tolerance: got {tolerance!r}; allowed: a number above 0, or None.")
-    for name in ("forecast_midpoint", "static_memory", "text_reuse", "auto"):
+    for name in ("forecast_midpoint", "static_memory", "text_reuse", "reference_reuse", "auto"):
         if not isinstance(getattr(config, name), bool):
             raise ValueError(f"{name}: got {getattr(config, name)!r}; allowed: True or False.")
     for name in ("seed", "skip_num_step", "skip_num_step_length"):

@@ -250,7 +250,7 @@ def enable(
             "enable: RAS is already enabled on this pipeline's transformer. Call ras_dit.disable(pipe) first, then "
             "enable it with the new config."
         )
-    check_text_reuse(pipe, chosen)
+    check_reuse(pipe, chosen)
     handle = Handle(pipe, chosen, rates)
     setattr(pipe.transformer, _MARK, handle)
     if chosen.has_savings and (reason := why_stochastic(pipe.scheduler)):
@@ -271,17 +271,22 @@ def _default_plan(pipe: Any, handle: Handle) -> Plan | None:
         return None
 
 
-def check_text_reuse(pipe: Any, config: RASConfig) -> None:
-    """Refuse `RASConfig.text_reuse` where the model cannot do it.
+def check_reuse(pipe: Any, config: RASConfig) -> None:
+    """Refuse `RASConfig.text_reuse` and `RASConfig.reference_reuse` where the model cannot do it.
 
     Raises:
         ValueError: says which models can.
     """
-    if config.text_reuse and not token_plan_of(pipe.transformer).text_rows:
-        able = ", ".join(name for name, token_plan in sorted(TOKEN_PLANS.items()) if token_plan.text_rows)
-        raise ValueError(
-            f"text_reuse: got {type(pipe.transformer).__name__}; allowed: {able}. Leave it out for others."
-        )
+    token_plan = token_plan_of(pipe.transformer)
+    can = {"text_reuse": token_plan.reuses_text(pipe.transformer), "reference_reuse": token_plan.reuses_references}
+    fields = {"text_reuse": "text_rows", "reference_reuse": "reuses_references"}
+    for option, is_able in can.items():
+        if getattr(config, option) and not is_able:
+            able = ", ".join(name for name, other in sorted(TOKEN_PLANS.items()) if getattr(other, fields[option]))
+            which = " of this configuration" if getattr(token_plan, fields[option]) else ""
+            raise ValueError(
+                f"{option}: got {type(pipe.transformer).__name__}{which}; allowed: {able}. Leave it out for others."
+            )
 
 
 def disable(pipe: Any) -> None:

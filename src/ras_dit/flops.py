@@ -23,6 +23,7 @@ def step_work(
     kv_cache_layers: float = 1.0,
     has_timestep_per_token: bool = False,
     text_reuse: bool = False,
+    reference_reuse: bool = False,
 ) -> Work:
     """What one evaluation does for one row of the batch.
 
@@ -34,12 +35,13 @@ def step_work(
         num_active: computed tokens K of the grid.
         num_tokens: tokens N of the grid.
         num_text: text tokens L.
-        num_extra: reference tokens M beside the grid, always computed.
+        num_extra: reference tokens M beside the grid.
         kv_cache_layers: share of the layers that attend over all keys in a region step.
         has_timestep_per_token: every computed image token has a time embedding of its own.
         text_reuse: text tokens are attended to, and not computed.
+        reference_reuse: likewise reference tokens.
     """
-    image, num_queries = num_active + num_extra, 0 if text_reuse else num_text
+    image, num_queries = num_active + (0 if reference_reuse else num_extra), 0 if text_reuse else num_text
     rows = {
         "image": image,
         "all_image": num_tokens + num_extra,
@@ -129,8 +131,8 @@ def plan_cost(
 ) -> Cost:
     """The cost of a plan for one row of the batch (one image, one guidance branch).
 
-    Region steps count attention over full-length keys and the text stream in full, as they are computed; text tokens
-    and the time embedding of a skipped step are not.
+    Region steps count attention over full-length keys, and the text stream and reference tokens in full where they are
+    computed; text tokens and the time embedding of a skipped step are not.
 
     Args:
         plan: steps and active counts.
@@ -138,15 +140,15 @@ def plan_cost(
         transformer: its layers are read.
         num_text: text tokens of the sequence.
         num_extra: reference tokens beside the grid.
-        config: its ``kv_*`` options count.
+        config: its ``kv_*`` and ``*_reuse`` options count.
         has_timestep_per_token: see `step_flops`.
     """
     num_tokens = plan.num_tokens
     share, is_timed = config.kv_cache_layers, has_timestep_per_token
 
     def work(count: int) -> Work:
-        reuses = config.text_reuse and count < num_tokens
-        return step_work(token_plan, transformer, count, num_tokens, num_text, num_extra, share, is_timed, reuses)
+        reuses = (config.text_reuse, config.reference_reuse) if count < num_tokens else ()
+        return step_work(token_plan, transformer, count, num_tokens, num_text, num_extra, share, is_timed, *reuses)
 
     by_count = {
         count: work(count) for count in {num_tokens, *(step.num_active for step in plan if step.kind != "skip")}

@@ -10,22 +10,26 @@ import torch
 
 @dataclass(frozen=True)
 class RowIndex:
-    """Which rows of a sequence a region step computes: the active tokens of the grid, and all rows beside the grid.
+    """Which rows of a sequence a region step computes: the active tokens of the grid, and the rows beside the grid.
 
     The N tokens of the grid lie side by side, from ``offset`` on; before and after them stand text, reference and
-    padding rows, which are always computed. The methods read how many there are from the length of the sequence.
+    padding rows, which are computed but for ``beside``. The methods read how many there are from the length of the
+    sequence.
 
     Attributes:
         active: LongTensor [R, K], ascending token ids for every row of the transformer's batch.
         num_tokens: tokens N of the grid.
         is_shared: all rows of the batch have the same ids.
         offset: where the grid begins in the sequence: one number, or LongTensor [R] where that differs by row.
+        beside: reference tokens right before and right behind the grid that are not computed (`RASConfig`'s
+            ``reference_reuse``).
     """
 
     active: torch.Tensor
     num_tokens: int
     is_shared: bool
     offset: int | torch.Tensor = 0
+    beside: tuple[int, int] = (0, 0)
     _made: dict[object, torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
     _placed: dict[int, RowIndex] = field(default_factory=dict, compare=False, repr=False)
 
@@ -35,7 +39,8 @@ class RowIndex:
 
     @property
     def num_dropped(self) -> int:
-        return self.num_tokens - self.num_active
+        """Rows that are not computed."""
+        return self.num_tokens - self.num_active + sum(self.beside)
 
     @functools.cached_property
     def twice(self) -> RowIndex:
@@ -53,7 +58,7 @@ class RowIndex:
         return self._placed[offset]
 
     def positions(self, length: int) -> torch.Tensor:
-        """Rows that are computed of a sequence of this length, LongTensor [R, length - N + K], ascending."""
+        """Rows that are computed of a sequence of this length, LongTensor [R, length - num_dropped], ascending."""
         if length == self.num_tokens and isinstance(self.offset, int):
             return self.active
         if length not in self._made:
@@ -62,13 +67,14 @@ class RowIndex:
 
     def _positions(self, length: int) -> torch.Tensor:
         num_rows, device = self.active.shape[0], self.active.device
+        size = self.num_tokens + self.beside[1]
         if isinstance(self.offset, int):
-            before = torch.arange(self.offset, device=device).expand(num_rows, -1)
-            after = torch.arange(self.offset + self.num_tokens, length, device=device).expand(num_rows, -1)
+            before = torch.arange(self.offset - self.beside[0], device=device).expand(num_rows, -1)
+            after = torch.arange(self.offset + size, length, device=device).expand(num_rows, -1)
             return torch.cat([before, self.active + self.offset, after], dim=1)
         at = torch.arange(length, device=device).expand(num_rows, -1)
-        in_grid = (at >= self.offset[:, None]) & (at < self.offset[:, None] + self.num_tokens)
-        is_kept = (~in_grid).scatter(1, self.active + self.offset[:, None], True)
+        is_among = (at >= self.offset[:, None] - self.beside[0]) & (at < self.offset[:, None] + size)
+        is_kept = (~is_among).scatter(1, self.active + self.offset[:, None], True)
         order = (~is_kept).to(torch.uint8).argsort(dim=1, stable=True)  # kept rows first, in their order
         return order[:, : length - self.num_dropped]
 
@@ -98,7 +104,7 @@ class RowIndex:
         return taken.view(num_rows, count, *sequence.shape[2:])
 
     def scatter(self, rows: torch.Tensor) -> torch.Tensor:
-        """Computed rows [R, P, D] at their places in zeros [R, P + N - K, D]."""
+        """Computed rows [R, P, D] at their places in zeros [R, P + num_dropped, D]."""
         length = rows.shape[1] + self.num_dropped
         full = rows.new_zeros(rows.shape[0], length, rows.shape[-1])
         positions = self.positions(length)

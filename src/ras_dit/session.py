@@ -230,6 +230,8 @@ class Session:
                 f"{type(scheduler).__name__}: noise was taken at the beginning of each step."
             )
             config = config.replace(solver_order=1, forecast_midpoint=False)
+        if config.reference_reuse and plan.num_region_steps and not num_extra:
+            self.note("reference_reuse: this call has no reference tokens, so it changes nothing.", is_warning=False)
         is_timed = token_plan.has_timestep_per_token(arguments, grid.num_tokens + num_extra)
 
         def costed(plan: Plan) -> Plan:

@@ -31,7 +31,7 @@ class Generation:
         sigmas: S + 1 noise levels: the one of every evaluation, then the last one reached.
         note: called with a reason whenever something runs otherwise than planned (False: not worth a warning).
         chooser: chooses the tokens of this run.
-        num_extra: reference tokens M beside the grid, always computed.
+        num_extra: reference tokens M beside the grid.
         memory: where keys and values live beyond a run if their memory is static: by the call's place in an evaluation
             and its transformer.
     """
@@ -178,7 +178,10 @@ class Generation:
         active = self._active.repeat(num_rows // num_images, 1)
         mask = selection.membership(self._active, self.grid.num_tokens).repeat(num_rows // num_images, 1)
         is_shared = num_images == 1 or not self._chooser.is_per_image
-        return RowIndex(active, self.grid.num_tokens, is_shared, offset=self.grid.num_before), mask
+        num_before, beside = self.grid.num_before, (0, 0)
+        if self.config.reference_reuse and self.num_extra:
+            beside = (num_before, self.num_extra - num_before)
+        return RowIndex(active, self.grid.num_tokens, is_shared, num_before, beside), mask
 
     def _mask(self, kind: StepKind) -> torch.Tensor | None:
         if kind == "dense" or not self._chooser.has_learned:
@@ -236,7 +239,7 @@ class Generation:
         """Noise of the grid's tokens in the form of the transformer's output."""
         full = self.grid.unpatchify(tokens.to(branch.noise_dtype), branch.noise_shape)
         if self.num_extra and output is not None and not self.grid.has_items:
-            # reference tokens were computed: their noise is what it is
+            # the noise of reference tokens is what it is (zero where they were not computed): nobody samples them
             begin, end = self.grid.num_before, self.grid.num_before + self.grid.num_tokens
             full[:, :begin] = output[:, :begin]
             full[:, end:] = output[:, end:]

@@ -92,10 +92,11 @@ class TokenSeams:
         for name, (layer, stream) in self._layers.items():
             cached_calls = call.branch.layers[name]
             num_kept = call.num_text_kept if stream == "joint" else 0
+            ends = (num_kept, 0) if self.token_plan.layout == "text_first" else (0, num_kept)
             advance = call.advance.twice if call.advance is not None and stream == "twice" else call.advance
             for cached in cached_calls:
                 if cached.length >= call.num_image_rows:
-                    cached.aim(self._place(stream, call, call.rows, cached.length), advance, num_kept > 0)
+                    cached.aim(self._place(stream, call, call.rows, cached.length), advance, ends)
             layer.aim("region", cached_calls, call.rows.num_dropped * (2 if stream == "twice" else 1) + num_kept)
 
         for block in self._blocks:
@@ -160,7 +161,9 @@ class TokenSeams:
                 bound.arguments[str(name)] = self._rows_of(bound.arguments[str(name)], select, call)
         if call.num_text_kept:
             for argument, dim in self.token_plan.text_rows.items():
-                if isinstance(bound.arguments.get(argument), torch.Tensor):
+                if dim is None:
+                    bound.arguments.pop(argument, None)
+                elif isinstance(bound.arguments.get(argument), torch.Tensor):
                     bound.arguments[argument] = bound.arguments[argument].narrow(dim, 0, 0)
         return bound.args[1:], bound.kwargs
 

@@ -1,16 +1,17 @@
 """The speed benchmark: dense and RAS loops side by side, beside the limit that the FLOPs set.
 
-`cases` has the models by their dimensions (`architectures` builds and calls them, with `weights` drawn at random),
-`modes` compiles, `checks` says whether figures may be reported at all, `loops` runs and times one loop, `measure`
-several in turns, `memory` their peaks, `inside` gets at what RAS adds (`overhead` times it, `profiling` sees it among
-all operations), `crossover` looks for the picture sizes that gain, `results` keeps all of it in one JSON, `run` goes
-through cases and modes, `report` shows.
+`registry` has the models by their dimensions, as `cases` (`architectures` builds and calls them, with `weights` drawn
+at random), `modes` compiles, `checks` says whether figures may be reported at all, `loops` runs and times one loop,
+`measure` several in turns, `memory` their peaks, `inside` gets at what RAS adds (`overhead` times it, `profiling` sees
+it among all operations), `crossover` looks for the picture sizes that gain, `results` keeps all of it in one JSON,
+`run` goes through cases and modes, `report` shows.
 """
 
 from __future__ import annotations
 
-from ras_dit.bench.cases import CASES, Case, chosen_cases
+from ras_dit.bench.cases import Case
 from ras_dit.bench.checks import RefusedError
+from ras_dit.bench.registry import CASES, chosen_cases
 from ras_dit.bench.results import Results, environment
 from ras_dit.bench.run import Benchmark, Settings
 

@@ -85,6 +85,7 @@ class Architecture:
         num_branches: rows of guidance per image.
         calls_per_step: transformer calls that these rows are spread over.
         tiny_side: height of the tiny picture in pixels.
+        num_references: reference tokens beside the picture's.
     """
 
     transformer: str
@@ -96,6 +97,7 @@ class Architecture:
     num_branches: int = 2
     calls_per_step: int = 1
     tiny_side: int = 128
+    num_references: Callable[[Dimensions], int] = lambda dimensions: 0
 
 
 def build_pipeline(dimensions: Dimensions, device: str, dtype: torch.dtype) -> Any:
@@ -171,6 +173,13 @@ def _flux_call(config: Any, dimensions: Dimensions, batch: int, normal: Callable
     }
 
 
+def _kontext_call(config: Any, dimensions: Dimensions, batch: int, normal: Callable[..., Any]) -> dict[str, Any]:
+    size = dimensions.size
+    reference = normal(batch, config.in_channels // 4, size.height // 8, size.width // 8)
+    area = {"max_area": size.height * size.width, "_auto_resize": False}
+    return {**_flux_call(config, dimensions, batch, normal), **area, "image": reference}
+
+
 def _qwen_call(config: Any, dimensions: Dimensions, batch: int, normal: Callable[..., Any]) -> dict[str, Any]:
     import torch
 
@@ -204,6 +213,17 @@ def _num_patches(size: Size) -> int:
 
 
 _T5_AND_CLIPS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
+
+_TINY_FLUX: Mapping[str, Any] = {
+    "in_channels": 16,
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 24,
+    "pooled_projection_dim": 20,
+    "axes_dims_rope": (4, 6, 6),
+}
 
 ARCHITECTURES: dict[str, Architecture] = {
     "sd3": Architecture(
@@ -242,17 +262,18 @@ ARCHITECTURES: dict[str, Architecture] = {
         ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True, "shift": 3.0}),
         ("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
         _flux_call,
-        tiny={
-            "in_channels": 16,
-            "num_layers": 2,
-            "num_single_layers": 2,
-            "attention_head_dim": 16,
-            "num_attention_heads": 2,
-            "joint_attention_dim": 24,
-            "pooled_projection_dim": 20,
-            "axes_dims_rope": (4, 6, 6),
-        },
+        tiny=_TINY_FLUX,
         num_branches=1,
+    ),
+    "flux-kontext": Architecture(
+        "FluxTransformer2DModel",
+        "FluxKontextPipeline",
+        ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True, "shift": 3.0}),
+        ("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
+        _kontext_call,
+        tiny={**_TINY_FLUX, "in_channels": 64},  # the pipeline tells latents from pictures by their 16 channels
+        num_branches=1,
+        num_references=lambda dimensions: _num_patches(dimensions.size),
     ),
     "qwen-image": Architecture(
         "QwenImageTransformer2DModel",

@@ -1,14 +1,17 @@
-"""The registry of speed cases: dimensions of real models, what to compare on them, whether a machine can hold them."""
+"""One speed case: dimensions of a model, what to compare on it, whether a machine can hold it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ras_dit.bench.architectures import ARCHITECTURES, Dimensions, Size, build_pipeline, pipeline_around, random_call
 from ras_dit.config import RASConfig
+
+if TYPE_CHECKING:
+    from ras_dit.plan import Plan
 
 RATIOS = (1.0, 0.5, 0.25, 0.125)
 WARMUP = 4
@@ -50,6 +53,7 @@ class Case:
         batch: images per call.
         ratios: shares of tokens on region steps to compare.
         presets: presets to compare.
+        variants: name -> options over the leanest ratio, to compare as well.
         repeats: interleaved repetitions by default.
         dtype: of the weights and latents.
         guidance: how guidance is done, for people.
@@ -64,6 +68,7 @@ class Case:
     batch: int = 1
     ratios: tuple[float, ...] = RATIOS
     presets: tuple[str, ...] = ()
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     repeats: int = 5
     dtype: str = "bfloat16"
     guidance: str = "classifier-free guidance, both rows in one call"
@@ -79,6 +84,15 @@ class Case:
     def calls_per_step(self) -> int:
         """Transformer calls that they are spread over."""
         return 1 if self.dimensions is None else ARCHITECTURES[self.dimensions.architecture].calls_per_step
+
+    @property
+    def num_references(self) -> int:
+        """Reference tokens beside the picture's."""
+        return (
+            0
+            if self.dimensions is None
+            else ARCHITECTURES[self.dimensions.architecture].num_references(self.dimensions)
+        )
 
     @property
     def size(self) -> Size:
@@ -107,10 +121,15 @@ class Case:
 
         Args:
             num_steps: evaluations of the run.
-            ratios: these alone; None for the case's own ratios and presets.
+            ratios: these alone; None for the case's own ratios, variants and presets.
         """
         found = {f"ratio {ratio:g}": self.schedule.config(ratio, num_steps) for ratio in ratios or self.ratios}
-        return found if ratios else found | {name: RASConfig.preset(name) for name in self.presets}
+        if ratios:
+            return found
+        leanest = min(self.ratios)
+        for name, options in self.variants.items():
+            found[f"ratio {leanest:g}, {name}"] = self.schedule.config(leanest, num_steps).replace(**options)
+        return found | {name: RASConfig.preset(name) for name in self.presets}
 
     def make(self, device: str) -> Any:
         """The pipeline on a device."""
@@ -168,20 +187,30 @@ class Case:
         from ras_dit.bench.weights import weight_bytes
 
         pipe = self.outline()
-        return {"weights": weight_bytes(pipe.transformer), "kv_cache": self.num_rows * self._cache_bytes(pipe)}
+        cost = self.plan(self.schedule.config(0.5, self.schedule.num_steps), pipe).cost
+        assert cost is not None
+        return {"weights": weight_bytes(pipe.transformer), "kv_cache": self.num_rows * cost.kv_cache_bytes}
 
-    def _cache_bytes(self, pipe: Any) -> int:
+    def plan(self, config: RASConfig, pipe: Any = None) -> Plan:
+        """What a config computes of a run of this case's length, with its cost, before anything runs.
+
+        Args:
+            config: any.
+            pipe: what `outline` gave; None makes one.
+        """
         from ras_dit.flops import plan_cost
         from ras_dit.models import token_plan_of
         from ras_dit.models.sizes import grid_for_size
         from ras_dit.plan import build_plan
 
         assert self.dimensions is not None
+        pipe = pipe or self.outline()
         size, token_plan = self.dimensions.size, token_plan_of(pipe.transformer)
         frames = size.num_frames if size.num_frames > 1 else None
         grid = grid_for_size(pipe, token_plan, size.height, size.width, frames)
-        plan = build_plan(self.schedule.config(0.5, self.schedule.num_steps), self.schedule.num_steps, grid.num_tokens)
-        return plan_cost(plan, token_plan, pipe.transformer, self.dimensions.num_text).kv_cache_bytes
+        plan = build_plan(config, self.schedule.num_steps, grid.num_tokens)
+        counts = (self.dimensions.num_text, self.num_references)
+        return replace(plan, cost=plan_cost(plan, token_plan, pipe.transformer, *counts, config))
 
 
 def _embedded_call(batch: int) -> dict[str, Any]:
@@ -215,171 +244,3 @@ def free_bytes(device: str) -> int | None:
     except OSError:
         return None
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), None)
-
-
-_SD3: Mapping[str, Any] = {
-    "sample_size": 128,
-    "in_channels": 16,
-    "out_channels": 16,
-    "attention_head_dim": 64,
-    "joint_attention_dim": 4096,
-    "pooled_projection_dim": 2048,
-    "pos_embed_max_size": 192,
-}
-_MEDIUM = Dimensions(
-    "sd3",
-    {**_SD3, "num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536},
-    Size(1024, 1024),
-    333,
-    "transformer/config.json of stabilityai/stable-diffusion-3-medium-diffusers; 77 CLIP and 256 T5 tokens",
-)
-_TWO_CALLS = "classifier-free guidance, two calls"
-_PRESETS = ("quality", "balanced", "fast", "regions")
-
-_CASES: tuple[Case, ...] = (
-    Case(
-        "embedded",
-        "the embedded model, 1 image",
-        None,
-        presets=_PRESETS,
-        ratios=RATIOS[1:],
-        repeats=7,
-        dtype="float32",
-        fits_cpu=True,
-        sizes=(),
-    ),
-    Case(
-        "embedded-batch",
-        "the embedded model, batch of 8",
-        None,
-        batch=8,
-        presets=_PRESETS,
-        ratios=RATIOS[1:],
-        repeats=3,
-        dtype="float32",
-        fits_cpu=True,
-        sizes=(),
-    ),
-    Case(
-        "mid",
-        "SD3 architecture, 12 layers, width 768, 4,096 image + 333 text tokens, bf16",
-        replace(
-            _MEDIUM,
-            arguments={
-                **_SD3,
-                "num_layers": 12,
-                "num_attention_heads": 12,
-                "caption_projection_dim": 768,
-                "qk_norm": "rms_norm",
-            },
-            source="half of Stable Diffusion 3 medium's layers and width; no published model",
-        ),
-        ratios=(0.25, 0.125),
-        repeats=3,
-        fits_cpu=True,
-        sizes=("256", "512", "1024"),
-    ),
-    Case(
-        "sd3-medium",
-        "Stable Diffusion 3 medium's dimensions, 1024 x 1024, bf16",
-        _MEDIUM,
-        presets=_PRESETS,
-    ),
-    Case(
-        "sd3-medium-2048",
-        "Stable Diffusion 3 medium's dimensions, 2048 x 2048, bf16",
-        replace(_MEDIUM, size=Size(2048, 2048)),
-        repeats=3,
-        sizes=(),
-    ),
-    Case(
-        "sd3.5-large",
-        "Stable Diffusion 3.5 large's dimensions, 1024 x 1024, bf16",
-        replace(
-            _MEDIUM,
-            arguments={
-                **_SD3,
-                "num_layers": 38,
-                "num_attention_heads": 38,
-                "caption_projection_dim": 2432,
-                "qk_norm": "rms_norm",
-            },
-            source="transformer/config.json of stabilityai/stable-diffusion-3.5-large; 77 CLIP and 256 T5 tokens",
-        ),
-        sizes=("512", "1024", "2048"),
-    ),
-    Case(
-        "lumina-next",
-        "Lumina-Next's dimensions (2B), 1024 x 1024, bf16",
-        Dimensions(
-            "lumina-next",
-            {
-                "hidden_size": 2304,
-                "num_layers": 24,
-                "num_attention_heads": 32,
-                "num_kv_heads": 8,
-                "in_channels": 4,
-                "cross_attention_dim": 2048,
-                "qk_norm": True,
-                "learn_sigma": True,
-            },
-            Size(1024, 1024),
-            256,
-            "transformer/config.json of Alpha-VLLM/Lumina-Next-SFT-diffusers",
-        ),
-        schedule=Schedule(30, (12, 22)),
-    ),
-    Case(
-        "flux-dev",
-        "FLUX.1 dev's dimensions, 1024 x 1024, bf16",
-        Dimensions(
-            "flux",
-            {"guidance_embeds": True},
-            Size(1024, 1024),
-            512,
-            "FluxTransformer2DModel's defaults, with guidance_embeds as in black-forest-labs/FLUX.1-dev",
-        ),
-        guidance="distilled guidance, one row",
-        sizes=("512", "1024", "2048"),
-    ),
-    Case(
-        "qwen-image",
-        "Qwen-Image's dimensions, 1024 x 1024, bf16",
-        Dimensions(
-            "qwen-image", {}, Size(1024, 1024), 512, "QwenImageTransformer2DModel's defaults, those of Qwen/Qwen-Image"
-        ),
-        guidance=_TWO_CALLS,
-        repeats=3,
-        sizes=("512", "1024"),
-    ),
-    Case(
-        "wan-1.3b",
-        "Wan 2.1's 1.3B dimensions, 480 x 832, 81 frames, bf16",
-        Dimensions(
-            "wan",
-            {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960},
-            Size(480, 832, 81),
-            512,
-            "transformer/config.json of Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
-        ),
-        guidance=_TWO_CALLS,
-        repeats=3,
-        sizes=("480x832x9", "480x832x33", "480x832x81"),
-    ),
-)
-
-CASES: dict[str, Case] = {case.name: case for case in _CASES}
-
-
-def chosen_cases(names: tuple[str, ...], device: str) -> list[Case]:
-    """The cases of these names; without one, all of them on a GPU, and on a CPU those that it can do in minutes.
-
-    Raises:
-        ValueError: there is no such case.
-    """
-    for name in names:
-        if name not in CASES:
-            raise ValueError(f"--case: got {name!r}; allowed: {', '.join(CASES)}.")
-    if names:
-        return [CASES[name] for name in dict.fromkeys(names)]
-    return [case for case in CASES.values() if case.fits_cpu or device != "cpu"]

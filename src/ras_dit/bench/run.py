@@ -72,6 +72,8 @@ class Settings:
         }
         if part.startswith("crossover"):
             return {**found, "sizes": [str(size) for size in self.sizes_of(case)]}
+        if case.variants and not self.ratios:
+            found["variants"] = {name: dict(options) for name, options in case.variants.items()}
         return {**found, "repeats": self.repeats or case.repeats}
 
 

@@ -75,7 +75,7 @@ def _plan_lines(result: Plan) -> list[str]:
 def models() -> None:
     """Show the supported transformers and their pipelines."""
     from ras_dit.models import REFUSED, TOKEN_PLANS
-    from ras_dit.models.table import layout_of
+    from ras_dit.models.table import layout_of, reuse_of
 
     table = Table(title="Supported transformers", title_justify="left", show_header=False, show_lines=True)
     table.add_column("transformer", no_wrap=True)
@@ -84,6 +84,7 @@ def models() -> None:
         sets = "an active set per image" if plan_.is_per_image else "one active set for all images of a batch"
         lines = [plan_.family, f"Attention over {layout_of(plan_)}; {sets}.", "Pipelines:"]
         lines += [f"  {pipeline}" for pipeline in plan_.pipelines]
+        lines += [f"Region steps can do without computing: {reuse_of(plan_)}."] * bool(reuse_of(plan_))
         table.add_row(name, "\n".join([*lines, *plan_.caveats]))
     for name, reason in REFUSED.items():
         table.add_row(name, f"Refused: {reason}")

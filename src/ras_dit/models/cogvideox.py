@@ -33,6 +33,8 @@ COGVIDEOX = TokenPlan(
     layout="text_first",
     grid=grid,
     patch=lambda transformer: (transformer.config.patch_size_t or 1, transformer.config.patch_size),
+    text_rows={"encoder_hidden_states": 1},
+    can_drop_text=lambda transformer: transformer.config.use_rotary_positional_embeddings,  # else places are added
     linears={
         "*.norm*": "row",
         "transformer_blocks.*": "joint",
@@ -40,7 +42,10 @@ COGVIDEOX = TokenPlan(
         "patch_embed.text_proj": "text",
         "proj_out": "image",
     },
-    caveats=("CogVideoXDPMScheduler adds fresh noise at every step and runs dense; use CogVideoXDDIMScheduler.",),
+    caveats=(
+        "`text_reuse` needs rotary positions: not CogVideoX-2B.",
+        "CogVideoXDPMScheduler adds fresh noise at every step and runs dense; use CogVideoXDDIMScheduler.",
+    ),
 )
 
 CONSISID = dataclasses.replace(

@@ -16,6 +16,7 @@ COGVIEW4 = TokenPlan(
     attention={"transformer_blocks.*.attn1": "joint"},
     layout="text_first",
     grid=picture_grid,
+    text_rows={"encoder_hidden_states": 1, "attention_mask": 1},
     linears={
         "*.norm*": "row",
         "transformer_blocks.*": "joint",
@@ -34,6 +35,7 @@ COGVIEW3_PLUS = TokenPlan(
     attention={"transformer_blocks.*.attn1": "joint"},
     layout="text_first",
     grid=picture_grid,
+    text_rows={"encoder_hidden_states": 1},
     linears={
         "*.norm*": "row",
         "transformer_blocks.*": "joint",

@@ -17,6 +17,7 @@ EASYANIMATE = TokenPlan(
     layout="text_first",
     grid=flat_video_grid,
     text=("encoder_hidden_states", "encoder_hidden_states_t5"),
+    text_rows={"encoder_hidden_states": 1, "encoder_hidden_states_t5": 1},
     linears={
         "*.norm*": "row",
         "transformer_blocks.*.attn1.add_*": "text",

@@ -58,7 +58,8 @@ FLUX = TokenPlan(
     scheduler_timestep=lambda timestep: timestep * 1000,
     linears=LINEARS,
     text_rows={"encoder_hidden_states": 1, "txt_ids": 0},
-    caveats=("Reference tokens (Kontext) are computed in every step.",),
+    reuses_references=True,
+    caveats=("Reference tokens (Kontext) are computed in every step, but for `reference_reuse`.",),
 )
 
 CHROMA = replace(
@@ -66,7 +67,8 @@ CHROMA = replace(
     transformer="ChromaTransformer2DModel",
     family="Chroma",
     pipelines=("ChromaPipeline", "ChromaImg2ImgPipeline"),
-    text_rows={},  # its attention mask covers the text
+    text_rows={"encoder_hidden_states": 1, "txt_ids": 0},  # its attention mask covers the image, too, and stays whole
+    reuses_references=False,
     caveats=(
         "Its modulations come from one network of their own, worked out once per row, which the cost leaves out.",
     ),
@@ -77,6 +79,7 @@ LONGCAT_IMAGE = replace(
     transformer="LongCatImageTransformer2DModel",
     family="LongCat-Image",
     pipelines=("LongCatImagePipeline",),
+    reuses_references=False,
     caveats=(),
 )
 
@@ -85,6 +88,7 @@ OVIS_IMAGE = replace(
     transformer="OvisImageTransformer2DModel",
     family="Ovis-Image",
     pipelines=("OvisImagePipeline",),
+    reuses_references=False,
     caveats=(),
 )
 
@@ -93,6 +97,7 @@ BRIA = replace(
     transformer="BriaTransformer2DModel",
     family="Bria 3.2",
     pipelines=("BriaPipeline",),
+    reuses_references=False,
     scheduler_timestep=lambda timestep: timestep,
     caveats=(),
 )

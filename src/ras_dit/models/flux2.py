@@ -33,6 +33,7 @@ FLUX2 = TokenPlan(
     scheduler_timestep=lambda timestep: timestep * 1000,
     check=check,
     has_shared_positions=True,
+    text_rows={"encoder_hidden_states": 1, "txt_ids": -2},
     linears={
         "transformer_blocks.*.attn.add_*": "text",
         "transformer_blocks.*.attn.to_add_out": "text",
@@ -43,5 +44,6 @@ FLUX2 = TokenPlan(
         "context_embedder": "text",
         "proj_out": "image",
     },
-    caveats=("Reference tokens are computed in every step.",),
+    reuses_references=True,
+    caveats=("Reference tokens are computed in every step, but for `reference_reuse`.",),
 )

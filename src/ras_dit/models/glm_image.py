@@ -29,6 +29,7 @@ GLM_IMAGE = TokenPlan(
     layout="text_first",
     grid=picture_grid,
     scheduler_timestep=lambda timestep: timestep + 1,
+    text_rows={"encoder_hidden_states": 1, "attention_mask": 1},
     linears={
         "*.norm*": "row",
         "transformer_blocks.*": "joint",

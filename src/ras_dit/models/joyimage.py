@@ -31,6 +31,7 @@ JOYIMAGE = TokenPlan(
     layout="image_first",
     grid=grid,
     patch=lambda transformer: tuple(transformer.config.patch_size[:2]),
+    text_rows={"encoder_hidden_states": 1},
     linears={
         "double_blocks.*.attn.txt_*": "text",
         "double_blocks.*.txt_mlp.*": "text",
@@ -39,5 +40,6 @@ JOYIMAGE = TokenPlan(
         "condition_embedder.text_embedder.*": "text",
         "proj_out": "image",
     },
-    caveats=("Reference tokens are computed in every step.",),
+    reuses_references=True,
+    caveats=("Reference tokens are computed in every step, but for `reference_reuse`.",),
 )

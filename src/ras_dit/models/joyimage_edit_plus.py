@@ -27,4 +27,5 @@ JOYIMAGE_EDIT_PLUS = replace(
         "double_blocks.*": {"image_rotary_emb": TokenSelect()},
     },
     grid=grid,
+    text_rows={"encoder_hidden_states": 1, "encoder_hidden_states_mask": 1},
 )

@@ -58,7 +58,11 @@ class TokenPlan:
         scheduler_timestep: that argument -> the scheduler's timestep it stands for.
         text: arguments with the text tokens [R, L, D], one after the other in the sequence.
         text_rows: arguments with one entry per text token of the joint sequence -> their dimension, where region steps
-            can do without computing them (`RASConfig.text_reuse`); empty where they cannot.
+            can do without computing them (`RASConfig.text_reuse`); None for an argument that they do without. Empty
+            where they cannot.
+        can_drop_text: whether a transformer of this class can, where only some of them can.
+        reuses_references: region steps can do without computing reference tokens (`RASConfig.reference_reuse`): they
+            are the same in every step, and nobody reads their noise.
         num_registers: tokens of the model's own that stand with the text.
         count_others: how many tokens stand beside the image tokens, where that is more than text and registers
             (padding): (transformer, arguments, grid) -> int.
@@ -93,7 +97,9 @@ class TokenPlan:
     timestep: str = "timestep"
     scheduler_timestep: Callable[[torch.Tensor], torch.Tensor] = lambda timestep: timestep
     text: tuple[str, ...] = ("encoder_hidden_states",)
-    text_rows: Mapping[str, int] = field(default_factory=dict)
+    text_rows: Mapping[str, int | None] = field(default_factory=dict)
+    can_drop_text: Callable[[Any], bool] = lambda transformer: True
+    reuses_references: bool = False
     num_registers: int = 0
     count_others: Callable[[Any, Arguments, TokenGrid], int] | None = None
     has_shared_positions: bool = False
@@ -131,6 +137,10 @@ class TokenPlan:
             return None
         is_given = arguments[self.timestep][:1, grid.num_before : grid.num_before + grid.num_tokens] == 0
         return is_given if bool(is_given.any()) else None
+
+    def reuses_text(self, transformer: Any) -> bool:
+        """Whether region steps of a transformer can do without computing text (`RASConfig.text_reuse`)."""
+        return bool(self.text_rows) and self.can_drop_text(transformer)
 
     @property
     def is_per_image(self) -> bool:

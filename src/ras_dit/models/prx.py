@@ -14,6 +14,7 @@ PRX = TokenPlan(
     layout="text_first",
     grid=picture_grid,
     scheduler_timestep=lambda timestep: timestep * 1000,
+    text_rows={"encoder_hidden_states": 1, "attention_mask": 1},
     linears={
         "blocks.*.modulation.*": "row",
         "blocks.*.attention.txt_kv_proj": "text",

@@ -47,6 +47,7 @@ QWEN_IMAGE = TokenPlan(
     patch=lambda transformer: (1, 2),
     scheduler_timestep=lambda timestep: timestep * 1000,
     check=check,
+    text_rows={"encoder_hidden_states": 1, "encoder_hidden_states_mask": None},
     linears={
         "transformer_blocks.*.img_mod.*": "row",
         "transformer_blocks.*.txt_mod.*": "row",
@@ -58,5 +59,6 @@ QWEN_IMAGE = TokenPlan(
         "txt_in": "text",
         "proj_out": "image",
     },
-    caveats=("Reference tokens are computed in every step.",),
+    reuses_references=True,
+    caveats=("Reference tokens are computed in every step, but for `reference_reuse`.",),
 )

@@ -13,6 +13,11 @@ def layout_of(plan: TokenPlan) -> str:
     return _LAYOUTS[plan.layout] if "joint" in plan.attention.values() else "image alone"
 
 
+def reuse_of(plan: TokenPlan) -> str:
+    """What region steps can do without computing, in words."""
+    return ", ".join(["text"] * bool(plan.text_rows) + ["references"] * plan.reuses_references)
+
+
 def markdown() -> str:
     """The whole of docs/models.md."""
     lines = [
@@ -27,12 +32,16 @@ def markdown() -> str:
         "*Sets*: whether every image of a batch has an active set of its own. Where position tables have no batch",
         "dimension all images share one set, chosen by their mean score, and `summary()` says so.",
         "",
-        "| transformer | models | pipelines | attention over | sets | caveats |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "*Reuse*: what region steps can do without computing: text (`text_reuse`), reference pictures",
+        "(`reference_reuse`).",
+        "",
+        "| transformer | models | pipelines | attention over | sets | reuse | caveats |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, plan in TOKEN_PLANS.items():
         sets = "per image" if plan.is_per_image else "shared"
-        cells = [f"`{name}`", plan.family, ", ".join(plan.pipelines), layout_of(plan), sets, " ".join(plan.caveats)]
+        cells = [f"`{name}`", plan.family, ", ".join(plan.pipelines), layout_of(plan), sets, reuse_of(plan)]
+        cells.append(" ".join(plan.caveats))
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "## Refused", "", "| transformer | reason |", "| --- | --- |"]
     lines += [f"| `{name}` | {reason} |" for name, reason in REFUSED.items()]

@@ -151,6 +151,7 @@ UNSEARCHED: Mapping[str, str] = {
         ("score_filter", "anchor_stride", "neighbor_update", "forecast_reach", "forecast_midpoint"), _LITTLE
     ),
     "refresh_tolerance": "makes the cost another for every picture, which a plan says beforehand",
+    "reference_reuse": "matters to edits only, which have more than a prompt",
     **dict.fromkeys(("starvation_scale", "high_ratio"), "matters to the paper's importance only"),
     **dict.fromkeys(("rules", "skip_num_step", "skip_num_step_length"), "of the reference rules"),
 }

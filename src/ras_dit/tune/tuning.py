@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from ras_dit.arena.methods import Method
 from ras_dit.arena.run import CONVERGED, DENSE, Scene
 from ras_dit.config import RASConfig
-from ras_dit.engine import check_text_reuse
+from ras_dit.engine import check_reuse
 from ras_dit.files import alone_in, claim_folder
 from ras_dit.models import token_plan_of
 from ras_dit.schedule import is_euler, why_stochastic
@@ -123,7 +123,7 @@ class Tuning:
         self._check(pipe)
         bench = Bench(pipe, self.call, self.steps, self.batch, self.target.metrics, is_timed=self.target.cost == "time")
         dense = bench.plan(RASConfig(sample_ratio=1.0))
-        has_text_reuse = bool(token_plan_of(pipe.transformer).text_rows)
+        has_text_reuse = token_plan_of(pipe.transformer).reuses_text(pipe.transformer)
         run = Run(len(dense), dense.num_tokens, is_euler(pipe.scheduler), has_text_reuse)
         space = Space(run, self.base, self.without)
         known = len(known_for(space, bench))
@@ -145,7 +145,7 @@ class Tuning:
     def _check(self, pipe: Any) -> None:
         if reason := why_stochastic(pipe.scheduler):
             raise ValueError(f"tune: {reason}, so that RAS runs dense and there is nothing to tune; use another one.")
-        check_text_reuse(pipe, self.base)
+        check_reuse(pipe, self.base)
         if self.reference == "converged" and not is_euler(pipe.scheduler):
             raise ValueError(
                 f"--reference: got 'converged' with {type(pipe.scheduler).__name__}; it takes "
