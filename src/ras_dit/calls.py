@@ -93,5 +93,6 @@ class Call:
         """
         assert self.rows is not None
         image, text = self.num_image_rows - self.rows.num_dropped, num_text - self.num_text_kept
-        each = {"image": image, "all_image": self.num_image_rows, "text": text, "joint": image + text}
+        each = {"image": image, "all_image": self.num_image_rows, "text": text, "all_text": num_text}
+        each["joint"] = image + text
         return {stream: batch_size * count for stream, count in {**each, "twice": 2 * image}.items()}

@@ -38,14 +38,16 @@ def step_work(
         num_extra: reference tokens M beside the grid.
         kv_cache_layers: share of the layers that attend over all keys in a region step.
         has_timestep_per_token: every computed image token has a time embedding of its own.
-        text_reuse: text tokens are attended to, and not computed.
+        text_reuse: text tokens are attended to, and not computed in the blocks.
         reference_reuse: likewise reference tokens.
     """
-    image, num_queries = num_active + (0 if reference_reuse else num_extra), 0 if text_reuse else num_text
+    image = num_active + (0 if reference_reuse else num_extra)
+    num_queries = min(token_plan.min_text, num_text) if text_reuse else num_text
     rows = {
         "image": image,
         "all_image": num_tokens + num_extra,
         "text": num_queries,
+        "all_text": num_text,
         "joint": image + num_queries,
         "twice": 2 * image,
         "row": 1,

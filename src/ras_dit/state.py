@@ -124,8 +124,6 @@ class Generation:
         num_image_rows = self.grid.num_tokens + self.num_extra
         num_before = self.grid.num_before
         call = Call(kind, branch, rows, is_active, captures, Stopwatch(step, device), num_image_rows, num_before)
-        if rows is not None and self.config.text_reuse:
-            call.num_text_kept = num_text
         if self.config.kv_forecast and branch is not None and (captures or kind == "region"):
             self._carry(call, branch, device)
         return call

@@ -45,6 +45,7 @@ class TokenSeams:
         self._patches: list[PatchedMethod] = []
         self._layers: dict[str, tuple[LayerSeam, Stream]] = {}
         self._blocks: list[BlockSeam] = []
+        self._text: list[TextSeam] = []
 
     def attach(self) -> None:
         """Put the hooks in. They fire in the order rows are gathered, attended with, scattered."""
@@ -58,6 +59,10 @@ class TokenSeams:
                 self._hooks.append(module.register_forward_pre_hook(self._blocks[-1], with_kwargs=True))
             if outputs:
                 self._hooks.append(module.register_forward_hook(functools.partial(self._gather_outputs, outputs)))
+        if plan.text_entry:
+            module = self.root.get_submodule(plan.text_entry)
+            self._text = [TextSeam(module, plan.text_rows, plan.min_text)]
+            self._hooks.append(module.register_forward_pre_hook(self._text[0], with_kwargs=True))
         for module in plan.scatter_modules(self.root):
             self._hooks.append(module.register_forward_hook(self._scatter))
         for name, module in self.root.named_modules():
@@ -81,7 +86,7 @@ class TokenSeams:
             hook.remove()
         for patch in self._patches:
             patch.release()
-        self._hooks, self._patches, self._layers, self._blocks = [], [], {}, []
+        self._hooks, self._patches, self._layers, self._blocks, self._text = [], [], {}, [], []
 
     def begin(self, call: Call) -> None:
         """Tell every attention module what the call does. Nothing has to be worked out inside the modules then."""
@@ -103,6 +108,8 @@ class TokenSeams:
             is_joint = block.stream == "joint"
             length = self._joint_length(call.branch.layers) if is_joint else call.num_image_rows
             block.aim(self._place(block.stream, call, call.rows, length), length)
+        for text in self._text:
+            text.is_dropping = call.num_text_kept > 0
 
     def _begin_dense(self, call: Call) -> None:
         """A dense step keeps keys and values, or measures them where their memory is static, or is left alone."""
@@ -139,6 +146,8 @@ class TokenSeams:
         """Hand what a capture kept to the call's branch; attention is left alone again."""
         for block in self._blocks:
             block.clear()
+        for text in self._text:
+            text.is_dropping = False
         for name, (layer, _) in self._layers.items():
             if call is not None and call.branch is not None:
                 if layer.kind == "capture":
@@ -159,12 +168,8 @@ class TokenSeams:
         for name, select in self.token_plan.gather.get("", {}).items():
             if name in bound.arguments:
                 bound.arguments[str(name)] = self._rows_of(bound.arguments[str(name)], select, call)
-        if call.num_text_kept:
-            for argument, dim in self.token_plan.text_rows.items():
-                if dim is None:
-                    bound.arguments.pop(argument, None)
-                elif isinstance(bound.arguments.get(argument), torch.Tensor):
-                    bound.arguments[argument] = bound.arguments[argument].narrow(dim, 0, 0)
+        if call.num_text_kept and not self.token_plan.text_entry:
+            drop_text(bound.arguments, self.token_plan.text_rows, self.token_plan.min_text)
         return bound.args[1:], bound.kwargs
 
     # ------------------------------------------------------------------ rows
@@ -306,6 +311,36 @@ class BlockSeam:
             return self.rows.gather(sequence, dim)
         flat = sequence.reshape(sequence.shape[0] * sequence.shape[1], *sequence.shape[2:])
         return flat.index_select(0, self.index).view(sequence.shape[0], self.count, *sequence.shape[2:])
+
+
+def drop_text(arguments: dict[str, Any], text_rows: Mapping[str, int | None], count: int) -> None:
+    """Leave the first so many text rows of these arguments (see `TokenPlan.text_rows`)."""
+    for name, dim in text_rows.items():
+        if dim is None:
+            arguments.pop(name, None)
+        elif isinstance(arguments.get(name), torch.Tensor):
+            arguments[name] = arguments[name].narrow(dim, 0, count)
+
+
+class TextSeam:
+    """Drops the text rows of a block's arguments in region steps that reuse them; it may be traced as well.
+
+    Args:
+        module: the block.
+        text_rows, min_text: see `TokenPlan`.
+    """
+
+    def __init__(self, module: torch.nn.Module, text_rows: Mapping[str, int | None], min_text: int) -> None:
+        self.parameters = list(inspect.signature(type(module).forward).parameters)[1:]
+        self.text_rows, self.min_text = text_rows, min_text
+        self.is_dropping = False
+
+    def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self.is_dropping:
+            return None
+        arguments = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
+        drop_text(arguments, self.text_rows, self.min_text)
+        return (), arguments
 
 
 def attention_seam(

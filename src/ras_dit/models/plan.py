@@ -18,9 +18,10 @@ Stream = Literal["image", "joint", "twice"]
 """``image``: the tokens of the grid, then reference tokens. ``joint``: those and the text in one sequence. ``twice``:
 the grid two times over (attention modules only)."""
 
-FlopStream = Literal["image", "all_image", "text", "joint", "row", "timestep", "twice"]
-"""What a linear layer works on: computed image rows, all of them (in front of the gather), text, computed image rows
-and text, one vector per row of the batch, or one per timestep (``row``, or ``image`` where every token has its own)."""
+FlopStream = Literal["image", "all_image", "text", "all_text", "joint", "row", "timestep", "twice"]
+"""What a linear layer works on: computed image rows, all of them (in front of the gather), computed text, all of it,
+computed image rows and text, one vector per row of the batch, or one per timestep (``row``, or ``image`` where every
+token has its own)."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class TokenPlan:
         text_rows: arguments with one entry per text token of the joint sequence -> their dimension, where region steps
             can do without computing them (`RASConfig.text_reuse`); None for an argument that they do without. Empty
             where they cannot.
+        text_entry: the module whose arguments these are, where text is refined in front of it ("" the transformer).
+        min_text: text tokens, the first ones, that region steps compute all the same: layers cannot take none.
         can_drop_text: whether a transformer of this class can, where only some of them can.
         reuses_references: region steps can do without computing reference tokens (`RASConfig.reference_reuse`): they
             are the same in every step, and nobody reads their noise.
@@ -98,6 +101,8 @@ class TokenPlan:
     scheduler_timestep: Callable[[torch.Tensor], torch.Tensor] = lambda timestep: timestep
     text: tuple[str, ...] = ("encoder_hidden_states",)
     text_rows: Mapping[str, int | None] = field(default_factory=dict)
+    text_entry: str = ""
+    min_text: int = 0
     can_drop_text: Callable[[Any], bool] = lambda transformer: True
     reuses_references: bool = False
     num_registers: int = 0
