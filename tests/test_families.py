@@ -26,7 +26,7 @@ from ras_dit.session import transformers_of
 REGION = RASConfig(sample_ratio=0.25, warmup_steps=2)
 CASES = {case.name: case for case in all_cases()}
 ONE_PER_CLASS = [case.name for case in one_case_per_class().values()]
-REUSES_TEXT = [case.name for cls, case in one_case_per_class().items() if TOKEN_PLANS[cls].text_rows]
+REUSES_TEXT = [case.name for cls, case in one_case_per_class().items() if TOKEN_PLANS[cls].text_rows is not None]
 REFERENCES = [
     "flux-kontext",
     "flux2-references",
@@ -240,7 +240,7 @@ def test_what_is_not_computed_beside_the_grid_serves_as_it_was(name: str, reuse:
 
 def test_reuse_is_refused_where_it_is_not_known_to_work() -> None:
     pipe = one_case_per_class()["PixArtTransformer2DModel"].build()
-    with pytest.raises(ValueError, match="text_reuse: got PixArtTransformer2DModel; allowed: BriaTr"):
+    with pytest.raises(ValueError, match="text_reuse: got PixArtTransformer2DModel; allowed: AuraF"):
         ras_dit.enable(pipe, RASConfig(text_reuse=True))
     with pytest.raises(ValueError, match="reference_reuse: got PixArtTransformer2DModel; allowed: Flux2Tr"):
         ras_dit.enable(pipe, RASConfig(reference_reuse=True))

@@ -152,17 +152,17 @@ def test_keys_and_values_merge_in_place(is_shared: bool, offset: int | torch.Ten
 def test_references_and_text_stay_as_they_were_kept(is_shared: bool, offset: int | torch.Tensor) -> None:
     """A sequence of text (2), perhaps padding (1), a reference (1), the grid (5) and references (2): 11 rows."""
     active = torch.tensor([[1, 4]] * 2) if is_shared else torch.tensor([[1, 4], [0, 3]])
-    rows = replace(RowIndex(active, 5, is_shared), beside=(1, 2)).at(offset)
-    assert rows.num_dropped == 3 + 3
+    rows = replace(RowIndex(active, 5, is_shared), beside=(1, 2)).at(offset, hole=(0, 2))
+    assert rows.num_dropped == 3 + 3 + 2
     key, value, fresh = torch.randn(2, 3, 11, 4), torch.randn(2, 3, 11, 4), torch.randn(2, 3, 3, 4)
     mask = torch.randn(2, 1, 1, 11)
     cache = KVCache(key.clone(), value.clone(), mask=mask)
-    cache.aim(rows, ends=(2, 0))
+    cache.aim(rows)
     merged, _ = cache.merge(fresh, fresh)
     for row in range(2):
         begin = 3 if isinstance(offset, int) else int(offset[row])
         places = [*range(2, begin - 1), *(active[row] + begin).tolist(), *range(begin + 7, 11)]
-        assert rows.positions(11)[row].tolist() == [0, 1, *places]
+        assert rows.positions(11)[row].tolist() == places
         expected = key[row].clone()
         expected[:, places] = fresh[row]
         assert torch.equal(merged[row], expected)

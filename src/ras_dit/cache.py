@@ -238,27 +238,24 @@ class KVCache:
         passed = advance.of_sequence(rows, self.length)  # a model that attends image by image shares one set (Mochi)
         self.per_sigma = passed[: self.key.shape[0]].to(self.key.dtype)
 
-    def aim(self, rows: RowIndex, advance: KVAdvance | None = None, ends: tuple[int, int] = (0, 0)) -> None:
+    def aim(self, rows: RowIndex, advance: KVAdvance | None = None) -> None:
         """Lay out where the rows of a region step go; `merge` and `mask_for` then only read tensors and numbers.
 
         Args:
             rows: computed rows, placed in this sequence.
             advance: from the last step to this one, where keys and values are forecast.
-            ends: rows at the beginning and at the end of the sequence that are not computed either (text); what was
-                kept of them stays.
         """
         self.is_flat = not rows.is_alike
         self.places = rows.positions(self.length)
-        self.places = self.places[:, ends[0] : self.places.shape[1] - ends[1]]
         self.index = rows.heads_index(self.places, self.num_heads, self.length)
-        self.has_ends = any(ends)
+        self.drops_text = rows.hole[0] < rows.hole[1]
         self.queries = self.places if self.mask is not None else None
         self.queries_are_alike = rows.is_alike
         self.advance = advance if self.keeps else None
         if self.advance is not None:
             is_uniform = isinstance(rows.offset, int)
             # in the fresh rows those of the grid lie from `begin` to `end`; only they have slopes
-            self.begin = rows.offset - rows.beside[0] - ends[0] if isinstance(rows.offset, int) else 0
+            self.begin = rows.num_in_front if isinstance(rows.offset, int) else 0
             self.end = self.begin + rows.num_active if is_uniform else self.length
             self.moving = self.index
             if is_uniform:
@@ -327,7 +324,7 @@ class KVCache:
         Args:
             given: the mask as the model made it, over full or over computed rows.
         """
-        if self.mask is None or self.queries is None or (given is None and not self.has_ends):
+        if self.mask is None or self.queries is None or (given is None and not self.drops_text):
             return None
         mask = self.mask if given is None or given.shape[-1] != self.length else given
         if mask.ndim >= 2 and mask.shape[-2] == self.length:

@@ -282,8 +282,8 @@ def check_reuse(pipe: Any, config: RASConfig) -> None:
     fields = {"text_reuse": "text_rows", "reference_reuse": "reuses_references"}
     for option, is_able in can.items():
         if getattr(config, option) and not is_able:
-            able = ", ".join(name for name, other in sorted(TOKEN_PLANS.items()) if getattr(other, fields[option]))
-            which = " of this configuration" if getattr(token_plan, fields[option]) else ""
+            plans = [name for name, other in TOKEN_PLANS.items() if getattr(other, fields[option]) not in (None, False)]
+            able, which = ", ".join(sorted(plans)), " of this configuration" if token_plan.transformer in plans else ""
             raise ValueError(
                 f"{option}: got {type(pipe.transformer).__name__}{which}; allowed: {able}. Leave it out for others."
             )

@@ -42,7 +42,7 @@ def step_work(
         reference_reuse: likewise reference tokens.
     """
     image = num_active + (0 if reference_reuse else num_extra)
-    num_queries = min(token_plan.min_text, num_text) if text_reuse else num_text
+    num_queries = min(token_plan.num_registers + token_plan.min_text, num_text) if text_reuse else num_text
     rows = {
         "image": image,
         "all_image": num_tokens + num_extra,
@@ -63,6 +63,8 @@ def step_work(
             moved += _num_channels(module) * rows[stream]
         if any(fnmatchcase(name, pattern) for pattern in token_plan.cross_attention):
             attention += 2 * _width(module) * image * num_text
+        if any(fnmatchcase(name, pattern) for pattern in token_plan.dense_attention):
+            attention += 2 * _width(module) * (num_tokens + num_extra) ** 2
     modules = token_plan.attention_modules(transformer).values()
     for (module, stream), keeps in zip(modules, keeping_layers(kv_cache_layers, len(modules)), strict=True):
         keys = _sequence_length(stream, num_tokens + num_extra, num_text) if keeps else rows[stream]

@@ -13,8 +13,8 @@ class RowIndex:
     """Which rows of a sequence a region step computes: the active tokens of the grid, and the rows beside the grid.
 
     The N tokens of the grid lie side by side, from ``offset`` on; before and after them stand text, reference and
-    padding rows, which are computed but for ``beside``. The methods read how many there are from the length of the
-    sequence.
+    padding rows, which are computed but for ``beside`` and ``hole``. The methods read how many there are from the
+    length of the sequence.
 
     Attributes:
         active: LongTensor [R, K], ascending token ids for every row of the transformer's batch.
@@ -23,6 +23,7 @@ class RowIndex:
         offset: where the grid begins in the sequence: one number, or LongTensor [R] where that differs by row.
         beside: reference tokens right before and right behind the grid that are not computed (`RASConfig`'s
             ``reference_reuse``).
+        hole: where text rows begin and end that are not computed either (``text_reuse``); equal numbers for none.
     """
 
     active: torch.Tensor
@@ -30,8 +31,9 @@ class RowIndex:
     is_shared: bool
     offset: int | torch.Tensor = 0
     beside: tuple[int, int] = (0, 0)
+    hole: tuple[int, int] = (0, 0)
     _made: dict[object, torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
-    _placed: dict[int, RowIndex] = field(default_factory=dict, compare=False, repr=False)
+    _placed: dict[object, RowIndex] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def num_active(self) -> int:
@@ -40,7 +42,14 @@ class RowIndex:
     @property
     def num_dropped(self) -> int:
         """Rows that are not computed."""
-        return self.num_tokens - self.num_active + sum(self.beside)
+        return self.num_tokens - self.num_active + sum(self.beside) + self.hole[1] - self.hole[0]
+
+    @property
+    def num_in_front(self) -> int:
+        """Computed rows in front of the grid, where it begins at one place in all rows of the batch."""
+        assert isinstance(self.offset, int)
+        first, last = (min(place, self.offset) for place in self.hole)
+        return self.offset - self.beside[0] - (last - first)
 
     @functools.cached_property
     def twice(self) -> RowIndex:
@@ -48,14 +57,15 @@ class RowIndex:
         active = torch.cat([self.active, self.active + self.num_tokens], dim=1)
         return RowIndex(active, 2 * self.num_tokens, self.is_shared)
 
-    def at(self, offset: int | torch.Tensor) -> RowIndex:
-        """The same tokens in a sequence whose grid begins elsewhere."""
+    def at(self, offset: int | torch.Tensor, hole: tuple[int, int] = (0, 0)) -> RowIndex:
+        """The same tokens in a sequence whose grid begins elsewhere, and whose text is there, or not computed."""
         if isinstance(offset, torch.Tensor):
-            return replace(self, offset=offset, _made={}, _placed={})
-        if offset not in self._placed:
-            is_here = isinstance(self.offset, int) and offset == self.offset
-            self._placed[offset] = self if is_here else replace(self, offset=offset, _made={}, _placed={})
-        return self._placed[offset]
+            return replace(self, offset=offset, hole=hole, _made={}, _placed={})
+        key = (offset, hole)
+        if key not in self._placed:
+            is_here = isinstance(self.offset, int) and key == (self.offset, self.hole)
+            self._placed[key] = self if is_here else replace(self, offset=offset, hole=hole, _made={}, _placed={})
+        return self._placed[key]
 
     def positions(self, length: int) -> torch.Tensor:
         """Rows that are computed of a sequence of this length, LongTensor [R, length - num_dropped], ascending."""
@@ -69,14 +79,21 @@ class RowIndex:
         num_rows, device = self.active.shape[0], self.active.device
         size = self.num_tokens + self.beside[1]
         if isinstance(self.offset, int):
-            before = torch.arange(self.offset - self.beside[0], device=device).expand(num_rows, -1)
-            after = torch.arange(self.offset + size, length, device=device).expand(num_rows, -1)
+            before = self._others(0, self.offset - self.beside[0]).expand(num_rows, -1)
+            after = self._others(self.offset + size, length).expand(num_rows, -1)
             return torch.cat([before, self.active + self.offset, after], dim=1)
         at = torch.arange(length, device=device).expand(num_rows, -1)
         is_among = (at >= self.offset[:, None] - self.beside[0]) & (at < self.offset[:, None] + size)
+        is_among = is_among | ((at >= self.hole[0]) & (at < self.hole[1]))
         is_kept = (~is_among).scatter(1, self.active + self.offset[:, None], True)
         order = (~is_kept).to(torch.uint8).argsort(dim=1, stable=True)  # kept rows first, in their order
         return order[:, : length - self.num_dropped]
+
+    def _others(self, begin: int, end: int) -> torch.Tensor:
+        """Rows from one place to another, but for the hole."""
+        first, last = (min(max(place, begin), end) for place in self.hole)
+        device = self.active.device
+        return torch.cat([torch.arange(begin, first, device=device), torch.arange(last, end, device=device)])
 
     def laid_out(self, length: int) -> tuple[torch.Tensor, bool, int]:
         """Where the computed rows of a sequence [R, length, ...] lie: along ``length`` if one list serves all rows of

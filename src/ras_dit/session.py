@@ -174,7 +174,7 @@ class Session:
             reason = self.token_plan.check(module, arguments)
         call = generation.begin_call(num_rows, device, module, num_text, reason)
         if call.rows is not None and self.config.text_reuse:
-            call.num_text_kept = max(0, num_text - self.token_plan.min_text)
+            call.num_text_kept = max(0, num_text - self.token_plan.num_registers - self.token_plan.min_text)
         placed = call.rows if call.rows is not None else call.whole
         if placed is not None and self.token_plan.joint_offset is not None:
             call.joint_rows = placed.at(self.token_plan.joint_offset(arguments))

@@ -61,7 +61,7 @@ class TokenSeams:
                 self._hooks.append(module.register_forward_hook(functools.partial(self._gather_outputs, outputs)))
         if plan.text_entry:
             module = self.root.get_submodule(plan.text_entry)
-            self._text = [TextSeam(module, plan.text_rows, plan.min_text)]
+            self._text = [TextSeam(module, plan.text_rows or {}, plan.min_text)]
             self._hooks.append(module.register_forward_pre_hook(self._text[0], with_kwargs=True))
         for module in plan.scatter_modules(self.root):
             self._hooks.append(module.register_forward_hook(self._scatter))
@@ -97,11 +97,10 @@ class TokenSeams:
         for name, (layer, stream) in self._layers.items():
             cached_calls = call.branch.layers[name]
             num_kept = call.num_text_kept if stream == "joint" else 0
-            ends = (num_kept, 0) if self.token_plan.layout == "text_first" else (0, num_kept)
             advance = call.advance.twice if call.advance is not None and stream == "twice" else call.advance
             for cached in cached_calls:
                 if cached.length >= call.num_image_rows:
-                    cached.aim(self._place(stream, call, call.rows, cached.length), advance, ends)
+                    cached.aim(self._place(stream, call, call.rows, cached.length), advance)
             layer.aim("region", cached_calls, call.rows.num_dropped * (2 if stream == "twice" else 1) + num_kept)
 
         for block in self._blocks:
@@ -168,7 +167,7 @@ class TokenSeams:
         for name, select in self.token_plan.gather.get("", {}).items():
             if name in bound.arguments:
                 bound.arguments[str(name)] = self._rows_of(bound.arguments[str(name)], select, call)
-        if call.num_text_kept and not self.token_plan.text_entry:
+        if call.num_text_kept and self.token_plan.text_rows and not self.token_plan.text_entry:
             drop_text(bound.arguments, self.token_plan.text_rows, self.token_plan.min_text)
         return bound.args[1:], bound.kwargs
 
@@ -202,16 +201,19 @@ class TokenSeams:
         return self._place(select.stream, call, call.rows, length).gather(value, dim)
 
     def _place(self, stream: Stream, call: Call, rows: RowIndex, length: int) -> RowIndex:
-        """Where the grid begins in a sequence of this length."""
+        """Where the grid begins in a sequence of this length, and where text lies in it that is not computed."""
         if stream == "image":
             return rows
         if stream == "twice":
             return rows.twice
         if call.joint_rows is not None:
             return call.joint_rows
-        if self.token_plan.layout == "image_first":
-            return rows
-        return rows.at(length - call.num_image_rows + call.num_before)
+        plan, num_others, hole = self.token_plan, length - call.num_image_rows, (0, 0)
+        is_first = plan.layout == "image_first"
+        if call.num_text_kept and num_others >= call.num_text_kept + plan.num_registers + plan.min_text:
+            end = length if is_first else num_others
+            hole = (end - call.num_text_kept, end)
+        return rows.at(call.num_before if is_first else num_others + call.num_before, hole)
 
     def _make_whole(
         self,
@@ -237,6 +239,8 @@ class TokenSeams:
         if output.ndim == 2:
             return self._scatter(module, args, output[None])[0]
         length = output.shape[1] + call.rows.num_dropped
+        if self.token_plan.scatter_stream == "joint":
+            length += call.num_text_kept
         return self._place(self.token_plan.scatter_stream, call, call.rows, length).scatter(output)
 
 
@@ -320,6 +324,8 @@ def drop_text(arguments: dict[str, Any], text_rows: Mapping[str, int | None], co
             arguments.pop(name, None)
         elif isinstance(arguments.get(name), torch.Tensor):
             arguments[name] = arguments[name].narrow(dim, 0, count)
+        elif isinstance(arguments.get(name), (list, tuple)):
+            arguments[name] = [part.narrow(dim, 0, count) for part in arguments[name]]
 
 
 class TextSeam:

@@ -15,6 +15,7 @@ AURAFLOW = TokenPlan(
     grid=picture_grid,
     num_registers=8,
     scheduler_timestep=lambda timestep: timestep * 1000,
+    text_rows={"encoder_hidden_states": 1},
     linears={
         "*.norm*": "row",
         "joint_transformer_blocks.*.attn.add_*": "text",

@@ -104,7 +104,7 @@ BRIA = replace(
 
 BRIA_FIBO = replace(
     BRIA,
-    text_rows={},  # every block has text of its own
+    text_rows={"encoder_hidden_states": 1, "txt_ids": 0, "text_encoder_layers": 1},
     transformer="BriaFiboTransformer2DModel",
     family="Bria FIBO",
     pipelines=("BriaFiboPipeline",),

@@ -54,13 +54,14 @@ class TokenPlan:
         linears: linear and convolution layers by pattern (``*`` matches anything) -> what they work on; the first
             match counts, layers without one work on one vector per row. For the cost model.
         cross_attention: patterns of attention modules from image to text, for the cost model.
+        dense_attention: patterns of modules that attend over all image tokens in front of the gather, likewise.
         latents: argument with the latents.
         timestep: argument with the timestep.
         scheduler_timestep: that argument -> the scheduler's timestep it stands for.
         text: arguments with the text tokens [R, L, D], one after the other in the sequence.
         text_rows: arguments with one entry per text token of the joint sequence -> their dimension, where region steps
             can do without computing them (`RASConfig.text_reuse`); None for an argument that they do without. Empty
-            where they cannot.
+            where the text is dropped as rows are gathered, None where region steps cannot do without it.
         text_entry: the module whose arguments these are, where text is refined in front of it ("" the transformer).
         min_text: text tokens, the first ones, that region steps compute all the same: layers cannot take none.
         can_drop_text: whether a transformer of this class can, where only some of them can.
@@ -96,11 +97,12 @@ class TokenPlan:
     scatter_stream: Stream = "image"
     layout: Literal["image_first", "text_first"] = "image_first"
     cross_attention: tuple[str, ...] = ()
+    dense_attention: tuple[str, ...] = ()
     latents: str = "hidden_states"
     timestep: str = "timestep"
     scheduler_timestep: Callable[[torch.Tensor], torch.Tensor] = lambda timestep: timestep
     text: tuple[str, ...] = ("encoder_hidden_states",)
-    text_rows: Mapping[str, int | None] = field(default_factory=dict)
+    text_rows: Mapping[str, int | None] | None = None
     text_entry: str = ""
     min_text: int = 0
     can_drop_text: Callable[[Any], bool] = lambda transformer: True
@@ -145,7 +147,7 @@ class TokenPlan:
 
     def reuses_text(self, transformer: Any) -> bool:
         """Whether region steps of a transformer can do without computing text (`RASConfig.text_reuse`)."""
-        return bool(self.text_rows) and self.can_drop_text(transformer)
+        return self.text_rows is not None and self.can_drop_text(transformer)
 
     @property
     def is_per_image(self) -> bool:

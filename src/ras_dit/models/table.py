@@ -15,7 +15,7 @@ def layout_of(plan: TokenPlan) -> str:
 
 def reuse_of(plan: TokenPlan) -> str:
     """What region steps can do without computing, in words."""
-    return ", ".join(["text"] * bool(plan.text_rows) + ["references"] * plan.reuses_references)
+    return ", ".join(["text"] * (plan.text_rows is not None) + ["references"] * plan.reuses_references)
 
 
 def markdown() -> str:

@@ -53,14 +53,16 @@ Z_IMAGE = TokenPlan(
     count_others=count_others,
     patch=lambda transformer: (transformer.config.all_f_patch_size[0], transformer.config.all_patch_size[0]),
     check=check,
+    text_rows={},
     linears={
         "*.adaLN_modulation.*": "row",
         "layers.*": "joint",
         "noise_refiner.*": "all_image",
-        "context_refiner.*": "text",
-        "cap_embedder.*": "text",
+        "context_refiner.*": "all_text",
+        "cap_embedder.*": "all_text",
         "all_x_embedder.*": "all_image",
         "all_final_layer.*": "joint",
     },
+    dense_attention=("noise_refiner.*.attention",),
     caveats=("The two refiner layers in front of the gather stay dense.",),
 )
