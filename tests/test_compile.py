@@ -27,6 +27,8 @@ REUSING = [case for case in all_cases() if case.name in ("flux-kontext", "flux2-
 CASES |= {case.name: case for case in REUSING}
 REUSE = {"text_reuse": True, "reference_reuse": True}
 WITH_FORECAST = ("SD3Transformer2DModel", "FluxTransformer2DModel", "LuminaNextDiT2DModel", "ZImageTransformer2DModel")
+THOROUGH = {*WITH_FORECAST, *(case.name for case in REUSING)}
+"""Traced down to the operations, and once more after RAS is gone; the others' graphs run as Python gave them."""
 # its attention picks text tokens by a mask: no whole graph, without RAS either
 CASES.pop("MochiTransformer3DModel", None)
 
@@ -54,7 +56,7 @@ def test_blocks_compile_whole_and_once_per_shape(name: str) -> None:
         fast = run(case, pipe)
     torch.compiler.reset()
     torch._dynamo.config.recompile_limit = 32  # as the README advises: every kind of step is a graph of its own
-    counter = CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager" if name in THOROUGH else "eager")
     try:
         for block in blocks_of(pipe.transformer):
             block.compile(fullgraph=True, backend=counter)
@@ -64,7 +66,8 @@ def test_blocks_compile_whole_and_once_per_shape(name: str) -> None:
             assert num_graphs > 0
             assert torch.allclose(run(case, pipe), fast, atol=1e-4)
             assert counter.frame_count == num_graphs, "nothing is compiled again for a second picture of the shape"
-        assert torch.allclose(run(case, pipe), dense, atol=1e-4)
+        if name in THOROUGH:
+            assert torch.allclose(run(case, pipe), dense, atol=1e-4)
     finally:
         torch._dynamo.config.recompile_limit = limit
         torch.compiler.reset()

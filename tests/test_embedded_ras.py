@@ -24,7 +24,7 @@ def pipe() -> Any:
     return pipe
 
 
-def paint(pipe: Any, num_prompts: int = 4, **changes: Any) -> np.ndarray:
+def paint(pipe: Any, num_prompts: int = 2, **changes: Any) -> np.ndarray:
     """Pictures [B, H, W, 3] in [0, 1]."""
     generators = [torch.Generator().manual_seed(i) for i in range(num_prompts)]
     call = {

@@ -247,6 +247,18 @@ def test_reuse_is_refused_where_it_is_not_known_to_work() -> None:
 
 
 @torch.no_grad()
+def test_an_edit_is_told_of_reference_reuse() -> None:
+    case = CASES["flux-kontext"]
+    pipe, size = case.build(), sizes_of(case)[0]
+    told = []
+    for config in (REGION, REGION.replace(reference_reuse=True), RASConfig(sample_ratio=1.0)):
+        with ras_dit.accelerate(pipe, config) as handle:
+            run(case, pipe, size)
+        told.append([advice for advice in handle.summary().advice if "64 reference tokens" in advice])
+    assert [len(advice) for advice in told] == [1, 0, 0]
+
+
+@torch.no_grad()
 def test_reference_reuse_without_references_is_noted_and_changes_nothing() -> None:
     case = CASES["flux"]
     pipe, size = case.build(), sizes_of(case)[0]

@@ -5,7 +5,6 @@ Everything here may be traced into a compiled block, so what a call needs is lai
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -181,6 +180,9 @@ def size_of_none(shape: Sequence[int], wanted: Sequence[int]) -> list[int]:
         shape: of a tensor without elements.
         wanted: the size asked for, with one -1 and as many zeros as the shape has.
     """
-    known = math.prod(size for size in wanted if size > 0)
-    rest = math.prod(size for size in shape if size > 0) // known
-    return [rest if size == -1 else size for size in wanted]
+    rest = 1
+    for size in shape:
+        rest *= size if size > 0 else 1
+    for size in wanted:
+        rest //= size if size > 0 else 1
+    return [rest if size == -1 else size for size in wanted]  # (in steps that can be traced into a compiled block)

@@ -132,6 +132,13 @@ class Handle:
         if plan is None or not plan.has_savings:
             return ()
         advice = [f"RAS gains little here: {why_small(plan)}"] if is_small(plan) else []
+        session, count = self._session, self._session.num_references
+        could_reuse = session.token_plan.reuses_references and not self.config.reference_reuse
+        if could_reuse and plan.num_region_steps and 4 * count >= plan.num_tokens:
+            advice.append(
+                f"Every region step computed {count} reference tokens beside those of the picture; with "
+                "reference_reuse=True only dense steps do."
+            )
         measured = trace.measured_speedup
         if measured is not None and measured < 1:
             advice.append(

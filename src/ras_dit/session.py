@@ -54,6 +54,7 @@ class Session:
         self.transformer: torch.nn.Module = pipe.transformer
         self.trace = Trace()
         self.plan: Plan | None = None
+        self.num_references = 0  # tokens beside the grid, in the latest run
         self._pipe = pipe
         self._operations = operations_for(config.kernels, device_of(pipe))
         self._generation: Generation | None = None
@@ -194,6 +195,7 @@ class Session:
         num_extra = latents.shape[1] - grid.num_tokens if is_sequence else 0
         if grid.has_items:
             num_extra = (latents.shape[1] - 1) * grid.num_tokens
+        self.num_references = num_extra
         self._first = first_index(scheduler, self._scheduler_timestep(arguments[token_plan.timestep]))
         sigmas = noise_levels(scheduler)[self._first :]
         num_first = token_plan.num_first(transformer, arguments, grid)
