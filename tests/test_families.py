@@ -33,13 +33,14 @@ REFERENCES = [
     "flux2-klein-references",
     "joyimage-edit",
     "joyimage-edit-plus",
+    "joyimage-mrope",
     "qwen-image-edit",
     "qwen-image-edit-plus",
     "qwen-image-layered",
 ]
 REFERENCES = [name for name in REFERENCES if name in CASES]  # an older diffusers has fewer
 REUSES = (
-    [(name, {"text_reuse": True}) for name in dict.fromkeys([*REUSES_TEXT, *REFERENCES, "joyimage-mrope"])]
+    [(name, {"text_reuse": True}) for name in dict.fromkeys([*REUSES_TEXT, *REFERENCES])]
     + [(name, {"reference_reuse": True}) for name in REFERENCES]
     + [(name, {"text_reuse": True, "reference_reuse": True}) for name in REFERENCES]
 )

@@ -65,6 +65,7 @@ class Call:
         forecasts: keys and values are forecast.
         advance: how they are carried from the branch's last step to this one.
         whole: all tokens of the grid, where a dense step follows keys and values that were kept.
+        num_others: text tokens, registers and padding beside the image tokens, of a region step.
         num_text_kept: text tokens whose last keys and values serve a region step, so that they are not computed.
         joint_rows: the active tokens (of a dense step: ``whole``) in a joint sequence whose grid begins at a place of
             its own in every row.
@@ -82,6 +83,7 @@ class Call:
     advance: KVAdvance | None = None
     whole: RowIndex | None = None
     joint_rows: RowIndex | None = None
+    num_others: int = 0
     num_text_kept: int = 0
 
     def num_rows_of(self, batch_size: int, num_text: int) -> dict[str, int]:

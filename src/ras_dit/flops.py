@@ -22,7 +22,7 @@ def step_work(
     num_extra: int = 0,
     kv_cache_layers: float = 1.0,
     has_timestep_per_token: bool = False,
-    text_reuse: bool = False,
+    num_text_kept: int = 0,
     reference_reuse: bool = False,
 ) -> Work:
     """What one evaluation does for one row of the batch.
@@ -38,11 +38,11 @@ def step_work(
         num_extra: reference tokens M beside the grid.
         kv_cache_layers: share of the layers that attend over all keys in a region step.
         has_timestep_per_token: every computed image token has a time embedding of its own.
-        text_reuse: text tokens are attended to, and not computed in the blocks.
-        reference_reuse: likewise reference tokens.
+        num_text_kept: those of the text tokens that are attended to, and not computed in the blocks.
+        reference_reuse: reference tokens are attended to, and not computed.
     """
     image = num_active + (0 if reference_reuse else num_extra)
-    num_queries = min(token_plan.num_registers + token_plan.min_text, num_text) if text_reuse else num_text
+    num_queries = num_text - num_text_kept
     rows = {
         "image": image,
         "all_image": num_tokens + num_extra,
@@ -132,6 +132,7 @@ def plan_cost(
     num_extra: int = 0,
     config: RASConfig = RASConfig(),  # noqa: B008 (frozen)
     has_timestep_per_token: bool = False,
+    num_padding: int = 0,
 ) -> Cost:
     """The cost of a plan for one row of the batch (one image, one guidance branch).
 
@@ -146,12 +147,14 @@ def plan_cost(
         num_extra: reference tokens beside the grid.
         config: its ``kv_*`` and ``*_reuse`` options count.
         has_timestep_per_token: see `step_flops`.
+        num_padding: how many of the text tokens are padding.
     """
     num_tokens = plan.num_tokens
     share, is_timed = config.kv_cache_layers, has_timestep_per_token
+    num_kept = token_plan.count_reused_text(num_text, num_padding) if config.text_reuse else 0
 
     def work(count: int) -> Work:
-        reuses = (config.text_reuse, config.reference_reuse) if count < num_tokens else ()
+        reuses = (num_kept, config.reference_reuse) if count < num_tokens else ()
         return step_work(token_plan, transformer, count, num_tokens, num_text, num_extra, share, is_timed, *reuses)
 
     by_count = {

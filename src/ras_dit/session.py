@@ -174,8 +174,10 @@ class Session:
             num_text = self.token_plan.count_text(module, arguments, generation.grid)
             reason = self.token_plan.check(module, arguments)
         call = generation.begin_call(num_rows, device, module, num_text, reason)
+        call.num_others = num_text
         if call.rows is not None and self.config.text_reuse:
-            call.num_text_kept = max(0, num_text - self.token_plan.num_registers - self.token_plan.min_text)
+            num_padding = self.token_plan.count_padding(module, arguments, generation.grid)
+            call.num_text_kept = self.token_plan.count_reused_text(num_text, num_padding)
         placed = call.rows if call.rows is not None else call.whole
         if placed is not None and self.token_plan.joint_offset is not None:
             call.joint_rows = placed.at(self.token_plan.joint_offset(arguments))
@@ -238,8 +240,10 @@ class Session:
             self.note("reference_reuse: this call has no reference tokens, so it changes nothing.", is_warning=False)
         is_timed = token_plan.has_timestep_per_token(arguments, grid.num_tokens + num_extra)
 
+        num_padding = token_plan.count_padding(transformer, arguments, grid)
+
         def costed(plan: Plan) -> Plan:
-            cost = plan_cost(plan, token_plan, transformer, num_text, num_extra, self.config, is_timed)
+            cost = plan_cost(plan, token_plan, transformer, num_text, num_extra, self.config, is_timed, num_padding)
             return self._with_prediction(transformer, replace(plan, cost=cost), len(latents))
 
         self.plan = costed(plan)

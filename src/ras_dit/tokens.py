@@ -208,9 +208,9 @@ class TokenSeams:
             return rows.twice
         if call.joint_rows is not None:
             return call.joint_rows
-        plan, num_others, hole = self.token_plan, length - call.num_image_rows, (0, 0)
-        is_first = plan.layout == "image_first"
-        if call.num_text_kept and num_others >= call.num_text_kept + plan.num_registers + plan.min_text:
+        num_others, hole = length - call.num_image_rows, (0, 0)
+        is_first = self.token_plan.layout == "image_first"
+        if call.num_text_kept and num_others >= call.num_others:  # the text is in this sequence
             end = length if is_first else num_others
             hole = (end - call.num_text_kept, end)
         return rows.at(call.num_before if is_first else num_others + call.num_before, hole)
@@ -239,8 +239,8 @@ class TokenSeams:
         if output.ndim == 2:
             return self._scatter(module, args, output[None])[0]
         length = output.shape[1] + call.rows.num_dropped
-        if self.token_plan.scatter_stream == "joint":
-            length += call.num_text_kept
+        if self.token_plan.scatter_stream == "joint" and not self.token_plan.text_rows:
+            length += call.num_text_kept  # left out as rows were gathered
         return self._place(self.token_plan.scatter_stream, call, call.rows, length).scatter(output)
 
 

@@ -21,8 +21,13 @@ def check(transformer: Any, arguments: Arguments) -> str | None:
 def count_others(transformer: Any, arguments: Arguments, grid: TokenGrid) -> int:
     """The text of T5, that of Llama's last layer, that of one more layer, and padding."""
     t5, llama = (arguments[f"encoder_hidden_states_{name}"].shape[-2] for name in ("t5", "llama3"))
-    is_square = grid.height == grid.width
-    return t5 + 2 * llama + (0 if is_square else transformer.max_seq - grid.num_tokens)
+    return t5 + 2 * llama + count_padding(transformer, arguments, grid)
+
+
+def count_padding(transformer: Any, arguments: Arguments, grid: TokenGrid) -> int:
+    """Up to the largest number of tokens, but for squares."""
+    padding: int = transformer.max_seq - grid.num_tokens
+    return 0 if grid.height == grid.width else padding
 
 
 MASK: dict[str | int, TokenSelect] = {"hidden_states_masks": TokenSelect(stream="joint")}
@@ -45,6 +50,8 @@ HIDREAM_IMAGE = TokenPlan(
     timestep="timesteps",
     text=("encoder_hidden_states_t5", "encoder_hidden_states_llama3"),
     count_others=count_others,
+    count_padding=count_padding,
+    text_rows={"encoder_hidden_states_t5": 1, "encoder_hidden_states_llama3": -2},
     num_text=lambda pipe, max_sequence_length: 3 * max_sequence_length,
     check=check,
     linears={

@@ -70,6 +70,7 @@ class TokenPlan:
         num_registers: tokens of the model's own that stand with the text.
         count_others: how many tokens stand beside the image tokens, where that is more than text and registers
             (padding): (transformer, arguments, grid) -> int.
+        count_padding: how many of those are padding, which stands between picture and text: likewise.
         has_shared_positions: the model reads the first image's positions for all of them.
         patch: latent frames and latent pixels per token side: transformer -> (frames, pixels).
         num_text: text tokens per prompt, (pipeline, max_sequence_length) -> int, for estimates made before a run.
@@ -109,6 +110,7 @@ class TokenPlan:
     reuses_references: bool = False
     num_registers: int = 0
     count_others: Callable[[Any, Arguments, TokenGrid], int] | None = None
+    count_padding: Callable[[Any, Arguments, TokenGrid], int] = lambda transformer, arguments, grid: 0
     has_shared_positions: bool = False
     patch: Callable[[Any], tuple[int, int]] = lambda transformer: (1, transformer.config.patch_size)
     num_text: Callable[[Any, int], int] = lambda pipe, max_sequence_length: max_sequence_length
@@ -126,6 +128,15 @@ class TokenPlan:
             return self.count_others(transformer, arguments, grid)
         texts = [arguments.get(name) for name in self.text]
         return self.num_registers + sum(text.shape[-2] for text in texts if isinstance(text, torch.Tensor))
+
+    def count_reused_text(self, num_text: int, num_padding: int) -> int:
+        """Text tokens that region steps can do without computing.
+
+        Args:
+            num_text: what `count_text` gives.
+            num_padding: what `count_padding` gives.
+        """
+        return max(0, num_text - self.num_registers - self.min_text - num_padding)
 
     def has_timestep_per_token(self, arguments: Arguments, num_image_rows: int) -> bool:
         """Whether a call gives every image token a timestep of its own (a given first frame has 0)."""
