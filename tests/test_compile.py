@@ -23,11 +23,17 @@ CONFIG = RASConfig(sample_ratio=0.25, warmup_steps=2, refresh_steps=(5,))
 
 
 CASES = dict(one_case_per_class())
-REUSING = [case for case in all_cases() if case.name in ("flux-kontext", "flux2-references", "qwen-image-edit")]
-CASES |= {case.name: case for case in REUSING}
-REUSE = {"text_reuse": True, "reference_reuse": True}
+BOTH, TEXT = {"text_reuse": True, "reference_reuse": True}, {"text_reuse": True}
+REUSING = {
+    "flux-kontext": BOTH,
+    "flux2-references": BOTH,
+    "qwen-image-edit": BOTH,
+    "hunyuan-image": TEXT,
+    "z-image": TEXT,
+}
+CASES |= {case.name: case for case in all_cases() if case.name in REUSING}
 WITH_FORECAST = ("SD3Transformer2DModel", "FluxTransformer2DModel", "LuminaNextDiT2DModel", "ZImageTransformer2DModel")
-THOROUGH = {*WITH_FORECAST, *(case.name for case in REUSING)}
+THOROUGH = {*WITH_FORECAST, *REUSING}
 """Traced down to the operations, with dense steps that keep nothing too, and once more after RAS is gone; the graphs of
 the others run as Python gave them."""
 # its attention picks text tokens by a mask: no whole graph, without RAS either
@@ -53,7 +59,7 @@ def test_blocks_compile_whole_and_once_per_shape(name: str) -> None:
     dense = run(case, pipe)
     config = CONFIG if name in THOROUGH else CONFIG.replace(warmup_steps=1)  # then every dense step fills the cache
     config = config.replace(kv_forecast=0.8) if name in WITH_FORECAST else config
-    config = config.replace(**REUSE) if case in REUSING else config
+    config = config.replace(**REUSING.get(name, {}))
     with ras_dit.accelerate(pipe, config):
         fast = run(case, pipe)
     torch.compiler.reset()
