@@ -38,6 +38,5 @@ LUMINA2 = TokenPlan(
         "norm_out.linear_1": "row",
         "norm_out.linear_2": "joint",
     },
-    dense_attention=("noise_refiner.*.attn",),
     caveats=("The two refiner layers in front of the gather stay dense.",),
 )
