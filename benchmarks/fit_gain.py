@@ -1,7 +1,8 @@
 """Fits the constants of `ras_dit.gain` for a CPU to the committed speed results, and shows how well they explain them.
 
 ``python -m benchmarks.fit_gain`` prints the constants (write them down in ``gain.py``) and the speed-ups predicted with
-those that are there now. All CPU results share one set, but for the rates of 16 and 32 bits.
+those that are there now. The results of one kind of CPU (`FITTED`) share one set, but for the rates of 16 and 32 bits;
+those of other kinds are predicted with it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 
 from benchmarks import record
 from ras_dit import Plan, RASConfig, build_plan
-from ras_dit.bench import CASES
+from ras_dit.bench import case_named
 from ras_dit.cli.pipelines import pipeline_outline
 from ras_dit.embedded import MAX_SEQUENCE_LENGTH
 from ras_dit.flops import plan_cost
@@ -23,6 +24,8 @@ from ras_dit.models import token_plan_of
 
 HALF, SINGLE = torch.bfloat16, torch.float32
 UNKNOWNS = tuple(field.name for field in fields(Load) if field.name != "transferred_bytes")
+FITTED = "amx_bf16"
+"""In the name of the processors whose results the constants are fitted to."""
 BY_DTYPE = ("linear_flops", "attention_flops")
 
 
@@ -55,6 +58,7 @@ class Run:
         plan: what it computed, with its cost and the prediction.
         load: what it had to pay for.
         dtype: of the model.
+        processor: it ran on.
     """
 
     case: str
@@ -64,11 +68,17 @@ class Run:
     plan: Plan
     load: Load
     dtype: torch.dtype
+    processor: str
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the constants were fitted to it."""
+        return FITTED in self.processor
 
 
 def outline_of(name: str) -> Outline:
     """The model and the call of a case."""
-    case = CASES[name]
+    case = case_named(name)
     if case.dimensions is None:
         pipe = pipeline_outline("embedded")
         num_text = token_plan_of(pipe.transformer).num_text(pipe, MAX_SEQUENCE_LENGTH)
@@ -101,8 +111,8 @@ def _run(result: dict[str, Any], row: dict[str, Any], outline: Outline, num_toke
     model = replace(model, device=torch.device(result["device"]))
     load = plan_load(plan, config, model, outline.num_rows)
     predicted = with_prediction(plan, config, model, outline.num_rows)
-    speedup = row.get("speedup_same_mode", row["speedup"])
-    return Run(result["case"], row["name"], row["median"], speedup, predicted, load, model.dtype)
+    speedup, processor = row.get("speedup_same_mode", row["speedup"]), result["hardware"]["processor"]
+    return Run(result["case"], row["name"], row["median"], speedup, predicted, load, model.dtype, processor)
 
 
 def plan_load(plan: Plan, config: RASConfig, model: Model, num_rows: int) -> Load:
@@ -176,7 +186,8 @@ def main() -> None:
     parser.add_argument("--leave-out", metavar="CASE", help="fit to the other cases, and predict this one from them")
     left_out = parser.parse_args().leave_out
     runs = committed_runs()
-    rates = {dtype: rates_of(prices) for dtype, prices in fitted([r for r in runs if r.case != left_out]).items()}
+    known = [run for run in runs if run.is_fitted and run.case != left_out]
+    rates = {dtype: rates_of(prices) for dtype, prices in fitted(known).items()}
     for dtype, found in rates.items():
         print(dtype, ", ".join(f"{field.name} {getattr(found, field.name):.2g}" for field in fields(found)))
     print(f"{'case':<16}{'setting':<14}{'measured':>9}{'predicted':>11}{'limit':>8}{'error':>8}")

@@ -59,7 +59,9 @@ def _processor() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
-                flags = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in Path("/proc/cpuinfo").read_text()]
+                known = set(Path("/proc/cpuinfo").read_text().split())
+                flags = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in known]
+                flags = flags or [flag for flag in ("avx512f", "avx2") if flag in known][:1]
                 return line.split(":", 1)[1].strip() + (f" ({', '.join(flags)})" if flags else "")
     except OSError:
         pass

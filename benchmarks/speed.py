@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import record
-from ras_dit.bench import CASES, Benchmark, Results, Settings, chosen_cases, environment
+from ras_dit.bench import CASES, DTYPES, Benchmark, Results, Settings, chosen_cases, environment
 
 FOLDER = Path("outputs/bench")
 
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--crossover", action="store_true", help="picture sizes against ratios, too")
     parser.add_argument("--no-loops", action="store_true", help="the crossover alone")
     parser.add_argument("--repeats", type=int)
+    parser.add_argument("--dtype", choices=DTYPES, help="instead of the case's own")
     parser.add_argument("--steps", type=int, help="evaluations, for a quick look: nothing is written then")
     a = parser.parse_args()
     is_gpu = a.device.startswith("cuda")
@@ -59,7 +60,7 @@ def main() -> None:
         has_loops=not a.no_loops,
     )
     is_green = True
-    for case in chosen_cases(tuple(a.case or ()), a.device):
+    for case in chosen_cases(tuple(a.case or ()), a.device, a.dtype):
         suffix = f"_{a.device.split(':')[0]}" if a.device != "cpu" else ""
         name = f"speed_{case.name}{suffix}"
         path = None if a.steps else FOLDER / f"{name}.json"

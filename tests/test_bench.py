@@ -13,7 +13,7 @@ import diffusers
 import pytest
 import torch
 
-from ras_dit.bench import CASES, Benchmark, Results, Settings, chosen_cases
+from ras_dit.bench import CASES, Benchmark, Results, Settings, case_named, chosen_cases
 from ras_dit.bench.architectures import ARCHITECTURES, Size
 from ras_dit.bench.cases import Case
 from ras_dit.bench.checks import Check, RefusedError, eager_checks, probe, relative_error, require
@@ -372,6 +372,22 @@ def test_sizes_and_cases_by_name() -> None:
         chosen_cases(("sd4",), "cpu")
     with pytest.raises(ValueError, match="embedded: the model in the box"):
         CASES["embedded"].at(picture)
+
+
+def test_cases_in_another_dtype() -> None:
+    (single,) = chosen_cases(("mid",), "cpu", "float32")
+    assert (single.name, single.dtype) == ("mid-float32", "float32")
+    assert single.title.endswith("fp32")
+    assert case_named("mid-float32") == single
+    assert next(single.outline().transformer.parameters()).dtype == torch.float32
+    assert single.estimate()["kv_cache"] == 2 * CASES["mid"].estimate()["kv_cache"]
+    assert [case.name for case in chosen_cases((), "cpu", "float32")] == ["embedded", "embedded-batch", "mid-float32"]
+    assert [case.name for case in chosen_cases((), "cpu", "float16")] == ["mid-float16"]
+    assert chosen_cases(("mid",), "cpu", "bfloat16") == [CASES["mid"]]
+    with pytest.raises(ValueError, match="--dtype: got 'int8'; allowed: bfloat16, float16, float32"):
+        chosen_cases(("mid",), "cpu", "int8")
+    with pytest.raises(ValueError, match="embedded: the model in the box is timed in float32"):
+        chosen_cases(("embedded",), "cpu", "bfloat16")
 
 
 def test_speedups_are_over_the_best_dense_of_all_modes() -> None:

@@ -13,12 +13,12 @@ import pytest
 import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 import ras_dit
 from families import all_cases, one_case_per_class
 from families.case import FamilyCase
 from ras_dit import RASConfig
+from ras_dit.arena.run import FlopCounter
 from ras_dit.models import TOKEN_PLANS, token_plan_of
 from ras_dit.seams import PatchedMethod
 from ras_dit.session import transformers_of
@@ -54,7 +54,9 @@ def run(case: FamilyCase, pipe: Any, size: tuple[int, int, int]) -> torch.Tensor
 
 
 def sizes_of(case: FamilyCase) -> list[tuple[int, int, int]]:
-    return [(min(batch, case.max_batch), height, width) for batch, height, width in case.sizes]
+    """One case per class goes through all of its sizes, other pipelines of the class through the last, a batch."""
+    sizes = [(min(batch, case.max_batch), height, width) for batch, height, width in case.sizes]
+    return sizes if case.name in ONE_PER_CLASS else sizes[-1:]
 
 
 def fingerprint(pipe: Any) -> list[Any]:
@@ -145,7 +147,6 @@ def test_idle_ratio_one_region_and_undo(name: str) -> None:
         before = fingerprint(pipe)
         assert dense.isfinite().all()
         assert dense.std() > 0
-        assert torch.equal(run(case, pipe, size), dense), "the case itself is repeatable"
         with ras_dit.accelerate(pipe, RASConfig(sample_ratio=1.0)):
             assert torch.equal(run(case, pipe, size), dense)
         with ras_dit.accelerate(pipe, REGION) as handle:
@@ -155,7 +156,8 @@ def test_idle_ratio_one_region_and_undo(name: str) -> None:
                 for note in case.notes:
                     warnings.filterwarnings("ignore", note, ras_dit.RASWarning)
                 fast = run(case, pipe, size)
-            assert torch.equal(run(case, pipe, size), fast), "a second run gives the same"
+            if size == sizes_of(case)[-1]:
+                assert torch.equal(run(case, pipe, size), fast), "a second run gives the same"
             for note in case.notes:
                 assert any(re.match(note, said) for said in handle.summary().notes)
         assert fast.isfinite().all()
@@ -194,7 +196,7 @@ def test_fresh_keys_and_values_give_the_dense_tokens(name: str) -> None:
     """
     case = CASES[name]
     pipe = case.build()
-    for size, kv_forecast in zip(sizes_of(case), (0.0, 0.8), strict=True):
+    for size, kv_forecast in zip(sizes_of(case), (0.0, 0.8), strict=False):
         outputs, trace = region_noises(case, pipe, size, factor=1.0, kv_forecast=kv_forecast)
         assert len(outputs) == case.num_calls * len(trace.steps)
         assert trace.steps[-1].kind == "region"
@@ -214,7 +216,7 @@ def test_what_is_not_computed_beside_the_grid_serves_as_it_was(name: str, reuse:
     """As above, with text or references computed in dense steps only; what is computed is what the cost says."""
     case = CASES[name]
     pipe = case.build()
-    for size, kv_forecast in zip(sizes_of(case), (0.8, 0.0), strict=True):
+    for size, kv_forecast in zip(sizes_of(case), (0.8, 0.0), strict=False):
         outputs, trace = region_noises(case, pipe, size, factor=1.0, kv_forecast=kv_forecast, **reuse)
         assert trace.steps[-1].kind == "region"
         grid = trace.grid
@@ -250,7 +252,7 @@ def test_reuse_is_refused_where_it_is_not_known_to_work() -> None:
 @torch.no_grad()
 def test_an_edit_is_told_of_reference_reuse() -> None:
     case = CASES["flux-kontext"]
-    pipe, size = case.build(), sizes_of(case)[0]
+    pipe, size = case.build(), case.sizes[0]
     told = []
     for config in (REGION, REGION.replace(reference_reuse=True), RASConfig(sample_ratio=1.0)):
         with ras_dit.accelerate(pipe, config) as handle:
@@ -390,7 +392,7 @@ def test_flops_agree_with_torchs_counter(name: str) -> None:
 @contextmanager
 def counting(pipe: Any, counted: list[float], rows: list[int]) -> Iterator[None]:
     """Note the FLOPs and the rows of the batch of every transformer call."""
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounter()
     latents = token_plan_of(pipe.transformer).latents
 
     def wrap(forward: Any) -> Any:
@@ -398,9 +400,10 @@ def counting(pipe: Any, counted: list[float], rows: list[int]) -> Iterator[None]
 
         def counted_forward(*args: Any, **kwargs: Any) -> Any:
             rows.append(len(signature.bind(*args, **kwargs).arguments[latents]))
+            before = counter.total
             with counter:
                 result = forward(*args, **kwargs)
-            counted.append(counter.get_total_flops())
+            counted.append(counter.total - before)
             return result
 
         return counted_forward

@@ -28,16 +28,18 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="needs Triton (extra 'kernels')")
-@pytest.mark.parametrize("name", FILES)
-def test_under_the_interpreter(name: str) -> None:
-    """In a process of its own: Triton decides as it is imported whether it interprets."""
+def test_under_the_interpreter() -> None:
+    """All of tests/kernels, in a process of its own: Triton decides as it is imported whether it interprets."""
     unwanted = ("PYTEST_", "COV_")
     environment = {key: text for key, text in os.environ.items() if not key.startswith(unwanted)}
     environment.update(TRITON_INTERPRET="1", PYTHONPATH=os.pathsep.join(path for path in sys.path if path))
-    command = [sys.executable, "-m", "pytest", str(HERE / "kernels" / name), "-p", "no:cacheprovider", "-p", "no:xdist"]
+    files = [str(HERE / "kernels" / name) for name in FILES]
+    command = [sys.executable, "-m", "pytest", "-rp", *files, "-p", "no:cacheprovider", "-p", "no:xdist"]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HERE.parent, check=False)
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
-    assert " passed" in result.stdout
+    lines = [line.split() for line in result.stdout.splitlines() if line.startswith("PASSED ")]
+    passed = {Path(words[1].split("::")[0]).name for words in lines}
+    assert passed == set(FILES)
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="needs Triton (extra 'kernels')")

@@ -69,6 +69,7 @@ def test_the_cases_are_listed(ras_dit: Run) -> None:
         (("--ratios", "half"), "--ratios: got 'half'; allowed"),
         (("--repeats", "0"), "--repeats: got 0; allowed: at least 1"),
         (("--no-eager",), "--no-eager: got no mode at all"),
+        (("--dtype", "float16"), "--dtype: got it with --tiny"),
         (("--sizes", "1x2x3x4"), "--sizes: got '1x2x3x4'"),
     ],
 )

@@ -44,7 +44,7 @@ def call(batch: int = 1, height: int = 4, width: int = 6, **changes: Any) -> dic
         "latents": normal(batch, height * width, 16),
         "height": 4 * height,
         "width": 4 * width,
-        "num_inference_steps": 8,
+        "num_inference_steps": 6,
         "output_type": "latent",
     }
     return {**arguments, **changes}

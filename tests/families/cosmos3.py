@@ -65,7 +65,7 @@ def call(batch: int = 1, height: int = 4, width: int = 6, frames: int = FRAMES, 
         "height": 16 * height,
         "width": 16 * width,
         "num_frames": 4 * (frames - 1) + 1,
-        "num_inference_steps": 8,
+        "num_inference_steps": 6,
         "output_type": "latent",
     }
     return {**arguments, **changes}

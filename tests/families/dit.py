@@ -46,7 +46,7 @@ def call(batch: int = 1, height: int = TOKENS, width: int = TOKENS, **changes: A
     arguments = {
         "class_labels": [207, 360][:batch],
         "generator": torch.Generator().manual_seed(3),
-        "num_inference_steps": 8,
+        "num_inference_steps": 6,
         "output_type": "pt",
     }
     return {**arguments, **changes}

@@ -57,7 +57,7 @@ def call(batch: int = 1, height: int = 4, width: int = 6, **changes: Any) -> dic
         "pooled_prompt_embeds": normal(batch, 20),
         "height": PIXELS * height,
         "width": PIXELS * width,
-        "num_inference_steps": 8,
+        "num_inference_steps": 6,
         "generator": torch.Generator().manual_seed(3),
         "output_type": "latent",
     }

@@ -52,7 +52,7 @@ def call(batch: int = 1, height: int = 4, width: int = 6, **changes: Any) -> dic
         "num_frames": 4 * (CHUNK - 1) + 1,
         "num_latent_frames_per_chunk": CHUNK,
         "history_sizes": [4, 2, 1],
-        "num_inference_steps": 8,
+        "num_inference_steps": 6,
         "output_type": "latent",
     }
     return {**arguments, **changes}

@@ -53,7 +53,7 @@ def call(batch: int = 1, height: int = 4, width: int = 6, **changes: Any) -> dic
         "latents": normal(batch, 4, height, width),
         "height": pixels * height,
         "width": pixels * width,
-        "num_inference_steps": 8,
+        "num_inference_steps": 6,
         "output_type": "latent",
     }
     return {**arguments, **changes}

@@ -75,7 +75,7 @@ def call(batch: int = 1, height: int = 4, width: int = 6, **changes: Any) -> dic
         "width": 16 * width,
         "num_frames": 4 * (WINDOW - 1) + 1,
         "latent_window_size": WINDOW,
-        "num_inference_steps": 8,
+        "num_inference_steps": 6,
         "output_type": "latent",
     }
     return {**arguments, **changes}

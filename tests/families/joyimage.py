@@ -50,7 +50,7 @@ def call(batch: int = 1, height: int = 4, width: int = 6, **changes: Any) -> dic
         "latents": normal(batch, 1, 4, 1, 2 * height, 2 * width),
         "height": 16 * height,
         "width": 16 * width,
-        "num_inference_steps": 8,
+        "num_inference_steps": 6,
         "output_type": "latent",
     }
     return {**arguments, **changes}

@@ -68,7 +68,7 @@ def call(
         "height": 16 * height,
         "width": 16 * width,
         "num_frames": 4 * (frames - 1) + 1,
-        "num_inference_steps": 8,
+        "num_inference_steps": 6,
         "output_type": "latent",
     }
     return {**arguments, **changes}

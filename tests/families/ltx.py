@@ -68,7 +68,7 @@ def call(batch: int = 1, height: int = 4, width: int = 6, **changes: Any) -> dic
         "height": 32 * height,
         "width": 32 * width,
         "num_frames": 8 * (FRAMES - 1) + 1,
-        "num_inference_steps": 8,
+        "num_inference_steps": 6,
         "output_type": "latent",
     }
     return {**arguments, **changes}

@@ -9,7 +9,7 @@ from tiny import inputs, tiny_pipeline
 
 
 def call(batch: int = 1, height: int = 4, width: int = 6, **changes: Any) -> dict[str, Any]:
-    return inputs(batch=batch, height=height, width=width, num_inference_steps=8, **changes)
+    return inputs(batch=batch, height=height, width=width, num_inference_steps=6, **changes)
 
 
 CASES = [

@@ -107,7 +107,7 @@ def call(batch: int = 1, height: int = 4, width: int = 6, **changes: Any) -> dic
         "height": 16 * height,
         "width": 16 * width,
         "num_frames": 4 * (FRAMES - 1) + 1,
-        "num_inference_steps": 8,
+        "num_inference_steps": 6,
         "output_type": "latent",
     }
     return {**arguments, **changes}

@@ -9,10 +9,21 @@ it among all operations), `crossover` looks for the picture sizes that gain, `re
 
 from __future__ import annotations
 
-from ras_dit.bench.cases import Case
+from ras_dit.bench.cases import DTYPES, Case
 from ras_dit.bench.checks import RefusedError
-from ras_dit.bench.registry import CASES, chosen_cases
+from ras_dit.bench.registry import CASES, case_named, chosen_cases
 from ras_dit.bench.results import Results, environment
 from ras_dit.bench.run import Benchmark, Settings
 
-__all__ = ["CASES", "Benchmark", "Case", "RefusedError", "Results", "Settings", "chosen_cases", "environment"]
+__all__ = [
+    "CASES",
+    "DTYPES",
+    "Benchmark",
+    "Case",
+    "RefusedError",
+    "Results",
+    "Settings",
+    "case_named",
+    "chosen_cases",
+    "environment",
+]

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ras_dit.plan import Plan
 
 RATIOS = (1.0, 0.5, 0.25, 0.125)
+DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+"""Types that a case may run in, and how its title writes them."""
 WARMUP = 4
 HEADROOM = 1.15
 """Memory that a run needs over weights and K/V cache, as a factor: activations, the allocator's rounding."""
@@ -115,6 +117,24 @@ class Case:
         if self.dimensions is None:
             raise ValueError(f"{self.name}: the model in the box is timed at its own size; take another case.")
         return replace(self, dimensions=replace(self.dimensions, size=size))
+
+    def in_dtype(self, dtype: str) -> Case:
+        """The same in another type, under a name of its own: ``mid-float32``.
+
+        Args:
+            dtype: of the weights and latents, one of `DTYPES`.
+
+        Raises:
+            ValueError: there is no such type, or the case is the model in the box.
+        """
+        if dtype not in DTYPES:
+            raise ValueError(f"--dtype: got {dtype!r}; allowed: {', '.join(DTYPES)}.")
+        if dtype == self.dtype:
+            return self
+        if self.dimensions is None:
+            raise ValueError(f"{self.name}: the model in the box is timed in {self.dtype}; take another case.")
+        title = self.title.replace(DTYPES[self.dtype], DTYPES[dtype])
+        return replace(self, name=f"{self.name}-{dtype}", title=title, dtype=dtype)
 
     def configs(self, num_steps: int, ratios: tuple[float, ...] | None = None) -> dict[str, RASConfig]:
         """Name -> what to compare with dense.

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ras_dit.bench.architectures import Dimensions, Size
-from ras_dit.bench.cases import RATIOS, Case, Schedule
+from ras_dit.bench.cases import DTYPES, RATIOS, Case, Schedule
 
 _SD3: Mapping[str, Any] = {
     "sample_size": 128,
@@ -187,15 +187,34 @@ _CASES: tuple[Case, ...] = (
 CASES: dict[str, Case] = {case.name: case for case in _CASES}
 
 
-def chosen_cases(names: tuple[str, ...], device: str) -> list[Case]:
-    """The cases of these names; without one, all of them on a GPU, and on a CPU those that it can do in minutes.
+def case_named(name: str) -> Case:
+    """A case by its name, or by the name that `Case.in_dtype` gave it.
 
     Raises:
         ValueError: there is no such case.
     """
-    for name in names:
-        if name not in CASES:
-            raise ValueError(f"--case: got {name!r}; allowed: {', '.join(CASES)}.")
+    base, _, dtype = name.rpartition("-")
+    if base in CASES and dtype in DTYPES:
+        return CASES[base].in_dtype(dtype)
+    if name not in CASES:
+        raise ValueError(f"--case: got {name!r}; allowed: {', '.join(CASES)}.")
+    return CASES[name]
+
+
+def chosen_cases(names: tuple[str, ...], device: str, dtype: str | None = None) -> list[Case]:
+    """The cases of these names; without one, all of them on a GPU, and on a CPU those that it can do in minutes.
+
+    Args:
+        names: of cases.
+        device: to run on.
+        dtype: instead of the cases' own; None leaves that. Without names, the model in the box is left out then.
+
+    Raises:
+        ValueError: there is no such case, or it has no such type.
+    """
     if names:
-        return [CASES[name] for name in dict.fromkeys(names)]
-    return [case for case in CASES.values() if case.fits_cpu or device != "cpu"]
+        found = [case_named(name) for name in dict.fromkeys(names)]
+    else:
+        found = [case for case in CASES.values() if case.fits_cpu or device != "cpu"]
+        found = [case for case in found if case.dimensions is not None or dtype in (None, case.dtype)]
+    return found if dtype is None else [case.in_dtype(dtype) for case in found]

@@ -32,6 +32,9 @@ def bench(
     ] = None,
     repeats: Annotated[int | None, typer.Option(help="Timed loops of each kind; the case's own without it.")] = None,
     steps: Annotated[int | None, typer.Option(help="Evaluations; the case's own without it.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="bfloat16, float16 or float32, instead of the case's own (bfloat16).")
+    ] = None,
     tiny: Annotated[bool, typer.Option(help="The same architectures at toy size, to try the command.")] = False,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="JSON; parts that are finished in it are not measured again.")
@@ -64,7 +67,9 @@ def bench(
     for flag, count in (("--repeats", repeats), ("--steps", steps)):
         if count is not None and count < 1:
             raise ValueError(f"{flag}: got {count}; allowed: at least 1.")
-    chosen = chosen_cases(tuple(case or ()), where)
+    if tiny and dtype is not None:
+        raise ValueError("--dtype: got it with --tiny, whose toy sizes run in float32; leave one of them out.")
+    chosen = chosen_cases(tuple(case or ()), where, dtype)
     settings = Settings(
         device=where,
         modes=modes,
