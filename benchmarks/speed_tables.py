@@ -185,10 +185,11 @@ def _crossover_lines(result: dict[str, Any], mode: str, found: dict[str, Any], o
     lines = [
         f"{heading(result)}, {mode}: speed-up of the loop by picture size, limit in brackets ({origin(result)})",
         "",
-        "| size | image tokens | " + " | ".join(f"ratio {ratio:g}" for ratio in ratios) + " |",
-        "| --- | --- |" + " --- |" * len(ratios),
+        "| size | image tokens | " + " | ".join(f"ratio {ratio:g}" for ratio in ratios) + " | repeats to within |",
+        "| --- | --- |" + " --- |" * (len(ratios) + 1),
     ]
     for row in found["rows"]:
         values = " | ".join(f"{one['speedup']:.2f}x ({one['limit']:.2f}x)" for one in row["ratios"])
-        lines.append(f"| {row['size']} | {row['num_tokens']:,} | {values} |")
+        drift = max(abs(one["captured_step"] / row["dense_step"] - 1) for one in row["ratios"])
+        lines.append(f"| {row['size']} | {row['num_tokens']:,} | {values} | {drift:.0%} |")
     return lines
