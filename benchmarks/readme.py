@@ -234,6 +234,25 @@ def paired_table(pairs: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, ""])
 
 
+def inpainting_table() -> str:
+    """Nearness to a dense run inside a mask, with and without a region of interest."""
+    result = record.read("inpainting_embedded")
+    share = result["side"] ** 2 / 128**2
+    lines = [
+        f"The embedded model, {result['num_pictures']} pictures, something else painted into a box of {share:.0%} of "
+        "each: PSNR in dB to the dense run inside the box, with 95 % bootstrap intervals, and the difference to "
+        f"`balanced` picture by picture. ({origin(result)})",
+        "",
+        "| method | T | PSNR inside to dense | over `balanced` |",
+        "| --- | --- | --- | --- |",
+    ]
+    for row in sorted(result["rows"], key=lambda row: -row["token_steps"]):
+        mean, low, high = row["psnr"]
+        over = "{:+.1f} ({:+.1f} to {:+.1f})".format(*row["better_by"])
+        lines.append(f"| {row['name']} | {row['token_steps']:.2f} | {mean:.1f} ({low:.1f} to {high:.1f}) | {over} |")
+    return "\n".join([*lines, ""])
+
+
 def quality_digest(result: dict[str, Any]) -> str:
     """The rows a reader needs first; all of them are in docs/quality.md."""
     wanted = (
@@ -272,7 +291,7 @@ def main() -> None:
     speed = speed_tables.speed_table(origin) + "\n"
     files = {
         "README.md": {"speed": speed, "quality": quality_digest(arena)},
-        "docs/quality.md": {**quality_blocks(arena), "dynamics": dynamics_table()},
+        "docs/quality.md": {**quality_blocks(arena), "dynamics": dynamics_table(), "inpainting": inpainting_table()},
         "docs/performance.md": {
             "speed": speed,
             "profile": speed_tables.profile_table(origin),
