@@ -16,17 +16,20 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional
+from tqdm import tqdm
 
 import ras_dit
 from benchmarks import record
-from benchmarks.compared import compared, psnr_of
 from ras_dit import RASConfig
-from ras_dit.arena import Method
+from ras_dit.arena import Method, applied
+from ras_dit.arena.metrics import MAX_PSNR, better_by, mean_interval
 from ras_dit.embedded import GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH, embedded_prompts
+from ras_dit.quality import psnr
 
 CALL = {"guidance_scale": GUIDANCE_SCALE, "max_sequence_length": MAX_SEQUENCE_LENGTH, "output_type": "np"}
 STEPS, BATCH, SIZE = 28, 8, 128
 PIXELS = (SIZE, SIZE)
+AGAINST = "preset balanced"
 ALL_INSIDE = 0.999
 """Ratio of a step that computes every token of the region, however large that is."""
 
@@ -68,9 +71,10 @@ class Task:
         return pictures
 
     def psnr(self, pictures: np.ndarray, dense: np.ndarray) -> list[float]:
-        """Nearness inside the box."""
+        """Nearness inside the box in dB, of 8-bit pictures."""
         top, bottom, left, right = self.box
-        return psnr_of(pictures[:, top:bottom, left:right], dense[:, top:bottom, left:right])
+        boxes = [np.round(255 * many[:, top:bottom, left:right]).astype(np.uint8) for many in (pictures, dense)]
+        return [min(psnr(ours, theirs), MAX_PSNR) for ours, theirs in zip(*boxes, strict=True)]
 
 
 @torch.no_grad()
@@ -105,11 +109,12 @@ def methods() -> dict[str, Callable[[Task], Method]]:
     def plain(method: Method) -> Callable[[Task], Method]:
         return lambda task: method
 
-    def inside(name: str, dense: Sequence[int], region: Sequence[int] | None = None, **options: Any) -> Any:
+    def inside(
+        name: str, dense: Sequence[int], region: Sequence[int] | None = None, base: RASConfig | None = None
+    ) -> Any:
         ratios = [1.0 if i in dense else ALL_INSIDE if region is None or i in region else 0.0 for i in range(STEPS)]
-        return lambda task: Method(
-            name, "ras", config=RASConfig(step_ratios=tuple(ratios), region_of_interest=task.mask(PIXELS), **options)
-        )
+        config = (base or RASConfig()).replace(step_ratios=tuple(ratios))
+        return lambda task: Method(name, "ras", config=config.replace(region_of_interest=task.mask(PIXELS)))
 
     def preset(name: str, **options: Any) -> RASConfig:
         return ras_dit.PRESETS[name].replace(**options)
@@ -121,14 +126,46 @@ def methods() -> dict[str, Callable[[Task], Method]]:
         "regions inside", "ras", config=preset("regions", region_of_interest=task.mask(PIXELS))
     )
     found["all inside, the paper's dense steps"] = inside("paper", (0, 1, 2, 3, 12, 20))
-    forecast = {"forecast_order": 1, "forecast_damping": 0.8, "forecast_below": 0.9}
-    quality = [i for i, ratio in enumerate(ras_dit.PRESETS["quality"].step_ratios) if ratio == 1]
+    preset_quality = preset("quality")
+    quality = [i for i, ratio in enumerate(preset_quality.step_ratios) if ratio == 1]
     for name, dense in {
         "quality's steps, every second one inside": (0, 1, 2, 4, 7, 11, 15, 19, 23),
         "quality's steps, five dense": (0, 2, 5, 11, 19),
     }.items():
-        found[name] = inside(name, dense, [i for i in quality if i not in dense], **forecast)
+        found[name] = inside(name, dense, [i for i in quality if i not in dense], preset_quality)
     return found
+
+
+def compared(pipe: Any, known: Sequence[Task], chosen: dict[str, Callable[[Task], Method]]) -> list[dict[str, Any]]:
+    """Every method on every task, against the dense run.
+
+    Returns:
+        Rows with ``name``, ``token_steps``, ``psnr``, and ``better_by`` (the difference to `AGAINST` picture by
+        picture, None where that was not painted): means with 95 % bootstrap intervals.
+    """
+    values: dict[str, list[float]] = {name: [] for name in chosen}
+    token_steps = dict.fromkeys(chosen, 0.0)
+    with tqdm(total=len(known) * (1 + len(chosen)), desc="inpainting", unit="call") as bar:
+        for task in known:
+            dense = task.paint(pipe, STEPS)
+            bar.update()
+            for name, make in chosen.items():
+                method = make(task)
+                with applied(pipe, method) as handle:
+                    pictures = task.paint(pipe, method.steps)
+                    counted = method.steps if handle is None else handle.trace.token_steps
+                token_steps[name] += counted / len(known)
+                values[name] += task.psnr(pictures, dense)
+                bar.update()
+    return [
+        {
+            "name": name,
+            "token_steps": token_steps[name],
+            "psnr": mean_interval(values[name]),
+            "better_by": better_by(values[name], values[AGAINST]) if AGAINST in values else None,
+        }
+        for name in chosen
+    ]
 
 
 def main() -> None:
@@ -140,7 +177,9 @@ def main() -> None:
     pipe = ras_dit.load_embedded()
     pipe.set_progress_bar_config(disable=True)
     chosen = {name: make for name, make in methods().items() if not a.only or name in a.only}
-    rows = compared(pipe, tasks(pipe, a.pictures, a.side), chosen, STEPS, "preset balanced")
+    rows = compared(pipe, tasks(pipe, a.pictures, a.side), chosen)
+    for row in rows:
+        print(f"{row['name']:<44} T {row['token_steps']:5.2f}  {row['psnr'][0]:5.1f} dB")
     if not a.only:
         about = {"num_pictures": a.pictures, "side": a.side, "steps": STEPS, "guidance_scale": GUIDANCE_SCALE}
         print("wrote", record.write("inpainting_embedded", {**record.environment(), **about, "rows": rows}).name)

@@ -85,6 +85,7 @@ def test_a_method_changes_the_picture_and_leaves_nothing_behind(pipe: Any, metho
     assert fast.isfinite().all()
     assert not torch.equal(fast, dense)
     assert pipe.scheduler is scheduler
+    assert torch.equal(paint(), dense)
     with pytest.raises(KeyError), applied(pipe, method, calibrate=paint):
         raise KeyError
     assert torch.equal(paint(), dense)
