@@ -1,5 +1,6 @@
 """The arena on the embedded model: ``python -m benchmarks.arena`` writes ``benchmarks/results/arena_embedded.json`` and
-``docs/images/arena.png``. It goes on where it stopped; ``--folder`` keeps the pictures.
+``docs/images/arena.png``. It goes on where it stopped; ``--folder`` keeps the pictures. With ``--size 256`` a choice of
+methods paints 1,024 tokens, and the names end in ``_256``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ras_dit.arena import SUITES, Arena, Method, report, suite
 from ras_dit.arena.metrics import better_by
 from ras_dit.arena.perceptual import Perceptual, Weights
 from ras_dit.cli.scenes import read_scenes
-from ras_dit.embedded import GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH
+from ras_dit.embedded import EMBEDDED_SIZES, GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH
 
 IMAGE = Path(__file__).parent.parent / "docs" / "images" / "arena.png"
 
@@ -39,6 +40,13 @@ def memory_methods() -> list[Method]:
 PAIRS = [
     (ours, other)
     for ours, others in {
+        **{
+            f"RAS, T {token_steps}, order 1": (f"skipping only, T {skipping}, order 1", *others)
+            for token_steps, skipping, others in (
+                (17, 17, ("Euler, 17 steps", "UniPC 2, 17 steps", "Euler, 14 steps")),
+                (11.5, 11, ("Euler, 12 steps", "UniPC 2, 12 steps", "authors, 0.25, 28 steps")),
+            )
+        },
         "RAS, T 17, order 2": (
             *("UniPC 2, 17 steps", "AB2, 17 steps", "DPM-Solver++ 2M, 17 steps", "Euler, 17 steps", "Euler, 20 steps"),
             *("authors, 0.5, 28 steps", "random, 0.5", "skipping only, T 17, order 2", "AB2 on those 17 steps"),
@@ -82,6 +90,15 @@ PAIRS = [
 ]
 
 
+LARGE = (
+    *("Euler, 14 steps", "UniPC 2, 12 steps", "UniPC 2, 9 steps", "UniPC 2, 6 steps", "authors, 0.25, 28 steps"),
+    *(f"RAS, T {token_steps}, order 1" for token_steps in (17, 11.5, 8.75, 6)),
+    *(f"skipping only, T {token_steps}, order 1" for token_steps in (17, 11, 8, 6)),
+    *("preset quality", "preset balanced", "preset fast", "preset regions", "MagCache 0.12"),
+)
+"""Of the suites, what is painted at 256 x 256 if nothing else is chosen."""
+
+
 def paired(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Differences picture by picture with 95 % bootstrap intervals, which are far narrower than those of the means."""
     by_name = {row["name"]: row["per_picture"] for row in rows}
@@ -98,13 +115,14 @@ def paired(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("outputs/arena"))
+    parser.add_argument("--folder", type=Path, help="outputs/arena, or outputs/arena_256")
     parser.add_argument("--pictures", type=int, default=12)
     parser.add_argument("--batch", type=int, default=6)
     parser.add_argument("--suites", default="all")
     parser.add_argument("--only", action="append", help="a method of the suites by name; several times for several")
     parser.add_argument("--converged-steps", type=int, default=200)
-    parser.add_argument("--result", default="arena_embedded", help="name of the results file")
+    parser.add_argument("--size", type=int, default=EMBEDDED_SIZES[0], choices=EMBEDDED_SIZES)
+    parser.add_argument("--result", help="name of the results file; the plot is not copied then")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--lpips-weights", type=Path, help="torchvision's VGG16 or AlexNet")
     parser.add_argument("--inception-weights", type=Path, help="torch-fidelity's InceptionV3")
@@ -112,23 +130,26 @@ def main() -> None:
     parser.add_argument("--real", type=Path, help="folder of real pictures")
     a = parser.parse_args()
     weights = Weights(a.lpips_weights, a.inception_weights, a.clip_model, a.real)
-    pipe = ras_dit.load_embedded(device=a.device)
+    folder = a.folder or Path("outputs/arena" + ("" if a.size == EMBEDDED_SIZES[0] else f"_{a.size}"))
+    is_large = a.size != EMBEDDED_SIZES[0]
+    name = a.result or ("arena_embedded" + (f"_{a.size}" if is_large else ""))
+    pipe = ras_dit.load_embedded(device=a.device, size=a.size)
     pipe.set_progress_bar_config(disable=True)
     scenes = read_scenes(None, a.pictures, is_embedded=True)
     call = {"guidance_scale": GUIDANCE_SCALE, "max_sequence_length": MAX_SEQUENCE_LENGTH}
     methods = [*suite(a.suites), *memory_methods()]
-    if a.only:
-        methods = [method for method in methods if method.name in a.only]
-    arena = Arena(a.folder, scenes, methods, call, a.batch, converged_steps=a.converged_steps)
+    if only := a.only or (LARGE if is_large else ()):
+        methods = [method for method in methods if method.name in only]
+    arena = Arena(folder, scenes, methods, call, a.batch, converged_steps=a.converged_steps)
     with tqdm(total=arena.num_calls, desc="arena", unit="call") as bar:
         arena.run(pipe, bar.update)
     result: dict[str, Any] = report(arena, perceptual=Perceptual.load(weights, a.device))
     result["paired"] = paired(result["rows"])
     for row in result["rows"]:
         row.pop("per_picture")  # they are in the folder's results.json
-    print("wrote", record.write(a.result, {**record.environment(), **result}).name)
-    if a.result == "arena_embedded":
-        shutil.copyfile(a.folder / "pareto.png", IMAGE)
+    print("wrote", record.write(name, {**record.environment(), **result}).name)
+    if a.result is None:
+        shutil.copyfile(folder / "pareto.png", IMAGE.with_stem(IMAGE.stem + (f"_{a.size}" if is_large else "")))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import ras_dit
 from ras_dit import RASConfig
 from ras_dit.arena import SUITES, AdamsBashforth2Scheduler, Arena, Method, Scene, StepCache, applied, report, suite
 from ras_dit.arena.measure import Measured, is_to_itself, summary, told_apart
-from ras_dit.arena.metrics import PromptJudge, better_by, mean_interval
+from ras_dit.arena.metrics import PromptJudge, apart, better_by, mean_interval
 from ras_dit.arena.report import text
 from ras_dit.arena.run import FlopCounter
 from ras_dit.embedded import embedded_scenes
@@ -170,13 +170,18 @@ def test_an_arena_paints_once_goes_on_and_reports(pipe: Any, tmp_path: Path, mon
         "frechet": "3 pictures; a Frechet distance needs 100.",
         "kernel": "3 pictures; a kernel distance needs 4.",
     }
-    apart = result["sensitivity"]
-    assert (apart["first"], apart["second"]) == ("dense", "Euler, 3 steps")
-    assert set(apart["metrics"]) == set(rows["RAS"]["metrics"])
-    assert apart["metrics"]["psnr_dense"]["first"] == 60, "the dense run is equal to itself"
+    found = result["sensitivity"]
+    assert (found["first"], found["second"]) == ("dense", "Euler, 3 steps")
+    assert set(found["metrics"]) == set(rows["RAS"]["metrics"])
+    assert found["metrics"]["psnr_dense"]["first"] == 60, "the dense run is equal to itself"
     for metric in ("psnr_dense", "ssim_dense", "psnr_converged", "ssim_converged"):
-        assert apart["metrics"][metric]["is_told_apart"], "three steps of Euler are not six"
-        assert apart["metrics"][metric]["difference"][1] > 0
+        assert found["metrics"][metric]["is_told_apart"], "three steps of Euler are not six"
+        assert found["metrics"][metric]["difference"][1] > 0
+    assert found["metrics"]["features_dense"]["first"] == 0
+    assert found["metrics"]["features_dense"]["is_told_apart"]
+    blind = [name for name, one in found["metrics"].items() if not one["is_told_apart"]]
+    assert "subject" in blind
+    assert f"Do not rank methods by {', '.join(blind)}:" in text(result)
     assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(result))
     assert (tmp_path / "table.md").read_text() == text(result)
     assert (tmp_path / "pareto.png").stat().st_size > 10_000
@@ -189,6 +194,12 @@ def test_an_arena_paints_once_goes_on_and_reports(pipe: Any, tmp_path: Path, mon
     methods[0] = Method("ras", "ras")
     with pytest.raises(ValueError, match="got ras twice"):
         arena()
+
+
+def test_pictures_are_as_far_apart_as_their_features() -> None:
+    others = torch.tensor([[3.0, 4.0], [0.0, 15.0]])  # norms 5 and 15: 10 in the mean
+    assert apart(others, others) == [0, 0]
+    assert apart(others + torch.tensor([[6.0, 8.0], [0.0, 0.0]]), others) == pytest.approx([1, 0])
 
 
 def test_few_pictures_have_no_frechet_distance_and_many_have_a_corrected_one() -> None:

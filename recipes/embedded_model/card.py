@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from ras_dit.embedded import embedded_backgrounds, embedded_subjects, model_folder, training_record
+from ras_dit.embedded.large import LARGE_RECORD, LARGE_WEIGHTS
 from recipes.embedded_model.checkpoint import write_json
 
 CURVE_ROWS = 12
@@ -69,6 +70,34 @@ def describe_failures(result: dict[str, Any], limit: int = 12) -> str:
     return "; ".join(f"{name} (taken for {', '.join(sorted(set(guesses)))})" for name, guesses in mistaken)
 
 
+def describe_large() -> str:
+    """Tell of the model of 256 x 256 what its training and its measurement recorded; nothing if it is not there."""
+    training, measured = LARGE_RECORD, Path("benchmarks/results/embedded_model_256.json")
+    if not training.is_file() or not measured.is_file():
+        return ""
+    log, record = (json.loads(path.read_text(encoding="utf-8")) for path in (training, measured))
+    result, config = record["results"], record["config"]
+    section = Path(__file__).with_name("card_large.md").read_text(encoding="utf-8")
+    return section.format(
+        megabytes=f"{LARGE_WEIGHTS.stat().st_size / 1e6:.1f}",
+        minutes=f"{log['minutes']:.0f}",
+        updates=f"{log['step']:,}",
+        whole=f"{log['whole_pictures']:,}",
+        windows=f"{log['windows']:,}",
+        scenes=f"{log['scenes']:,}",
+        num_samples=config["samples"],
+        steps=config["steps"],
+        guidance=config["guidance_scale"],
+        subject=share(result["subject"]),
+        background=share(result["background"]),
+        failures=describe_failures(result),
+        frechet=result["frechet_distance"],
+        frechet_renders=result["frechet_distance_of_renders"],
+        hardware=record["hardware"],
+        date=record["date"][:10],
+    )
+
+
 def write_card(record: dict[str, Any], log: dict[str, Any], vae: dict[str, Any], template: str) -> str:
     """Fill the card's template."""
     result, config, settings, classifier = record["results"], record["config"], log["settings"], record["classifier"]
@@ -112,6 +141,7 @@ def write_card(record: dict[str, Any], log: dict[str, Any], vae: dict[str, Any],
         classifier_decoded=f"{100 * classifier['decoded_subject_accuracy']:.2f}",
         failures=describe_failures(result),
         curve=curve_table(log["history"]),
+        large=describe_large(),
         notes="".join(f"{note}\n\n" for note in log.get("notes", [])),
     )
 

@@ -33,6 +33,12 @@ def write_json(data: Any, path: Path) -> None:
     os.replace(scratch, path)
 
 
+def mixed_precision(device: str) -> torch.autocast:
+    """Return autocast to bfloat16, off on a CPU without instructions for it, where it would be slower."""
+    is_fast = device != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=is_fast)
+
+
 class Interruption:
     """Tells a training loop that Ctrl-C or SIGTERM arrived, so that it can save and stop."""
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ras_dit.embedded.classifier import WEIGHTS, SceneClassifier, halve, load_classifier
-from recipes.embedded_model.checkpoint import write_json
+from recipes.embedded_model.checkpoint import mixed_precision, write_json
 from recipes.embedded_model.scenes import BACKGROUNDS, DEFAULT_FONT, SUBJECTS, Renderer
 from recipes.embedded_model.vae import to_unit
 
@@ -52,7 +52,7 @@ def render_labelled(
         rendered = [renderer.render(seed, index) for index in range(begin, min(begin + 64, start + count))]
         batch = to_unit(np.stack([picture for picture, _ in rendered]))
         if vae is not None:
-            with torch.autocast("cpu", torch.bfloat16):
+            with mixed_precision("cpu"):
                 batch = vae.decode(vae.encode(batch).latent_dist.mean).sample.float()
         pictures.append(halve(batch))
         labels += [(scene.subject, scene.background) for _, scene in rendered]
@@ -101,7 +101,7 @@ def train_classifier(data: LabelledPictures, steps: int, batch: int = 64, seed: 
     for _ in (bar := tqdm(range(steps), desc="classifier", mininterval=5)):
         chosen = torch.randint(len(data), (batch,), generator=generator)
         pictures = degrade(data.pictures[chosen].float().div(127.5).sub(1), generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision("cpu"):
             logits = model(pictures.to(memory_format=torch.channels_last))
         loss = F.cross_entropy(logits.subject.float(), data.subjects[chosen], label_smoothing=0.05)
         loss = loss + 0.3 * F.cross_entropy(logits.background.float(), data.backgrounds[chosen])

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from recipes.embedded_model.checkpoint import Ranks, save_atomically
+from recipes.embedded_model.checkpoint import Ranks, mixed_precision, save_atomically
 from recipes.embedded_model.scenes import DEFAULT_FONT, Renderer
 from recipes.embedded_model.train import EncodedScenes
 from recipes.embedded_model.vae import to_unit
@@ -42,7 +42,7 @@ def encode_shard(vae: AutoencoderKL, data: RenderedScenes, device: str, workers:
     latents, attributes = [], []
     for pictures, rows in DataLoader(data, batch_size=32, num_workers=workers):
         pictures = pictures.to(device, memory_format=torch.channels_last)
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
+        with mixed_precision(device):
             mean = vae.encode(pictures).latent_dist.mean.float()
         scaled = (mean - vae.config.shift_factor) * vae.config.scaling_factor
         latents.append(scaled.half().cpu())

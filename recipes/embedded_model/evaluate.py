@@ -25,9 +25,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from ras_dit.embedded import GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH, describe, model_folder, scene_tables
+from ras_dit.embedded import (
+    EMBEDDED_SIZES,
+    GUIDANCE_SCALE,
+    MAX_SEQUENCE_LENGTH,
+    describe,
+    model_folder,
+    scene_tables,
+)
 from ras_dit.embedded.classifier import RENDERS, SceneClassifier, frechet_distance, halve, load_classifier
-from recipes.embedded_model.checkpoint import Ranks, save_atomically, write_json
+from ras_dit.embedded.large import LARGE_SIZE, LARGE_WEIGHTS, enlarge_transformer
+from recipes.embedded_model.checkpoint import Ranks, mixed_precision, save_atomically, write_json
 from recipes.embedded_model.model import CountedRowAttention
 from recipes.embedded_model.scenes import BACKGROUNDS, DEFAULT_FONT, SUBJECTS, Renderer
 from recipes.embedded_model.vae import to_unit
@@ -74,11 +82,19 @@ def all_cases(per_subject: int) -> list[Case]:
     return cases
 
 
-def fast_pipeline(folder: Path, zero_rows: int) -> StableDiffusion3Pipeline:
-    """Load the exported pipeline; one zero row counts for `zero_rows`, which changes nothing but the time."""
+def fast_pipeline(folder: Path, zero_rows: int, large: Path | None = None) -> StableDiffusion3Pipeline:
+    """Load the exported pipeline; one zero row counts for `zero_rows`, which changes nothing but the time.
+
+    Args:
+        folder: the exported model.
+        zero_rows: of text.
+        large: what makes the model of 256 x 256 of it, None for the one of the folder.
+    """
     pipeline = StableDiffusion3Pipeline.from_pretrained(
         folder, torch_dtype=torch.float32, text_encoder_3=None, tokenizer_3=None
     )
+    if large is not None:
+        enlarge_transformer(pipeline.transformer, large)
     pipeline.set_progress_bar_config(disable=True)
     attention = CountedRowAttention()
     size = pipeline.transformer.config.sample_size
@@ -92,7 +108,7 @@ def fast_pipeline(folder: Path, zero_rows: int) -> StableDiffusion3Pipeline:
 def sample(pipeline: StableDiffusion3Pipeline, cases: list[Case], steps: int, guidance: float) -> Tensor:
     """Sample one picture per case: float32 [N, 3, H, W] in -1..1."""
     size = 4 * pipeline.transformer.config.sample_size
-    with torch.autocast(pipeline.device.type, torch.bfloat16):
+    with mixed_precision(str(pipeline.device.type)):
         pictures = pipeline(
             [case.prompt for case in cases],
             num_inference_steps=steps,
@@ -120,11 +136,10 @@ def classify(classifier: SceneClassifier, small: Tensor) -> dict[str, Tensor]:
 
 
 def sample_all(
-    folder: Path, cases: list[Case], steps: int, guidance: float, batch: int, scratch: Path, zero_rows: int
+    pipeline: StableDiffusion3Pipeline, cases: list[Case], steps: int, guidance: float, batch: int, scratch: Path
 ) -> Tensor:
     """Sample all cases, shared among the processes; returns uint8 [N, 3, H, W] in each of them."""
     ranks = Ranks.join()
-    pipeline = fast_pipeline(folder, zero_rows)
     mine = cases[ranks.rank :: ranks.count]
     pictures = []
     for start in tqdm(range(0, len(mine), batch), desc=f"guidance {guidance}", disable=not ranks.is_first):
@@ -147,15 +162,23 @@ def save_reference(classifier: SceneClassifier, renderer: Renderer) -> None:
     RENDERS.chmod(0o644)
 
 
-def score(pictures: Tensor, cases: list[Case], font: Path) -> dict[str, Any]:
-    """Return the accuracies, the Frechet distances and the subjects that fail most."""
+def score(pictures: Tensor, cases: list[Case], font: Path, is_reference_kept: bool = False) -> dict[str, Any]:
+    """Return the accuracies, the Frechet distances and the subjects that fail most.
+
+    Args:
+        pictures: uint8 [N, 3, S, S], one per case.
+        cases: what they should show.
+        font: for the renders they are compared with.
+        is_reference_kept: leave the features of renders that the package ships as they are.
+    """
     classifier = load_classifier()
     found = classify(classifier, halve(pictures.float().div(127.5).sub(1)))
     subjects = torch.tensor([case.subject for case in cases])
     backgrounds = torch.tensor([case.background for case in cases])
     right_subject, right_background = found["subject"] == subjects, found["background"] == backgrounds
     renderer = Renderer(pictures.shape[-1], font)
-    save_reference(classifier, renderer)
+    if not is_reference_kept:
+        save_reference(classifier, renderer)
     renders = np.stack([renderer.render(REFERENCE_SEED, i)[0] for i in range(NUM_REFERENCES + len(cases))])
     real = classify(classifier, halve(to_unit(renders)))["features"]
     failures: dict[str, list[str]] = {}
@@ -219,15 +242,19 @@ def main(command_line: list[str] | None = None) -> None:
     parser.add_argument("--per-subject", type=int, default=4, help="samples per subject")
     parser.add_argument("--first", type=int, default=None, help="use only the first cases, to compare settings")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/embedded_model.json"))
-    parser.add_argument("--sheet", type=Path, default=Path("docs/images/embedded_samples.png"))
+    parser.add_argument("--size", type=int, default=EMBEDDED_SIZES[0], choices=EMBEDDED_SIZES)
+    parser.add_argument("--json", type=Path, help="benchmarks/results/embedded_model.json, or embedded_model_256.json")
+    parser.add_argument("--sheet", type=Path, help="docs/images/embedded_samples.png, or embedded_samples_256.png")
     a = parser.parse_args(command_line)
     started = time.monotonic()
     cases = all_cases(a.per_subject)[: a.first]
-    pictures = sample_all(a.folder, cases, a.steps, a.guidance, a.batch, a.out, a.max_sequence_length)
+    is_large = a.size == LARGE_SIZE
+    pipeline = fast_pipeline(a.folder, a.max_sequence_length, LARGE_WEIGHTS if is_large else None)
+    pictures = sample_all(pipeline, cases, a.steps, a.guidance, a.batch, a.out)
     if not Ranks.join().is_first:
         return
-    result = score(pictures, cases, a.font)
+    suffix = f"_{a.size}" if is_large else ""
+    result = score(pictures, cases, a.font, is_reference_kept=is_large)
     config = {"steps": a.steps, "guidance_scale": a.guidance, "size": pictures.shape[-1], "samples": len(cases)}
     config["max_sequence_length"] = a.max_sequence_length
     record = {"schema": "ras-dit/embedded-model/1", **provenance(), "config": config, "results": result}
@@ -235,8 +262,9 @@ def main(command_line: list[str] | None = None) -> None:
     if classifier.is_file():
         record["classifier"] = json.loads(classifier.read_text())
     record["sampling_seconds"] = round(time.monotonic() - started, 1)
-    write_json(record, a.json)
-    draw_sheet(pictures, cases, a.sheet)
+    write_json(record, a.json or Path(f"benchmarks/results/embedded_model{suffix}.json"))
+    sheet = a.sheet or Path(f"docs/images/embedded_samples{suffix}.png")
+    draw_sheet(pictures, cases, sheet, *((5, 4) if is_large else (10, 6)))
     print(json.dumps({key: result[key] for key in ("subject", "background", "both", "frechet_distance")}))
 
 

@@ -15,7 +15,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from recipes.embedded_model.checkpoint import Ranks, Stopwatch, interruptible, update_average, write_json
+from recipes.embedded_model.checkpoint import (
+    Ranks,
+    Stopwatch,
+    interruptible,
+    mixed_precision,
+    update_average,
+    write_json,
+)
 from recipes.embedded_model.scenes import DEFAULT_FONT
 from recipes.embedded_model.vae import RenderedPictures, endless, measure_vae
 
@@ -71,7 +78,7 @@ def refine_decoder(out: Path, settings: RefineSettings, device: str = "cpu", fon
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * min((step + 1) / 50, 1.0) * math.cos(math.pi / 2 * done) ** 2
             pictures = next(batches).to(device, memory_format=torch.channels_last)
-            with torch.autocast(torch.device(device).type, torch.bfloat16):
+            with mixed_precision(device):
                 loss = decoder_loss(vae, pictures, settings.latent_noise)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -27,6 +27,7 @@ from recipes.embedded_model.checkpoint import (
     Ranks,
     Stopwatch,
     interruptible,
+    mixed_precision,
     save_atomically,
     update_average,
     write_json,
@@ -40,11 +41,13 @@ LABEL_CLASSES = (len(SUBJECTS), len(BACKGROUNDS), 3, 3, 3)
 
 
 class Optimizers:
-    """Muon for the matrices of the blocks, AdamW for everything else, one learning rate for both."""
+    """Muon for the matrices of the blocks, AdamW for everything else that is trained, one learning rate for both."""
 
     def __init__(self, model: PromptToVelocity, settings: TrainSettings) -> None:
         matrices, others = [], []
         for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
             is_matrix = "transformer_blocks" in name and parameter.ndim == 2 and ".linear." not in name
             (matrices if is_matrix else others).append(parameter)
         decay = settings.weight_decay
@@ -139,7 +142,7 @@ def flow_loss(model: Callable[..., Tensor], batch: Batch, device: str) -> Tensor
     """Return the per-sample flow-matching loss [B]."""
     latents, noise, sigma = (t.to(device) for t in (batch.latents, batch.noise, batch.sigma))
     s = sigma[:, None, None, None]
-    with torch.autocast(torch.device(device).type, torch.bfloat16):
+    with mixed_precision(device):
         velocity = model((1 - s) * latents + s * noise, sigma, batch.prompts, batch.zero_rows)
     return (velocity.float() - (noise - latents)).square().flatten(1).mean(1)
 
@@ -172,6 +175,7 @@ class Trainer:
             draw = functools.partial(draw_labelled_prompt, settings=settings)
             teach_text_encoders(self.model.text, draw, settings.text_steps, seed=settings.seed)
         self.model.text.requires_grad_(False)
+        self.model.text.zero_grad(set_to_none=True)  # what is left of teaching must not count in the clipped norm
         self.model.to(device)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.model.transformer.set_attn_processor(self.model.attention)

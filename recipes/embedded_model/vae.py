@@ -20,6 +20,7 @@ from recipes.embedded_model.checkpoint import (
     Ranks,
     Stopwatch,
     interruptible,
+    mixed_precision,
     save_atomically,
     update_average,
     write_json,
@@ -163,7 +164,7 @@ def train_vae(out: Path, settings: VAESettings, device: str = "cpu", font: Path 
             for group in optimizer.param_groups:
                 group["lr"] = rate
             pictures = next(batches).to(device, memory_format=torch.channels_last)
-            with torch.autocast(torch.device(device).type, torch.bfloat16):
+            with mixed_precision(device):
                 loss, decoded = forward(vae, pictures, settings)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -212,7 +213,7 @@ def measure_vae(vae: AutoencoderKL, device: str, font: Path, num_pictures: int =
     pictures = torch.stack([data[i] for i in range(len(data))])
     latents, decoded = [], []
     for batch in pictures.split(32):
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
+        with mixed_precision(device):
             latents.append(vae.encode(batch.to(device)).latent_dist.mean.float().cpu())
             decoded.append(vae.decode(latents[-1].to(device)).sample.float().cpu())
     joined = torch.cat(latents)

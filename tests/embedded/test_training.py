@@ -100,6 +100,9 @@ def test_average_differs_from_model_and_both_move(
     tmp_path: Path, encoded_scenes: EncodedScenes, tokenizer: CLIPTokenizer
 ) -> None:
     trainer = Trainer(tmp_path, encoded_scenes, tokenizer, MICRO)
+    assert not [
+        name for name, one in trainer.model.text.named_parameters() if one.requires_grad or one.grad is not None
+    ]
     before = trainer.model.transformer.proj_out.weight.clone()
     trainer.run()
     assert not torch.equal(trainer.model.transformer.proj_out.weight, before)

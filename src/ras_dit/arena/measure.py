@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ras_dit.arena import metrics
-from ras_dit.arena.distances import MIN_KERNEL_PICTURES, Distance
+from ras_dit.arena.distances import MIN_KERNEL_PICTURES, Distance, frechet_between
 from ras_dit.arena.methods import Method
 from ras_dit.arena.perceptual import MIN_LPIPS_SIZE, Perceptual
 from ras_dit.arena.run import CONVERGED, DENSE, Arena
@@ -41,6 +41,8 @@ class Measures:
         self.references = {method.slug: arena.pictures(method) for method in arena.methods[:2]}
         knows_scenes = all(scene.subject is not None for scene in arena.scenes)
         self.judge = metrics.PromptJudge() if knows_scenes else None
+        judge = self.judge
+        self.features = {} if judge is None else {slug: judge.features(one) for slug, one in self.references.items()}
         self.left_out = {} if perceptual is None else dict(perceptual.left_out)
         self._leave_out_what_cannot_be()
         self.real: dict[str, torch.Tensor] = {}
@@ -67,18 +69,23 @@ class Measures:
     def of(self, method: Method) -> Measured:
         """Measure a method; to itself a reference has what equal pictures have."""
         pictures, per_picture = self.arena.pictures(method), dict[str, list[float]]()
+        distances: dict[str, Distance] = {}
+        features = None if self.judge is None else self.judge.features(pictures)
         for name, others in self.references.items():
             found = metrics.fidelity(pictures, others)
             if self.perceptual is not None and self.has("lpips"):
                 cache = self.arena.folder / method.slug / f"lpips-{name}.safetensors"
                 found["lpips"] = self.perceptual.lpips_to(pictures, others, cache)
+            if features is not None:
+                found["features"] = metrics.apart(features, self.features[name])
+                if len(features) >= metrics.MIN_FRECHET_PICTURES:
+                    distances[f"frechet_{name}"] = frechet_between(features, self.features[name])
             per_picture |= {f"{kind}_{name}": values for kind, values in found.items()}
-        distances: dict[str, Distance] = {}
-        if self.judge is not None:
+        if self.judge is not None and features is not None:
             subjects = [scene.subject or 0 for scene in self.arena.scenes]
             backgrounds = [scene.background or 0 for scene in self.arena.scenes]
             per_picture |= self.judge.follows(pictures, subjects, backgrounds)
-            distances |= self.judge.distances(self.judge.features(pictures))
+            distances |= self.judge.distances(features)
         return self._with_networks(method, pictures, Measured(per_picture, distances))
 
     def _with_networks(self, method: Method, pictures: torch.Tensor, found: Measured) -> Measured:

@@ -25,6 +25,16 @@ def fidelity(pictures: torch.Tensor, others: torch.Tensor) -> dict[str, list[flo
     }
 
 
+def apart(features: torch.Tensor, others: torch.Tensor) -> list[float]:
+    """How far each picture is from the other of its scene in a network's features, [N, D] each.
+
+    The Euclidean distance over the mean norm of the others' features: 0 for equal pictures. With the classifier of
+    the embedded model it is a perceptual distance like LPIPS, in the one network at hand that knows these pictures.
+    """
+    scale = others.double().norm(dim=1).mean().clamp_min(1e-12)
+    return ((features.double() - others.double()).norm(dim=1) / scale).tolist()
+
+
 class PromptJudge:
     """The embedded model's classifier: does a picture show what its prompt says, and how far from renders are all."""
 

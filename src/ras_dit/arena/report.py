@@ -17,8 +17,10 @@ COLUMNS = (
     "psnr_converged",
     "ssim_converged",
     "lpips_converged",
+    "features_converged",
     "psnr_dense",
     "lpips_dense",
+    "features_dense",
     "subject",
     "clip",
     "kernel",
@@ -150,7 +152,9 @@ def sensitivity_table(found: dict[str, Any]) -> str:
         verdict = "yes" if one["is_told_apart"] else "no"
         cells = (name, f"{one['first']:.4g}", f"{one['second']:.4g}", _cell(one["difference"]), verdict)
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    blind = [name for name, one in found["metrics"].items() if not one["is_told_apart"]]
+    advice = f"\nDo not rank methods by {', '.join(blind)}: half the steps look like all of them.\n" if blind else ""
+    return "\n".join(lines) + "\n" + advice
 
 
 def text(result: dict[str, Any]) -> str:

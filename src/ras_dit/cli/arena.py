@@ -64,7 +64,7 @@ def arena(
             raise ValueError(f"{name}: got {value}; allowed: at least 1.")
     methods = suite(suites)
     weights = Weights(lpips_weights, inception_weights, clip_model, real)
-    scenes = read_scenes(prompts_file, pictures, is_embedded=model == EMBEDDED)
+    scenes = read_scenes(prompts_file, pictures, is_embedded=model in EMBEDDED)
     pipe = load_pipeline(model, dtype, device)
     picture = resolved(pipe, model, Picture(scenes[0].prompt, 0, steps, guidance, height, width))
     contest = Arena(output, scenes, methods, call_arguments(pipe, picture), batch, steps, converged_steps)

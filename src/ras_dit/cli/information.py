@@ -37,7 +37,7 @@ def plan(
 
     if steps < 1:
         raise ValueError(f"--steps: got {steps}; allowed: at least 1.")
-    num_text = max_sequence_length or (MAX_SEQUENCE_LENGTH if model == EMBEDDED else 256)
+    num_text = max_sequence_length or (MAX_SEQUENCE_LENGTH if model in EMBEDDED else 256)
     result = plan_for(pipeline_outline(model, dtype), config, steps, height, width, num_text)
     console = Console(highlight=False)
     console.print(_plan_table(result, f"{model}, {steps} steps"))

@@ -19,14 +19,16 @@ RENAMED = {"seed": "selection_seed"}  # --seed is the picture's
 
 Prompt = Annotated[str, typer.Argument(help="What to paint.")]
 Model = Annotated[
-    str, typer.Option("--model", "-m", help="'embedded' (the model in the box), a diffusers folder, or a hub id.")
+    str,
+    typer.Option("--model", "-m", help="'embedded', 'embedded-256' (models in the box), a folder, or a hub id."),
 ]
 Seed = Annotated[int, typer.Option("--seed", "-s", help="Seed of the starting noise.")]
 Height = Annotated[int | None, typer.Option(help="Of the picture, in pixels; the model's default without it.")]
 Width = Annotated[int | None, typer.Option(help="Of the picture, in pixels; the model's default without it.")]
 Steps = Annotated[int, typer.Option(help="Denoising steps.")]
 Guidance = Annotated[
-    float | None, typer.Option(help="Classifier-free guidance; without it 4 for 'embedded', else the pipeline's.")
+    float | None,
+    typer.Option(help="Classifier-free guidance; without it 4 for a model in the box, else the pipeline's."),
 ]
 Negative = Annotated[str | None, typer.Option("--negative-prompt", help="What not to paint.")]
 DType = Annotated[str, typer.Option(help="auto (bfloat16 on a GPU, else float32), float32, float16 or bfloat16.")]

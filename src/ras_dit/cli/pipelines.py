@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-EMBEDDED = "embedded"
+EMBEDDED = {"embedded": 128, "embedded-256": 256}
+"""Values of --model that mean the model in the package, and the pixels per side that it paints."""
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
@@ -48,7 +49,7 @@ def model_source(model: str) -> str:
         ValueError: a folder without a pipeline, or neither a folder nor a hub id.
         FileNotFoundError: the embedded model is not there.
     """
-    if model == EMBEDDED:
+    if model in EMBEDDED:
         from ras_dit.embedded import model_folder
 
         folder = model_folder()
@@ -66,7 +67,10 @@ def model_source(model: str) -> str:
             )
         return str(path)
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
-        raise ValueError(f"--model: got {model!r}; allowed: 'embedded', an existing folder, or a hub id (owner/name).")
+        raise ValueError(
+            f"--model: got {model!r}; allowed: {', '.join(map(repr, EMBEDDED))}, an existing folder, or a hub id "
+            "(owner/name)."
+        )
     return model
 
 
@@ -111,10 +115,10 @@ def load_pipeline(model: str, dtype: str = "auto", device: str = "auto") -> Any:
     place = resolve_device(device)
     kind = resolve_dtype(dtype, place)
     quiet_libraries()
-    if model == EMBEDDED:
+    if model in EMBEDDED:
         from ras_dit.embedded import load_embedded
 
-        pipe: Any = load_embedded(dtype=kind, device=place)
+        pipe: Any = load_embedded(dtype=kind, device=place, size=EMBEDDED[model])
     else:
         from diffusers import DiffusionPipeline
 
@@ -167,13 +171,16 @@ def pipeline_outline(model: str, dtype: str = "auto") -> Any:
         raise ValueError(f"--model: this diffusers has no {index['transformer'][1]}.")
     with torch.device("meta"):
         transformer = transformer_class.from_config(transformer_class.load_config(source, subfolder="transformer"))
-    scheduler_class = getattr(diffusers, index["scheduler"][1])
     vae = diffusers.AutoencoderKL.load_config(source, subfolder="vae")
+    scale = 2 ** (len(vae["block_out_channels"]) - 1)
+    if model in EMBEDDED:
+        transformer.register_to_config(sample_size=EMBEDDED[model] // scale)
+    scheduler_class = getattr(diffusers, index["scheduler"][1])
     return SimpleNamespace(
         pipeline_class=getattr(diffusers, index["_class_name"], diffusers.DiffusionPipeline),
         transformer=transformer.to(resolve_dtype(dtype, "cpu")),
         scheduler=scheduler_class.from_config(scheduler_class.load_config(source, subfolder="scheduler")),
-        vae_scale_factor=2 ** (len(vae["block_out_channels"]) - 1),
+        vae_scale_factor=scale,
         default_sample_size=transformer.config.sample_size,
         tokenizer_max_length=_tokenizer_length(source, index),
     )
@@ -192,7 +199,7 @@ def resolved(pipe: Any, model: str, picture: Picture) -> Picture:
 
     The embedded model has no T5; a single zero row stands for it, instead of the pipeline's 256.
     """
-    if model == EMBEDDED:
+    if model in EMBEDDED:
         from ras_dit.embedded import GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH
 
         guidance: float | None = GUIDANCE_SCALE

@@ -22,7 +22,7 @@ def read_scenes(prompts_file: Path | None, count: int, is_embedded: bool) -> lis
         prompts = read_prompts(prompts_file)
         return [Scene(entry["prompt"], entry.get("seed", index)) for index, entry in enumerate(prompts)]
     if not is_embedded:
-        raise ValueError("--prompts-file: got none; give one for any model but 'embedded'.")
+        raise ValueError("--prompts-file: got none; give one for any model but 'embedded' and 'embedded-256'.")
     from ras_dit.embedded import embedded_scenes
 
     scenes = enumerate(embedded_scenes(count))

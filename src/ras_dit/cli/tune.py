@@ -127,7 +127,7 @@ def tune(
         raise ValueError(f"--maximise: got {maximise!r}; allowed: psnr, ssim, lpips.")
     floors = tuple(Floor(metrics[name], bound) for name, bound in bounds.items() if bound is not None)
     target = Target(floors, max_cost, cost, metrics[maximise], quantile)  # type: ignore[arg-type]
-    first, second = _scenes(prompts_file, calibration, validation, is_embedded=model == EMBEDDED)
+    first, second = _scenes(prompts_file, calibration, validation, is_embedded=model in EMBEDDED)
     base = RASConfig() if config is None else RASConfig.load(config)
     pipe = load_pipeline(model, dtype, device)
     picture = resolved(pipe, model, Picture(first[0].prompt, 0, steps, guidance, height, width))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusion3Pipeline
 
 __all__ = [
+    "EMBEDDED_SIZES",
     "GUIDANCE_SCALE",
     "MAX_SEQUENCE_LENGTH",
     "EmbeddedScene",
@@ -28,6 +29,8 @@ __all__ = [
     "training_record",
 ]
 
+EMBEDDED_SIZES = (128, 256)
+"""Sizes of `load_embedded`, in pixels per side."""
 GUIDANCE_SCALE = 4.0
 """Guidance that suits the embedded model."""
 MAX_SEQUENCE_LENGTH = 1
@@ -54,19 +57,26 @@ def scene_tables() -> dict[str, Any]:
     return tables
 
 
-def load_embedded(dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> StableDiffusion3Pipeline:
+def load_embedded(
+    dtype: torch.dtype | None = None, device: str | torch.device = "cpu", *, size: int = 128
+) -> StableDiffusion3Pipeline:
     """Load the model that ships with the package as an ordinary `StableDiffusion3Pipeline`.
 
     Args:
         dtype: type of the weights; float32 when None.
         device: where the pipeline goes.
+        size: pixels per side of the pictures it paints by default: 128 (256 image tokens) or 256 (1,024 image tokens,
+            at most 32 a side; other weights in the image stream, the same text encoders and autoencoder).
 
     Returns:
-        The pipeline; it paints 128 x 128 pictures of 256 image tokens by default.
+        The pipeline.
 
     Raises:
+        ValueError: there is no model of that size.
         FileNotFoundError: the weights are not there.
     """
+    if size not in EMBEDDED_SIZES:
+        raise ValueError(f"size is {size}; the embedded model paints pictures of 128 or 256 pixels a side.")
     import torch
     from diffusers import StableDiffusion3Pipeline
 
@@ -78,9 +88,17 @@ def load_embedded(dtype: torch.dtype | None = None, device: str | torch.device =
         )
     kind = torch.float32 if dtype is None else dtype
     pipeline: Any = StableDiffusion3Pipeline.from_pretrained(
-        str(folder), dtype=kind, text_encoder_3=None, tokenizer_3=None, local_files_only=True
+        str(folder),
+        dtype=kind if size == EMBEDDED_SIZES[0] else torch.float32,
+        text_encoder_3=None,
+        tokenizer_3=None,
+        local_files_only=True,
     )
-    return pipeline.to(device)
+    if size != EMBEDDED_SIZES[0]:
+        from ras_dit.embedded.large import enlarge_transformer
+
+        enlarge_transformer(pipeline.transformer)
+    return pipeline.to(device, kind)
 
 
 def embedded_subjects() -> list[str]:

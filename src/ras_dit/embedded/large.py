@@ -1,0 +1,124 @@
+"""The embedded model at 256 x 256: what differs from the weights of 128 x 128, and the positions of 1,024 tokens.
+
+`recipes/embedded_model/enlarge.py` trains the difference. It is kept in 8 bits, with a scale for each row of a matrix.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "LARGE_RECORD",
+    "LARGE_SIZE",
+    "LARGE_WEIGHTS",
+    "enlarge_transformer",
+    "large_positions",
+    "load_difference",
+    "save_difference",
+]
+
+LARGE_SIZE = 256
+"""Pixels per side."""
+LARGE_WEIGHTS = Path(__file__).parent / "large" / "difference.safetensors"
+LARGE_RECORD = LARGE_WEIGHTS.with_name("training.json")
+"""The log of their training."""
+
+_SCALE = ".scale"
+_TOKENS = 32  # per side
+_SMALL_TOKENS = 16  # per side at 128 x 128
+_TABLE = 8 * _SMALL_TOKENS  # tokens per side of the table that the positions are the middle of
+
+
+def large_positions(width: int) -> Tensor:
+    """Return the position embeddings [1024, width] of 32 x 32 tokens over the coordinates that 16 x 16 tokens have.
+
+    Args:
+        width: channels of the transformer.
+    """
+    from diffusers.models.embeddings import get_2d_sincos_pos_embed
+
+    # the model of 128 x 128 has the middle 16 of a table that goes from 0 to 16 in steps of 1/4; here the steps are 1/8
+    table = get_2d_sincos_pos_embed(width, _TABLE, base_size=_SMALL_TOKENS, output_type="pt")
+    start = (_TABLE - _TOKENS) // 2
+    middle = table.unflatten(0, (_TABLE, _TABLE))[start : start + _TOKENS, start : start + _TOKENS]
+    return middle.flatten(0, 1).float().contiguous()
+
+
+def save_difference(old: dict[str, Tensor], new: dict[str, Tensor], path: Path) -> None:
+    """Write `new - old` of each tensor: matrices as int8 with a scale for each row, vectors in bfloat16.
+
+    Args:
+        old: tensors by name, as the small model has them.
+        new: tensors of the same names and shapes.
+        path: the safetensors file, replaced in one go.
+    """
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    for name, value in new.items():
+        difference = value.float() - old[name].float()
+        if difference.ndim < 2:
+            tensors[name] = difference.bfloat16().contiguous()
+            continue
+        rows = difference.flatten(1)
+        scale = (rows.abs().amax(1) / 127).clamp_min(1e-12)  # [rows]
+        tensors[name] = (rows / scale[:, None]).round().to(torch.int8).view_as(difference).contiguous()
+        tensors[name + _SCALE] = scale.contiguous()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(path.name + ".part")
+    save_file(tensors, scratch)
+    scratch.chmod(0o644)
+    scratch.replace(path)
+
+
+def load_difference(path: Path = LARGE_WEIGHTS) -> dict[str, Tensor]:
+    """Return the differences by name, in float32.
+
+    Raises:
+        FileNotFoundError: the file is not there.
+    """
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"The weights of {LARGE_SIZE} x {LARGE_SIZE} are missing: no {path}. Reinstall the package, or train them "
+            "with `python -m recipes.embedded_model.enlarge --out runs/large` from the repository."
+        )
+    tensors = load_file(path)
+    differences: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        if name.endswith(_SCALE):
+            continue
+        scale = tensors.get(name + _SCALE)
+        if scale is None:
+            differences[name] = value.float()
+        else:
+            differences[name] = value.float() * scale.view(-1, *[1] * (value.ndim - 1))
+    return differences
+
+
+@torch.no_grad()
+def enlarge_transformer(transformer: Any, path: Path = LARGE_WEIGHTS) -> None:
+    """Turn the transformer of 128 x 128 into that of 256 x 256, in place; its default size changes with it.
+
+    Args:
+        transformer: the `SD3Transformer2DModel` with the weights of 128 x 128, in float32: the sum is rounded once, by
+            whoever casts it afterwards.
+        path: the difference.
+
+    Raises:
+        FileNotFoundError: the difference is not there.
+    """
+    parameters = dict(transformer.named_parameters())
+    for name, difference in load_difference(path).items():
+        parameters[name].add_(difference.to(parameters[name]))
+    embed = transformer.pos_embed
+    embed.register_buffer(
+        "pos_embed", large_positions(transformer.inner_dim)[None].to(embed.pos_embed), persistent=True
+    )
+    embed.pos_embed_max_size = _TOKENS
+    transformer.register_to_config(sample_size=2 * _TOKENS, pos_embed_max_size=_TOKENS)
