@@ -76,15 +76,16 @@ def describe_large() -> str:
     if not training.is_file() or not measured.is_file():
         return ""
     log, record = (json.loads(path.read_text(encoding="utf-8")) for path in (training, measured))
+    sittings = log["sittings"]
     result, config = record["results"], record["config"]
     section = Path(__file__).with_name("card_large.md").read_text(encoding="utf-8")
     return section.format(
         megabytes=f"{LARGE_WEIGHTS.stat().st_size / 1e6:.1f}",
-        minutes=f"{log['minutes']:.0f}",
-        updates=f"{log['step']:,}",
-        whole=f"{log['whole_pictures']:,}",
-        windows=f"{log['windows']:,}",
-        scenes=f"{log['scenes']:,}",
+        minutes=f"{sum(one['minutes'] for one in sittings):.0f}",
+        updates=f"{sum(one['step'] for one in sittings):,}",
+        whole=f"{sum(one['whole_pictures'] for one in sittings):,}",
+        windows=f"{sum(one['windows'] for one in sittings):,}",
+        scenes=f"{max(one['scenes'] for one in sittings):,}",
         num_samples=config["samples"],
         steps=config["steps"],
         guidance=config["guidance_scale"],

@@ -3,7 +3,7 @@
 The picture keeps its positional coordinates and gets twice as many tokens a side between them, so composition is right
 from the start; what has to be learned is detail at twice the scale. The weights of the image stream are trained on
 whole pictures and, at a quarter of the price, on windows of them (256 tokens at their own coordinates). What changed is
-shipped as the difference to the weights of 128 x 128, in 8 bits.
+shipped as the difference to the weights of 128 x 128, in 4 bits.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import argparse
 import copy
 import functools
 import json
-import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
@@ -22,7 +22,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ras_dit.embedded import model_folder, training_record
-from ras_dit.embedded.large import LARGE_RECORD, LARGE_SIZE, LARGE_WEIGHTS, large_positions, save_difference
+from ras_dit.embedded.large import (
+    LARGE_RECORD,
+    LARGE_SIZE,
+    LARGE_WEIGHTS,
+    large_positions,
+    load_difference,
+    save_difference,
+)
 from recipes.embedded_model.checkpoint import (
     Ranks,
     Stopwatch,
@@ -250,6 +257,28 @@ def export_difference(out: Path, pipeline: StableDiffusion3Pipeline, target: Pat
     return target.stat().st_size
 
 
+@torch.no_grad()
+def go_on_from_shipped(model: PromptToVelocity, out: Path) -> list[dict[str, Any]]:
+    """Add the shipped difference to the weights of 128 x 128; returns the logs of what was trained before.
+
+    A run keeps what it started from in `out/earlier.json`: once it is over, its result may lie where that was.
+    """
+    earlier = out / "earlier.json"
+    if not earlier.is_file():
+        Ranks.join().wait()
+        if Ranks.join().is_first:
+            begun = (out / "enlarge.pt").is_file() or not LARGE_WEIGHTS.is_file()
+            record = {"sittings": []} if begun else json.loads(LARGE_RECORD.read_text(encoding="utf-8"))
+            write_json(record, earlier)
+        Ranks.join().wait()
+    sittings: list[dict[str, Any]] = json.loads(earlier.read_text(encoding="utf-8"))["sittings"]
+    if sittings and not (out / "enlarge.pt").is_file():
+        parameters = dict(model.transformer.named_parameters())
+        for name, difference in load_difference().items():
+            parameters[name].add_(difference)
+    return sittings
+
+
 def main(command_line: list[str] | None = None) -> None:
     """Train and export from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -263,6 +292,7 @@ def main(command_line: list[str] | None = None) -> None:
     parser.add_argument("--window-batch", type=int, default=EnlargeSettings.window_batch)
     parser.add_argument("--learning-rate", type=float, default=EnlargeSettings.learning_rate)
     parser.add_argument("--compile", action="store_true", help="use torch.compile for the transformer")
+    parser.add_argument("--fresh", action="store_true", help="start from 128 x 128, not from the shipped difference")
     parser.add_argument("--target", type=Path, default=LARGE_WEIGHTS, help="where the difference goes")
     a = parser.parse_args(command_line)
     pipeline = StableDiffusion3Pipeline.from_pretrained(
@@ -281,10 +311,13 @@ def main(command_line: list[str] | None = None) -> None:
         learning_rate=a.learning_rate,
         compile_model=a.compile,
     )
-    if not Enlarger(a.out, data, load_weights(pipeline, trained), settings, a.device).run():
+    model = load_weights(pipeline, trained)
+    sittings = [] if a.fresh else go_on_from_shipped(model, a.out)
+    if not Enlarger(a.out, data, model, settings, a.device).run():
         raise SystemExit("Interrupted; the same command goes on from here.")
     if Ranks.join().is_first:
-        shutil.copyfile(a.out / "enlarge_log.json", a.target.with_name(LARGE_RECORD.name))
+        log = json.loads((a.out / "enlarge_log.json").read_text(encoding="utf-8"))
+        write_json({"sittings": [*sittings, log]}, a.target.with_name(LARGE_RECORD.name))
         print(f"{a.target}: {export_difference(a.out, pipeline, a.target) / 1e6:.1f} MB")
 
 

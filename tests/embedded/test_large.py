@@ -1,7 +1,8 @@
-"""The model of 256 x 256: a difference in 8 bits that comes back, the right positions, and training that resumes."""
+"""The model of 256 x 256: a difference in 4 bits that comes back, the right positions, and training that resumes."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from ras_dit.cli.pipelines import pipeline_outline
 from ras_dit.embedded import load_embedded, model_folder
 from ras_dit.embedded.classifier import WEIGHTS, load_classifier
 from ras_dit.embedded.large import LARGE_WEIGHTS, enlarge_transformer, large_positions, load_difference, save_difference
+from recipes.embedded_model import enlarge
+from recipes.embedded_model.checkpoint import write_json
 from recipes.embedded_model.enlarge import Enlarger, EnlargeSettings, cut_windows
 from recipes.embedded_model.evaluate import all_cases
 from recipes.embedded_model.model import PromptToVelocity
@@ -23,6 +26,7 @@ from recipes.embedded_model.train import EncodedScenes, draw_batch
 from .conftest import MICRO
 
 BF16 = 2.0**-8  # relative rounding of bfloat16
+STEP = 7 / 16  # in 4 bits it is 7, times a scale of 1/16, exactly
 needs_model = pytest.mark.skipif(
     not (model_folder() / "model_index.json").is_file() or not LARGE_WEIGHTS.is_file(),
     reason="the embedded model's weights are not in this checkout",
@@ -36,20 +40,23 @@ def large_scenes() -> EncodedScenes:
     return EncodedScenes(torch.randn(4, 8, 64, 64, generator=torch.Generator().manual_seed(0)).half(), attributes)
 
 
-def test_a_difference_comes_back_within_half_a_step_of_its_row(tmp_path: Path) -> None:
+def test_a_difference_comes_back_within_half_a_step_of_its_group(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
-    old = {name: torch.randn(*shape, generator=generator) for name, shape in {"m": (5, 7), "v": (6,)}.items()}
-    old["conv"] = torch.randn(3, 2, 2, 2, generator=generator)
+    shapes = {"matrix": (6, 32), "convolution": (16, 2, 2, 2), "odd": (5, 7), "vector": (6,)}
+    old = {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
     new = {name: value + 0.1 * torch.randn(value.shape, generator=generator) for name, value in old.items()}
-    new["m"][2] = old["m"][2]  # a row that did not change
+    new["matrix"][2] = old["matrix"][2]  # a group that did not change
     save_difference(old, new, tmp_path / "d.safetensors")
     found = load_difference(tmp_path / "d.safetensors")
-    assert set(found) == {"m", "v", "conv"}
-    for name in ("m", "conv"):
-        wanted = (new[name] - old[name]).flatten(1)
-        step = wanted.abs().amax(1, keepdim=True) / 127
-        assert ((found[name].flatten(1) - wanted).abs() <= 0.5001 * step + 1e-9).all()
-    torch.testing.assert_close(found["v"], new["v"] - old["v"], rtol=BF16, atol=1e-9)
+    assert set(found) == set(shapes)
+    for name in ("matrix", "convolution"):
+        wanted = (new[name] - old[name]).view(-1, 32)
+        step = wanted.abs().amax(1, keepdim=True) / 7
+        error = (found[name].view(-1, 32) - wanted).abs()
+        assert (error <= (0.5 + 7 * BF16) * step + 1e-9).all()  # the scale itself is rounded to bfloat16
+        assert error.max() > 0.1 * step.max()
+    for name in ("odd", "vector"):
+        torch.testing.assert_close(found[name], new[name] - old[name], rtol=BF16, atol=1e-9)
 
 
 @needs_model
@@ -164,6 +171,33 @@ def test_enlarging_adds_the_difference_once(tmp_path: Path) -> None:
     transformer = load_embedded().transformer
     name = "transformer_blocks.0.ff.net.2.weight"
     old = transformer.state_dict()[name].clone()
-    save_difference({name: old}, {name: old + 0.5}, tmp_path / "d.safetensors")
+    save_difference({name: old}, {name: old + STEP}, tmp_path / "d.safetensors")
     enlarge_transformer(transformer, tmp_path / "d.safetensors")
-    torch.testing.assert_close(transformer.state_dict()[name], old + 0.5)
+    torch.testing.assert_close(transformer.state_dict()[name], old + STEP)
+
+
+def test_a_new_run_goes_on_from_what_is_shipped_and_an_old_one_from_itself(
+    tmp_path: Path, tokenizer: CLIPTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = tmp_path / "large" / "difference.safetensors"
+    model = PromptToVelocity(tokenizer, 32, MICRO)
+    name = "transformer_blocks.0.ff.net.2.weight"
+    old = model.transformer.state_dict()[name].clone()
+    save_difference({name: old}, {name: old + STEP}, shipped)
+    write_json({"sittings": [{"minutes": 3.0}]}, shipped.with_name("training.json"))
+    monkeypatch.setattr(enlarge, "LARGE_WEIGHTS", shipped)
+    monkeypatch.setattr(enlarge, "LARGE_RECORD", shipped.with_name("training.json"))
+    monkeypatch.setattr(enlarge, "load_difference", lambda: load_difference(shipped))
+
+    (tmp_path / "new").mkdir()
+    for _ in range(2):  # interrupted before it saved anything, it starts from there once more
+        again = copy.deepcopy(model)
+        assert enlarge.go_on_from_shipped(again, tmp_path / "new") == [{"minutes": 3.0}]
+        torch.testing.assert_close(again.transformer.state_dict()[name], old + STEP)
+    (tmp_path / "new" / "enlarge.pt").touch()
+    assert enlarge.go_on_from_shipped(model, tmp_path / "new") == [{"minutes": 3.0}], "its checkpoint holds the weights"
+    assert torch.equal(model.transformer.state_dict()[name], old)
+
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "enlarge.pt").touch()
+    assert enlarge.go_on_from_shipped(model, tmp_path / "old") == [], "begun before anything was shipped"

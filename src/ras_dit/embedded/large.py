@@ -1,6 +1,6 @@
 """The embedded model at 256 x 256: what differs from the weights of 128 x 128, and the positions of 1,024 tokens.
 
-`recipes/embedded_model/enlarge.py` trains the difference. It is kept in 8 bits, with a scale for each row of a matrix.
+`recipes/embedded_model/enlarge.py` trains the difference. It is kept in 4 bits, with a scale for each 32 weights.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ LARGE_RECORD = LARGE_WEIGHTS.with_name("training.json")
 """The log of their training."""
 
 _SCALE = ".scale"
+_GROUP = 32  # weights that share a scale
+_LARGEST, _ZERO = 7, 8  # of the whole numbers in 4 bits
 _TOKENS = 32  # per side
 _SMALL_TOKENS = 16  # per side at 128 x 128
 _TABLE = 8 * _SMALL_TOKENS  # tokens per side of the table that the positions are the middle of
@@ -49,7 +51,7 @@ def large_positions(width: int) -> Tensor:
 
 
 def save_difference(old: dict[str, Tensor], new: dict[str, Tensor], path: Path) -> None:
-    """Write `new - old` of each tensor: matrices as int8 with a scale for each row, vectors in bfloat16.
+    """Write `new - old` of each tensor: matrices in 4 bits with a scale for each 32 weights, all else in bfloat16.
 
     Args:
         old: tensors by name, as the small model has them.
@@ -61,18 +63,29 @@ def save_difference(old: dict[str, Tensor], new: dict[str, Tensor], path: Path) 
     tensors: dict[str, Tensor] = {}
     for name, value in new.items():
         difference = value.float() - old[name].float()
-        if difference.ndim < 2:
+        if difference.ndim < 2 or difference.shape[-1] % 2 or difference.numel() % _GROUP:
             tensors[name] = difference.bfloat16().contiguous()
-            continue
-        rows = difference.flatten(1)
-        scale = (rows.abs().amax(1) / 127).clamp_min(1e-12)  # [rows]
-        tensors[name] = (rows / scale[:, None]).round().to(torch.int8).view_as(difference).contiguous()
-        tensors[name + _SCALE] = scale.contiguous()
+        else:
+            tensors[name], tensors[name + _SCALE] = _packed(difference)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(path.name + ".part")
     save_file(tensors, scratch)
     scratch.chmod(0o644)
     scratch.replace(path)
+
+
+def _packed(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Two whole numbers from -7 to 7 a byte, uint8 [..., D / 2], and the scales of groups of 32, bfloat16 [N / 32]."""
+    groups = values.reshape(-1, _GROUP)
+    scale = (groups.abs().amax(1) / _LARGEST).clamp_min(1e-12).bfloat16()
+    whole = (groups / scale.float()[:, None]).round().clamp(-_LARGEST, _LARGEST) + _ZERO
+    low, high = whole.to(torch.uint8).view_as(values).unflatten(-1, (-1, 2)).unbind(-1)
+    return (low | high << 4).contiguous(), scale
+
+
+def _unpacked(packed: Tensor, scale: Tensor) -> Tensor:
+    whole = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2).float() - _ZERO
+    return (whole.reshape(-1, _GROUP) * scale.float()[:, None]).view_as(whole)
 
 
 def load_difference(path: Path = LARGE_WEIGHTS) -> dict[str, Tensor]:
@@ -91,13 +104,9 @@ def load_difference(path: Path = LARGE_WEIGHTS) -> dict[str, Tensor]:
     tensors = load_file(path)
     differences: dict[str, Tensor] = {}
     for name, value in tensors.items():
-        if name.endswith(_SCALE):
-            continue
-        scale = tensors.get(name + _SCALE)
-        if scale is None:
-            differences[name] = value.float()
-        else:
-            differences[name] = value.float() * scale.view(-1, *[1] * (value.ndim - 1))
+        if not name.endswith(_SCALE):
+            scale = tensors.get(name + _SCALE)
+            differences[name] = value.float() if scale is None else _unpacked(value, scale)
     return differences
 
 
