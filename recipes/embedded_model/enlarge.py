@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ras_dit.embedded import model_folder, training_record
 from ras_dit.embedded.large import (
@@ -33,12 +32,12 @@ from ras_dit.embedded.large import (
 from recipes.embedded_model.checkpoint import (
     Ranks,
     Stopwatch,
-    interruptible,
     save_atomically,
     update_average,
     write_json,
 )
 from recipes.embedded_model.encode import encode_scenes
+from recipes.embedded_model.loop import TimedTraining
 from recipes.embedded_model.model import PromptToVelocity, TrainSettings
 from recipes.embedded_model.scenes import DEFAULT_FONT
 from recipes.embedded_model.start import load_weights
@@ -47,8 +46,6 @@ from recipes.embedded_model.train import Batch, EncodedScenes, draw_batch, flow_
 TRAINED = ("attn.to_", "attn.norm_q.", "attn.norm_k.", "ff.", "norm1.", "pos_embed.proj.", "proj_out.", "norm_out.")
 """Names of parameters of the image stream; the text stream stays as it is."""
 WINDOW = 16  # tokens per side
-SAVE_EVERY = 180.0  # seconds
-NOTE_EVERY = 25  # steps
 
 
 @dataclass(frozen=True)
@@ -124,7 +121,7 @@ def _cut(pictures: Tensor, corners: list[list[int]]) -> Tensor:
     )
 
 
-class Enlarger:
+class Enlarger(TimedTraining):
     """Trains the image stream of the shipped model at 256 x 256; saves and resumes.
 
     Args:
@@ -134,6 +131,9 @@ class Enlarger:
         settings: options.
         device: where to train.
     """
+
+    title = "256 x 256"
+    note_every = 25
 
     def __init__(
         self, out: Path, data: EncodedScenes, model: PromptToVelocity, settings: EnlargeSettings, device: str = "cpu"
@@ -203,26 +203,13 @@ class Enlarger:
         self.watch.tick()
         return kind, loss.item()
 
-    def run(self) -> bool:
-        """Train to the end of the time; returns False when interrupted (the state is saved)."""
-        self.watch = Stopwatch(self.watch.elapsed)
-        saved_at = self.watch.elapsed
-        bar = tqdm(total=1.0, desc="256 x 256", unit="run", mininterval=5, disable=not self.ranks.is_first)
-        with interruptible() as interruption, bar:
-            while (done := self.ranks.agree(self.done + 10 * interruption.is_requested)) < 1:
-                kind, loss = self.take_step(done)
-                self._losses[kind].append(loss)
-                if self.step % NOTE_EVERY == 0:
-                    self._note()
-                    bar.n = round(self.done, 4)
-                    bar.set_postfix({k: f"{v:.4g}" for k, v in self.history[-1].items()})
-                if self.watch.elapsed - saved_at > SAVE_EVERY:
-                    self.save()
-                    saved_at = self.watch.elapsed
-            self.save()
-        return done < 10
+    def advance(self, done: float) -> None:
+        """See `TimedTraining`."""
+        kind, loss = self.take_step(done)
+        self._losses[kind].append(loss)
 
-    def _note(self) -> None:
+    def note(self) -> None:
+        """See `TimedTraining`."""
         means = {kind: sum(losses) / max(1, len(losses)) for kind, losses in self._losses.items()}
         self.history.append({"step": self.step, "minutes": self.watch.elapsed / 60} | means)
         self._losses = {"whole": [], "window": []}

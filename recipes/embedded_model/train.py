@@ -20,23 +20,21 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import CLIPTokenizer
 
 from recipes.embedded_model.checkpoint import (
     Ranks,
     Stopwatch,
-    interruptible,
     mixed_precision,
     save_atomically,
     update_average,
     write_json,
 )
+from recipes.embedded_model.loop import TimedTraining
 from recipes.embedded_model.model import ZERO_ROWS, PromptToVelocity, TrainSettings
 from recipes.embedded_model.scenes import BACKGROUNDS, SUBJECTS, TABLES, Scene, caption, draw_scene
 from recipes.embedded_model.text import LabelledPrompt, teach_text_encoders
 
-SAVE_EVERY = 180.0  # seconds
 LABEL_CLASSES = (len(SUBJECTS), len(BACKGROUNDS), 3, 3, 3)
 
 
@@ -153,7 +151,7 @@ def learning_rate(step: int, done: float, settings: TrainSettings) -> float:
     return settings.learning_rate * warm * min(1.0, max(0.0, 1 - done) / (1 - settings.decay_from))
 
 
-class Trainer:
+class Trainer(TimedTraining):
     """Owns the model, its average, the optimisers and the log; saves and resumes all of it.
 
     Args:
@@ -163,6 +161,8 @@ class Trainer:
         settings: options.
         device: where to train.
     """
+
+    title = "transformer"
 
     def __init__(
         self, out: Path, data: EncodedScenes, tokenizer: CLIPTokenizer, settings: TrainSettings, device: str = "cpu"
@@ -214,25 +214,12 @@ class Trainer:
         self.watch.tick()
         return loss.item()
 
-    def run(self) -> bool:
-        """Train to the end of the budget; returns False when interrupted (the state is saved)."""
-        self.watch = Stopwatch(self.watch.elapsed)
-        saved_at = self.watch.elapsed
-        bar = tqdm(total=1.0, desc="transformer", unit="run", mininterval=5, disable=not self.ranks.is_first)
-        with interruptible() as interruption, bar:
-            while (done := self.ranks.agree(self.done + 10 * interruption.is_requested)) < 1:
-                self._losses.append(self.take_step(done))
-                if self.step % 50 == 0:
-                    self._note()
-                    bar.n = round(self.done, 4)
-                    bar.set_postfix({k: f"{v:.4g}" for k, v in self.history[-1].items()})
-                if self.watch.elapsed - saved_at > SAVE_EVERY:
-                    self.save()
-                    saved_at = self.watch.elapsed
-            self.save()
-        return done < 10
+    def advance(self, done: float) -> None:
+        """See `TimedTraining`."""
+        self._losses.append(self.take_step(done))
 
-    def _note(self) -> None:
+    def note(self) -> None:
+        """See `TimedTraining`."""
         samples = self.step * self.settings.batch * self.ranks.count
         rate = (
             len(self._losses) * self.settings.batch * self.ranks.count / max(self.watch.elapsed - self._noted_at, 1e-9)
