@@ -16,7 +16,7 @@ import torch
 from benchmarks import record
 from ras_dit import Plan, RASConfig, build_plan
 from ras_dit.bench import case_named
-from ras_dit.cli.pipelines import pipeline_outline
+from ras_dit.cli.pipelines import EMBEDDED, pipeline_outline
 from ras_dit.embedded import MAX_SEQUENCE_LENGTH
 from ras_dit.flops import plan_cost
 from ras_dit.gain import DeviceRates, Load, Model, capture_load, evaluation_load, with_prediction
@@ -80,7 +80,7 @@ def outline_of(name: str) -> Outline:
     """The model and the call of a case."""
     case = case_named(name)
     if case.dimensions is None:
-        pipe = pipeline_outline("embedded")
+        pipe = pipeline_outline(next(name for name, side in EMBEDDED.items() if side == case.embedded_size))
         num_text = token_plan_of(pipe.transformer).num_text(pipe, MAX_SEQUENCE_LENGTH)
         return Outline(pipe, num_text, case.num_rows)
     return Outline(case.outline(), case.dimensions.num_text, case.num_rows, case.num_references)

@@ -122,11 +122,17 @@ def arena_origin(result: dict[str, Any]) -> str:
     return (
         f"The embedded model, {result['num_pictures']} pictures, 28-step grid unless said otherwise, guidance "
         f"{result['call']['guidance_scale']}: PSNR in dB and SSIM with 95 % bootstrap intervals, against the dense run "
-        "(Euler, 28 steps) and against a converged one (Adams-Bashforth 2, 200 steps), all from the same noise. T is "
+        f"(Euler, 28 steps) and against a converged one (Adams-Bashforth 2, {converged_steps(result)} steps), all from "
+        "the same noise. T is "
         "the number of token-steps (of step caches: the share of FLOPs times 28), FLOPs and time the share of those of "
         "the dense run (the fastest call of each). "
         f"({origin(result)})"
     )
+
+
+def converged_steps(result: dict[str, Any]) -> int:
+    """Steps of the converged run."""
+    return next(row["method"]["steps"] for row in result["rows"] if row["name"] == "converged")
 
 
 def chosen(result: dict[str, Any], *beginnings: str) -> list[dict[str, Any]]:
@@ -149,16 +155,30 @@ def quality_blocks(result: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def large_blocks() -> dict[str, str]:
+    """The tables of the model of 256 x 256, where its arena was run."""
+    if not (record.RESULTS / "arena_embedded_256.json").is_file():
+        return {name: "Not run yet.\n" for name in ("large", "large-paired", "large-sensitivity")}
+    result = record.read("arena_embedded_256")
+    rows = [row for row in result["rows"] if row["name"] != "converged"]
+    return {
+        "large": arena_origin(result) + "\n\n" + arena_table(rows),
+        "large-paired": paired_table(result["paired"]),
+        "large-sensitivity": sensitivity_block({**result, "left_out": {}}),
+    }
+
+
 METRICS = {
     "psnr": "PSNR in dB",
     "ssim": "SSIM",
     "lpips": "LPIPS",
+    "features": "distance in the classifier's features",
     "subject": "subject right",
     "background": "background right",
     "certainty": "log-likelihood of the prompt's scene in nats",
     "clip": "CLIP score",
-    "kernel": "kernel distance to renders",
-    "frechet": "Frechet distance to renders",
+    "kernel": "kernel distance",
+    "frechet": "Frechet distance",
     "fid": "FID",
     "sfid": "sFID",
     "kid": "KID",
@@ -169,7 +189,8 @@ def metric_title(name: str) -> str:
     """A metric's name in results.json in words."""
     kind, _, reference = name.partition("_")
     words = {"dense": " to dense", "converged": " to converged", "real": " to real pictures"}
-    return METRICS[kind] + words.get(reference, "")
+    alone = " to renders" if kind in ("kernel", "frechet") else ""
+    return METRICS[kind] + words.get(reference, alone)
 
 
 def sensitivity_block(result: dict[str, Any]) -> str:
@@ -291,7 +312,12 @@ def main() -> None:
     speed = speed_tables.speed_table(origin) + "\n"
     files = {
         "README.md": {"speed": speed, "quality": quality_digest(arena)},
-        "docs/quality.md": {**quality_blocks(arena), "dynamics": dynamics_table(), "inpainting": inpainting_table()},
+        "docs/quality.md": {
+            **quality_blocks(arena),
+            **large_blocks(),
+            "dynamics": dynamics_table(),
+            "inpainting": inpainting_table(),
+        },
         "docs/performance.md": {
             "speed": speed,
             "profile": speed_tables.profile_table(origin),

@@ -366,7 +366,7 @@ def test_sizes_and_cases_by_name() -> None:
     for text in ("", "0", "axb", "1x2x3x4"):
         with pytest.raises(ValueError, match="--sizes: got"):
             Size.parse(text, picture)
-    assert [case.name for case in chosen_cases((), "cpu")] == ["embedded", "embedded-batch", "mid"]
+    assert [case.name for case in chosen_cases((), "cpu")] == ["embedded", "embedded-batch", "embedded-256", "mid"]
     assert len(chosen_cases((), "cuda")) == len(CASES)
     with pytest.raises(ValueError, match="--case: got 'sd4'; allowed: embedded"):
         chosen_cases(("sd4",), "cpu")
@@ -381,7 +381,8 @@ def test_cases_in_another_dtype() -> None:
     assert case_named("mid-float32") == single
     assert next(single.outline().transformer.parameters()).dtype == torch.float32
     assert single.estimate()["kv_cache"] == 2 * CASES["mid"].estimate()["kv_cache"]
-    assert [case.name for case in chosen_cases((), "cpu", "float32")] == ["embedded", "embedded-batch", "mid-float32"]
+    boxed = ["embedded", "embedded-batch", "embedded-256"]
+    assert [case.name for case in chosen_cases((), "cpu", "float32")] == [*boxed, "mid-float32"]
     assert [case.name for case in chosen_cases((), "cpu", "float16")] == ["mid-float16"]
     assert chosen_cases(("mid",), "cpu", "bfloat16") == [CASES["mid"]]
     with pytest.raises(ValueError, match="--dtype: got 'int8'; allowed: bfloat16, float16, float32"):

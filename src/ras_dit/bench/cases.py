@@ -61,6 +61,7 @@ class Case:
         guidance: how guidance is done, for people.
         fits_cpu: quick enough on a CPU to run by default.
         sizes: pictures of the crossover table.
+        embedded_size: pixels per side, for the model in the box.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Case:
     guidance: str = "classifier-free guidance, both rows in one call"
     fits_cpu: bool = False
     sizes: tuple[str, ...] = ("256", "512", "1024", "2048")
+    embedded_size: int = 128
 
     @property
     def num_rows(self) -> int:
@@ -98,7 +100,7 @@ class Case:
 
     @property
     def size(self) -> Size:
-        return Size(128, 128) if self.dimensions is None else self.dimensions.size
+        return Size(self.embedded_size, self.embedded_size) if self.dimensions is None else self.dimensions.size
 
     def tiny(self) -> Case:
         """The same architecture at a size that runs in a second; in float32, so that checks are tight."""
@@ -158,7 +160,7 @@ class Case:
         if self.dimensions is None:
             from ras_dit.embedded import load_embedded
 
-            pipe: Any = load_embedded(device=device)
+            pipe: Any = load_embedded(device=device, size=self.embedded_size)
             pipe.set_progress_bar_config(disable=True)
             return pipe
         return build_pipeline(self.dimensions, device, getattr(torch, self.dtype))

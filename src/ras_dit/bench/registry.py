@@ -54,6 +54,18 @@ _CASES: tuple[Case, ...] = (
         sizes=(),
     ),
     Case(
+        "embedded-256",
+        "the embedded model at 256 x 256, 1 image",
+        None,
+        presets=_PRESETS,
+        ratios=RATIOS[1:],
+        repeats=3,
+        dtype="float32",
+        fits_cpu=True,
+        sizes=(),
+        embedded_size=256,
+    ),
+    Case(
         "mid",
         "SD3 architecture, 12 layers, width 768, 4,096 image + 333 text tokens, bf16",
         replace(
