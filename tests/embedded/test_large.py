@@ -201,3 +201,10 @@ def test_a_new_run_goes_on_from_what_is_shipped_and_an_old_one_from_itself(
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "enlarge.pt").touch()
     assert enlarge.go_on_from_shipped(model, tmp_path / "old") == [], "begun before anything was shipped"
+
+
+@needs_model
+def test_everything_embedded_is_small_enough_for_the_package() -> None:
+    sizes = [file.stat().st_size for file in LARGE_WEIGHTS.parent.parent.rglob("*") if file.is_file()]
+    assert LARGE_WEIGHTS.stat().st_size < 6e6
+    assert sum(sizes) < 48e6
