@@ -158,7 +158,7 @@ def quality_blocks(result: dict[str, Any]) -> dict[str, str]:
 def large_blocks() -> dict[str, str]:
     """The tables of the model of 256 x 256, where its arena was run."""
     if not (record.RESULTS / "arena_embedded_256.json").is_file():
-        return {name: "Not run yet.\n" for name in ("large", "large-paired", "large-sensitivity")}
+        return dict.fromkeys(("large", "large-paired", "large-sensitivity"), "Not run yet.\n")
     result = record.read("arena_embedded_256")
     rows = [row for row in result["rows"] if row["name"] != "converged"]
     return {
