@@ -98,6 +98,7 @@ def load_embedded(
         from ras_dit.embedded.large import enlarge_transformer
 
         enlarge_transformer(pipeline.transformer)
+        pipeline.default_sample_size = pipeline.transformer.config.sample_size  # read once, when it was made
     return pipeline.to(device, kind)
 
 
