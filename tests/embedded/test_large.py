@@ -121,7 +121,7 @@ def test_other_sizes_and_missing_weights_say_what_to_do(tmp_path: Path) -> None:
 
 @needs_model
 def test_a_plan_knows_the_size() -> None:
-    plans = [ras_dit.plan_for(pipeline_outline(name), num_steps=28) for name in ("embedded", "embedded-256")]
+    plans = [ras_dit.plan_for(pipeline_outline(name), ras_dit.RASConfig(), 28) for name in ("embedded", "embedded-256")]
     assert [plan.num_tokens for plan in plans] == [256, 1024]
 
 
