@@ -2,7 +2,7 @@
 
 The picture keeps its positional coordinates and gets twice as many tokens a side between them, so composition is right
 from the start; what has to be learned is detail at twice the scale. The weights of the image stream are trained on
-whole pictures and, at a quarter of the price, on windows of them (256 tokens at their own coordinates). What changed is
+whole pictures and, with a quarter of the tokens, on windows of them (256 at their own coordinates). What changed is
 shipped as the difference to the weights of 128 x 128, in 4 bits.
 """
 
