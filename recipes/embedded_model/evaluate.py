@@ -34,7 +34,7 @@ from ras_dit.embedded import (
     scene_tables,
 )
 from ras_dit.embedded.classifier import RENDERS, SceneClassifier, frechet_distance, halve, load_classifier
-from ras_dit.embedded.large import LARGE_SIZE, LARGE_WEIGHTS, enlarge_transformer
+from ras_dit.embedded.large import LARGE_SIZE, LARGE_WEIGHTS, enlarge_pipeline
 from recipes.embedded_model.checkpoint import Ranks, mixed_precision, save_atomically, write_json
 from recipes.embedded_model.model import CountedRowAttention
 from recipes.embedded_model.scenes import BACKGROUNDS, DEFAULT_FONT, SUBJECTS, Renderer
@@ -94,7 +94,7 @@ def fast_pipeline(folder: Path, zero_rows: int, large: Path | None = None) -> St
         folder, torch_dtype=torch.float32, text_encoder_3=None, tokenizer_3=None
     )
     if large is not None:
-        enlarge_transformer(pipeline.transformer, large)
+        enlarge_pipeline(pipeline, large)
     pipeline.set_progress_bar_config(disable=True)
     attention = CountedRowAttention()
     size = pipeline.transformer.config.sample_size

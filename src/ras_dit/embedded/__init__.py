@@ -95,10 +95,9 @@ def load_embedded(
         local_files_only=True,
     )
     if size != EMBEDDED_SIZES[0]:
-        from ras_dit.embedded.large import enlarge_transformer
+        from ras_dit.embedded.large import enlarge_pipeline
 
-        enlarge_transformer(pipeline.transformer)
-        pipeline.default_sample_size = pipeline.transformer.config.sample_size  # read once, when it was made
+        enlarge_pipeline(pipeline)
     return pipeline.to(device, kind)
 
 

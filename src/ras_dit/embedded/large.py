@@ -15,6 +15,7 @@ __all__ = [
     "LARGE_RECORD",
     "LARGE_SIZE",
     "LARGE_WEIGHTS",
+    "enlarge_pipeline",
     "enlarge_transformer",
     "large_positions",
     "load_difference",
@@ -131,3 +132,17 @@ def enlarge_transformer(transformer: Any, path: Path = LARGE_WEIGHTS) -> None:
     )
     embed.pos_embed_max_size = _TOKENS
     transformer.register_to_config(sample_size=2 * _TOKENS, pos_embed_max_size=_TOKENS)
+
+
+def enlarge_pipeline(pipeline: Any, path: Path = LARGE_WEIGHTS) -> None:
+    """Turn the pipeline of 128 x 128 into that of 256 x 256, in place: `enlarge_transformer`, and its default size.
+
+    Args:
+        pipeline: the `StableDiffusion3Pipeline`, in float32.
+        path: the difference.
+
+    Raises:
+        FileNotFoundError: the difference is not there.
+    """
+    enlarge_transformer(pipeline.transformer, path)
+    pipeline.default_sample_size = pipeline.transformer.config.sample_size  # read once, when it was made
