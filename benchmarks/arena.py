@@ -1,11 +1,13 @@
 """The arena on the embedded model: ``python -m benchmarks.arena`` writes ``benchmarks/results/arena_embedded.json`` and
 ``docs/images/arena.png``. It goes on where it stopped; ``--folder`` keeps the pictures. With ``--size 256`` a choice of
-methods paints 1,024 tokens, and the names end in ``_256``.
+methods paints 1,024 tokens, and the names end in ``_256``. ``--steps 50`` asks how the presets do in a run of another
+length, beside dense solvers with as many steps, and writes ``arena_embedded_50_steps.json``.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,10 @@ from benchmarks import record
 from ras_dit.arena import SUITES, Arena, Method, report, suite
 from ras_dit.arena.metrics import better_by
 from ras_dit.arena.perceptual import Perceptual, Weights
+from ras_dit.arena.suites import NUM_STEPS
 from ras_dit.cli.scenes import read_scenes
 from ras_dit.embedded import EMBEDDED_SIZES, GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH
+from ras_dit.plan import build_plan
 
 IMAGE = Path(__file__).parent.parent / "docs" / "images" / "arena.png"
 
@@ -84,7 +88,7 @@ PAIRS = [
         "preset balanced": ("Euler, 12 steps", "UniPC 2, 12 steps", "MagCache 0.12", "DBCache 0.32", "preset regions"),
         "preset fast": ("Euler, 9 steps", "UniPC 2, 9 steps", "UniPC 2, 12 steps", "RAS, T 8.75, order 1"),
         "preset regions": ("Euler, 12 steps", "UniPC 2, 14 steps", "MagCache 0.06", "regions, no K/V forecast"),
-        "ablation: nothing": tuple(method.name for method in SUITES["options"]() if method.name != "ablation: nothing"),
+        "ablation: nothing": tuple(method.name for method in SUITES["options"](NUM_STEPS) if method.name != "ablation: nothing"),
     }.items()
     for other in others
 ]
@@ -99,11 +103,26 @@ LARGE = (
 """Of the suites, what is painted at 256 x 256 if nothing else is chosen."""
 
 
-def paired(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def length_methods(num_steps: int, num_tokens: int = 256) -> tuple[list[Method], list[tuple[str, str]]]:
+    """The presets in a run of another length, dense solvers with no fewer steps, and the pairs to compare."""
+    methods, pairs = [], []
+    for name, config in ras_dit.PRESETS.items():
+        count = math.ceil(build_plan(config, num_steps, num_tokens).token_steps)
+        preset = Method(f"preset {name}", "ras", num_steps, config=config)
+        solvers = [
+            Method(f"Euler, {count} steps", "dense", count),
+            Method(f"UniPC 2, {count} steps", "dense", count, "unipc"),
+        ]
+        methods += [preset, *(solver for solver in solvers if solver not in methods)]
+        pairs += [(preset.name, solver.name) for solver in solvers]
+    return methods, pairs
+
+
+def paired(rows: list[dict[str, Any]], pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
     """Differences picture by picture with 95 % bootstrap intervals, which are far narrower than those of the means."""
     by_name = {row["name"]: row["per_picture"] for row in rows}
     found = []
-    for ours, other in PAIRS:
+    for ours, other in pairs:
         if ours in by_name and other in by_name:
             differences = {
                 name: [round(value, 3) for value in better_by(by_name[ours][name], by_name[other][name])]
@@ -121,6 +140,7 @@ def main() -> None:
     parser.add_argument("--suites", default="all")
     parser.add_argument("--only", action="append", help="a method of the suites by name; several times for several")
     parser.add_argument("--converged-steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=NUM_STEPS, help="of the dense run; others ask how the presets do")
     parser.add_argument("--size", type=int, default=EMBEDDED_SIZES[0], choices=EMBEDDED_SIZES)
     parser.add_argument("--result", help="name of the results file; the plot is not copied then")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -130,26 +150,30 @@ def main() -> None:
     parser.add_argument("--real", type=Path, help="folder of real pictures")
     a = parser.parse_args()
     weights = Weights(a.lpips_weights, a.inception_weights, a.clip_model, a.real)
-    folder = a.folder or Path("outputs/arena" + ("" if a.size == EMBEDDED_SIZES[0] else f"_{a.size}"))
-    is_large = a.size != EMBEDDED_SIZES[0]
-    name = a.result or ("arena_embedded" + (f"_{a.size}" if is_large else ""))
+    is_large, is_other_length = a.size != EMBEDDED_SIZES[0], a.steps != NUM_STEPS
+    ending = (f"_{a.size}" if is_large else "") + (f"_{a.steps}_steps" if is_other_length else "")
+    folder = a.folder or Path(f"outputs/arena{ending}")
+    name = a.result or f"arena_embedded{ending}"
     pipe = ras_dit.load_embedded(device=a.device, size=a.size)
     pipe.set_progress_bar_config(disable=True)
     scenes = read_scenes(None, a.pictures, is_embedded=True)
     call = {"guidance_scale": GUIDANCE_SCALE, "max_sequence_length": MAX_SEQUENCE_LENGTH}
-    methods = [*suite(a.suites), *memory_methods()]
-    if only := a.only or (LARGE if is_large else ()):
+    if is_other_length:
+        methods, pairs = length_methods(a.steps, (a.size // 8) ** 2)
+    else:
+        methods, pairs = [*suite(a.suites), *memory_methods()], PAIRS
+    if only := a.only or (LARGE if is_large and not is_other_length else ()):
         methods = [method for method in methods if method.name in only]
-    arena = Arena(folder, scenes, methods, call, a.batch, converged_steps=a.converged_steps)
+    arena = Arena(folder, scenes, methods, call, a.batch, a.steps, a.converged_steps)
     with tqdm(total=arena.num_calls, desc="arena", unit="call") as bar:
         arena.run(pipe, bar.update)
     result: dict[str, Any] = report(arena, perceptual=Perceptual.load(weights, a.device))
-    result["paired"] = paired(result["rows"])
+    result["paired"] = paired(result["rows"], pairs)
     for row in result["rows"]:
         row.pop("per_picture")  # they are in the folder's results.json
     print("wrote", record.write(name, {**record.environment(), **result}).name)
-    if a.result is None:
-        shutil.copyfile(folder / "pareto.png", IMAGE.with_stem(IMAGE.stem + (f"_{a.size}" if is_large else "")))
+    if a.result is None and not is_other_length:
+        shutil.copyfile(folder / "pareto.png", IMAGE.with_stem(IMAGE.stem + ending))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,14 @@ def read(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def origin(result: dict[str, Any]) -> str:
+    """Where a result comes from, as tables say it."""
+    hardware, versions = result["hardware"], result["versions"]
+    where = hardware["gpu"] or f"{hardware['processor']}, {hardware['threads']} threads"
+    software = f"torch {versions['torch']}, diffusers {versions['diffusers']}"
+    return f"{where}; {software}; commit {result['commit']}, {result['date']}"
+
+
 def _git(*arguments: str) -> str:
     run = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
     return run.stdout.strip()

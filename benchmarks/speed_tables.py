@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from benchmarks import record
 from ras_dit.bench import CASES
 from ras_dit.bench.report import plot
 
-Origin = Callable[[dict[str, Any]], str]
 MIB = 2.0**20
 
 NOTE = (
@@ -59,15 +58,15 @@ def heading(result: dict[str, Any]) -> str:
     return f"**{result['title'][0].upper()}{result['title'][1:]}**"
 
 
-def speed_table(origin: Origin) -> str:
+def speed_table() -> str:
     """Speed-ups beside their limits."""
     lines: list[str] = []
     for result in speed_results():
-        lines += [*_speed_lines(result, origin), ""]
+        lines += [*_speed_lines(result), ""]
     return "\n".join([*lines, NOTE])
 
 
-def _speed_lines(result: dict[str, Any], origin: Origin) -> list[str]:
+def _speed_lines(result: dict[str, Any]) -> list[str]:
     modes, dense = modes_of(result), result["rows"][0]
     has_modes = len(modes) > 1
     best = result.get("dense_best", {"mode": "eager", "median": dense["median"]})
@@ -77,7 +76,7 @@ def _speed_lines(result: dict[str, Any], origin: Origin) -> list[str]:
     last, last_rule = (" over dense of its own mode |", " --- |") if has_modes else ("", "")
     lines = [
         f"{heading(result)}, {dense['steps']} steps {guidance}; dense {best['median']:.2f} s{which}. "
-        f"({origin(result)}; median of interleaved runs.)",
+        f"({record.origin(result)}; median of interleaved runs.)",
         "",
         f"{head} T | time | speed-up | limit by FLOPs | share of the limit | region step / dense step |{last}",
         f"{rule} --- | --- | --- | --- | --- | --- |{last_rule}",
@@ -107,24 +106,22 @@ def _speed_row(row: dict[str, Any]) -> str:
     )
 
 
-def profile_table(origin: Origin) -> str:
+def profile_table() -> str:
     """Where the time of one transformer call goes, dense and in the leanest region step, against the FLOP share."""
     lines: list[str] = []
     for result in speed_results():
         for mode in modes_of(result):
             found = [row for row in rows_of(result, mode) if "profile" in row]
             if len(found) == 2:
-                lines += [*_profile_lines(result, mode, *found, origin), ""]
+                lines += [*_profile_lines(result, mode, *found), ""]
     return "\n".join([*lines, ""])
 
 
-def _profile_lines(
-    result: dict[str, Any], mode: str, dense: dict[str, Any], region: dict[str, Any], origin: Origin
-) -> list[str]:
+def _profile_lines(result: dict[str, Any], mode: str, dense: dict[str, Any], region: dict[str, Any]) -> list[str]:
     which = f", {mode}" if len(modes_of(result)) > 1 else ""
     lines = [
         f"{heading(result)}{which}: one evaluation, dense and `{region['name']}` ({region['num_active']} of "
-        f"{region['num_tokens']} image tokens), milliseconds ({origin(result)})",
+        f"{region['num_tokens']} image tokens), milliseconds ({record.origin(result)})",
         "",
         "| operations | dense | region | region / dense |",
         "| --- | --- | --- | --- |",
@@ -142,7 +139,7 @@ def draw(path: Path) -> None:
     plot({result["case"]: result for result in speed_results() if "crossover" in result}, path)
 
 
-def memory_table(origin: Origin) -> str:
+def memory_table() -> str:
     """Peak memory over the dense loop's beside the cache's estimate, and what selection and forecast take."""
     lines: list[str] = []
     for result in speed_results():
@@ -150,7 +147,7 @@ def memory_table(origin: Origin) -> str:
         if not found:
             continue
         lines += [
-            f"{heading(result)} ({origin(result)})",
+            f"{heading(result)} ({record.origin(result)})",
             "",
             "| mode | setting | K/V cache by the plan | peak over dense's | ratio | selection + forecast, share of a "
             "dense step |",
@@ -170,20 +167,20 @@ def _memory_row(row: dict[str, Any]) -> str:
     )
 
 
-def crossover_table(origin: Origin) -> str:
+def crossover_table() -> str:
     """Picture sizes against ratios."""
     lines: list[str] = []
     for result in (record.read(path.stem) for path in sorted(record.RESULTS.glob("speed_*.json"))):
         for mode, found in result.get("crossover", {}).items():
             if found["rows"]:
-                lines += [*_crossover_lines(result, mode, found, origin), ""]
+                lines += [*_crossover_lines(result, mode, found), ""]
     return "\n".join(lines or ["Not measured yet."]) + "\n"
 
 
-def _crossover_lines(result: dict[str, Any], mode: str, found: dict[str, Any], origin: Origin) -> list[str]:
+def _crossover_lines(result: dict[str, Any], mode: str, found: dict[str, Any]) -> list[str]:
     ratios = [one["ratio"] for one in found["rows"][0]["ratios"]]
     lines = [
-        f"{heading(result)}, {mode}: speed-up of the loop by picture size, limit in brackets ({origin(result)})",
+        f"{heading(result)}, {mode}: speed-up of the loop by picture size, limit in brackets ({record.origin(result)})",
         "",
         "| size | image tokens | " + " | ".join(f"ratio {ratio:g}" for ratio in ratios) + " | repeats to within |",
         "| --- | --- |" + " --- |" * (len(ratios) + 1),

@@ -13,11 +13,12 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 import ras_dit
 from ras_dit import RASConfig
 from ras_dit.arena import SUITES, AdamsBashforth2Scheduler, Arena, Method, Scene, StepCache, applied, report, suite
-from ras_dit.arena.measure import Measured, is_to_itself, summary, told_apart
+from ras_dit.arena.measure import Measured, half_of_dense, is_to_itself, summary, told_apart
 from ras_dit.arena.metrics import PromptJudge, apart, better_by, mean_interval
 from ras_dit.arena.report import text
 from ras_dit.arena.run import FlopCounter
 from ras_dit.embedded import embedded_scenes
+from ras_dit.plan import build_plan
 from tiny import inputs, run, tiny_pipeline
 
 CALL = {"guidance_scale": 4.0, "max_sequence_length": 1}
@@ -229,9 +230,24 @@ def test_a_verdict_is_paired() -> None:
 def test_suites_have_distinct_names_and_unknown_ones_are_refused() -> None:
     methods = suite("all")
     assert len({method.slug for method in methods}) == len(methods)
-    assert suite("dense, presets") == [*SUITES["dense"](), *SUITES["presets"]()]
+    assert suite("dense, presets") == [*SUITES["dense"](28), *SUITES["presets"](28)]
     with pytest.raises(ValueError, match="suite: got 'fast'; allowed: all, dense"):
         suite("fast")
+
+
+@pytest.mark.parametrize("num_steps", [1, 4, 10, 15, 50])
+def test_suites_fit_runs_of_other_lengths(num_steps: int, tmp_path: Path) -> None:
+    methods = suite("all", num_steps)
+    assert len({method.slug for method in methods}) == len(methods)
+    assert {method.steps for method in methods if method.group not in ("dense", "reference")} == {num_steps}
+    for method in methods:
+        assert method.steps <= num_steps
+        assert all(index < num_steps for index in method.visited)
+        if method.config is not None:
+            assert build_plan(method.config, method.steps, 256).token_steps <= method.steps
+    contest = Arena(tmp_path, SCENES, methods, CALL, steps=num_steps)
+    half = half_of_dense(contest)
+    assert (half is not None) == (num_steps > 1), "the check of the metrics needs it"
 
 
 def test_intervals_hold_the_mean_and_differences_are_paired() -> None:

@@ -133,8 +133,8 @@ def is_to_itself(metric: str, slug: str) -> bool:
 def half_of_dense(arena: Arena) -> Method | None:
     """The dense run of half the steps, which every metric should tell from the dense run."""
     dense = arena.methods[0]
-    wanted = ("dense", dense.solver, dense.steps // 2)
-    found = (method for method in arena.methods if (method.group, method.solver, method.steps) == wanted)
+    runs = (method for method in arena.methods[1:] if (method.group, method.solver) == ("dense", dense.solver))
+    found = (method for method in runs if abs(2 * method.steps - dense.steps) <= 1 and method.steps < dense.steps)
     return next(found, None)
 
 

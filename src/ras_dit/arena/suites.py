@@ -1,4 +1,6 @@
-"""Ready-made sets of methods."""
+"""Ready-made sets of methods. Their plans and step counts were chosen for runs of 28 steps; for a run of another length
+the plans fit themselves to it, and the counts keep their share of it.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,11 @@ from typing import Any
 
 from ras_dit.arena.methods import Method, Solver, StepCache
 from ras_dit.config import PRESETS, RASConfig, listed
+from ras_dit.plan import build_plan
 
+NUM_STEPS = 28
 RATIOS = (0.75, 0.5, 0.25, 0.125)
-STEPS = (28, 15, 10, 7)
+SHORT_RUNS = (15, 10, 7)
 _FORECAST: dict[str, Any] = {
     "solver_order": 2,
     "forecast_order": 1,
@@ -17,7 +21,12 @@ _FORECAST: dict[str, Any] = {
 }
 
 
-def dense_methods() -> list[Method]:
+def scaled(count: float, num_steps: int) -> int:
+    """What ``count`` of 28 steps is in a run of so many, at least 1."""
+    return max(1, round(count / NUM_STEPS * num_steps))
+
+
+def dense_methods(num_steps: int = NUM_STEPS) -> list[Method]:
     """Fewer steps, of first and of second order."""
     solvers: tuple[tuple[Solver, str], ...] = (
         ("euler", "Euler"),
@@ -28,60 +37,73 @@ def dense_methods() -> list[Method]:
     found = [
         Method(f"{name}, {steps} steps", "dense", steps, solver)
         for solver, name in solvers
-        for steps in (20, 17, 14, 12, 9, 6)
+        for steps in _counts((20, 17, 14, 12, 9, 6), num_steps)
     ]
-    return [*found, *(Method(f"Heun, {steps} steps", "dense", steps, "heun") for steps in (9, 6, 4))]
+    heun = [Method(f"Heun, {steps} steps", "dense", steps, "heun") for steps in _counts((9, 6, 4), num_steps)]
+    return [*found, *heun]
 
 
-def paper_methods() -> list[Method]:
+def _counts(of_28: tuple[int, ...], num_steps: int) -> list[int]:
+    """Step counts of a run of another length, largest first; those that fall together once."""
+    return sorted({scaled(count, num_steps) for count in of_28}, reverse=True)
+
+
+def paper_methods(num_steps: int = NUM_STEPS) -> list[Method]:
     """The authors' settings; dense resets stand where those of 28 steps would, if that is after the warm-up."""
     found = []
-    for steps in STEPS:
-        resets = (
-            tuple(sorted({round(share * steps) for share in (12 / 28, 20 / 28)} - set(range(5)))) if steps > 10 else ()
-        )
+    for steps in (num_steps, *(short for short in SHORT_RUNS if short < num_steps)):
+        resets = tuple(sorted({scaled(at, steps) for at in (12, 20)} - set(range(5)))) if steps > 10 else ()
         for ratio in RATIOS:
             config = RASConfig.reference(ratio, reset_steps=resets, high_ratio=0.3, starvation_scale=1.0)
             found.append(Method(f"authors, {ratio}, {steps} steps", "reference", steps, config=config))
     return found
 
 
-def baseline_methods() -> list[Method]:
+def baseline_methods(num_steps: int = NUM_STEPS) -> list[Method]:
     """What a selection has to beat: random tokens and the oldest first, on the authors' dense steps."""
+    resets = tuple(sorted({scaled(at, num_steps) for at in (12, 20)} & set(range(num_steps))))
     return [
         Method(
             f"{importance}, {ratio}",
             "baseline",
-            config=RASConfig(sample_ratio=ratio, refresh_steps=(12, 20), importance=importance),  # type: ignore[arg-type]
+            num_steps,
+            config=RASConfig(sample_ratio=ratio, refresh_steps=resets, importance=importance),  # type: ignore[arg-type]
         )
         for importance in ("random", "round_robin")
         for ratio in (0.5, 0.25, 0.125)
     ]
 
 
-def cache_methods() -> list[Method]:
+def cache_methods(num_steps: int = NUM_STEPS) -> list[Method]:
     """Step caches of diffusers and cache-dit, over their thresholds."""
     found = [
-        Method(f"FirstBlockCache {threshold}", "cache", cache=StepCache("first_block", {"threshold": threshold}))
+        Method(
+            f"FirstBlockCache {threshold}",
+            "cache",
+            num_steps,
+            cache=StepCache("first_block", {"threshold": threshold}),
+        )
         for threshold in (0.05, 0.1, 0.2, 0.35)
     ]
     found += [
         Method(
             f"TaylorSeer order {order}, every {interval}",
             "cache",
+            num_steps,
             cache=StepCache("taylorseer", {"cache_interval": interval, "max_order": order}),
         )
         for order in (1, 2)
         for interval in (2, 3, 4)
     ]
     found += [
-        Method(f"MagCache {threshold}", "cache", cache=StepCache("magcache", {"threshold": threshold}))
+        Method(f"MagCache {threshold}", "cache", num_steps, cache=StepCache("magcache", {"threshold": threshold}))
         for threshold in (0.06, 0.12, 0.24)
     ]
     found += [
         Method(
             f"Pyramid attention broadcast, every {interval}",
             "cache",
+            num_steps,
             cache=StepCache(
                 "pyramid",
                 {"spatial_attention_block_skip_range": interval, "spatial_attention_timestep_skip_range": (100, 930)},
@@ -98,13 +120,13 @@ def cache_methods() -> list[Method]:
             "tensor_format": "BCHW",
             "_unconditional_conditional_input_kwargs_identifiers": batched,
         }
-        found.append(Method(f"FasterCache, every {interval}", "cache", cache=StepCache("faster", faster)))
+        found.append(Method(f"FasterCache, every {interval}", "cache", num_steps, cache=StepCache("faster", faster)))
     for threshold in (0.08, 0.16, 0.32):
         options: dict[str, float] = {"Fn_compute_blocks": 1, "Bn_compute_blocks": 0, "max_warmup_steps": 4}
         options |= {"residual_diff_threshold": threshold}
-        found.append(Method(f"DBCache {threshold}", "cache", cache=StepCache("dbcache", options)))
+        found.append(Method(f"DBCache {threshold}", "cache", num_steps, cache=StepCache("dbcache", options)))
         seer = StepCache("dbcache", options | {"taylorseer_order": 1})
-        found.append(Method(f"DBCache {threshold} with TaylorSeer", "cache", cache=seer))
+        found.append(Method(f"DBCache {threshold} with TaylorSeer", "cache", num_steps, cache=seer))
     return found
 
 
@@ -138,34 +160,43 @@ SKIPPING: dict[float, tuple[int, ...]] = {
 """Dense steps of plans that skip all others."""
 
 
-def goal_methods() -> list[Method]:
-    """Ours at T = 17, 11.5, 8.75 and 6 of 28 steps, and what becomes of it without regions: skipped steps instead of
-    region steps, and a dense solver that visits the dense steps alone."""
+def goal_methods(num_steps: int = NUM_STEPS) -> list[Method]:
+    """Ours at T = 17, 11.5, 8.75 and 6 of 28 steps (of other lengths: as large a share), and what becomes of it
+    without regions: skipped steps instead of region steps, and a dense solver that visits the dense steps alone."""
     found = []
     for token_steps, config in GOALS.items():
         for order in (1, 2):
-            name = f"RAS, T {token_steps:g}, order {order}"
-            found.append(Method(name, "ras", config=config.replace(solver_order=order)))
-    for token_steps, dense in SKIPPING.items():
-        config = GOALS[token_steps].replace(step_ratios=listed(dense), kv_forecast=0.0)
+            name = f"RAS, T {_budget(token_steps, num_steps):g}, order {order}"
+            found.append(Method(name, "ras", num_steps, config=config.replace(solver_order=order)))
+    for token_steps, of_28 in SKIPPING.items():
+        config = GOALS[token_steps].replace(step_ratios=listed(of_28), kv_forecast=0.0)
+        dense = tuple(step.index for step in build_plan(config, num_steps, 1).steps if step.kind == "dense")
         for order in (1, 2):
             name = f"skipping only, T {len(dense)}, order {order}"
-            found.append(Method(name, "ras", config=config.replace(solver_order=order)))
-        found.append(Method(f"AB2 on those {len(dense)} steps", "dense", 28, "ab2", visited=dense))
+            found.append(Method(name, "ras", num_steps, config=config.replace(solver_order=order)))
+        found.append(Method(f"AB2 on those {len(dense)} steps", "dense", num_steps, "ab2", visited=dense))
     for tolerance in (0.08, 0.12, 0.2):
         config = GOALS[11.5].replace(step_ratios=listed((0, 1, 2, 3, 6), 0.21), refresh_tolerance=tolerance)
-        found.append(Method(f"RAS, tolerance {tolerance}", "ras", config=config))
+        found.append(Method(f"RAS, tolerance {tolerance}", "ras", num_steps, config=config))
     return found
 
 
-def preset_methods() -> list[Method]:
+def _budget(token_steps: float, num_steps: int) -> float:
+    """T of a goal in a run of another length, to a quarter."""
+    return round(token_steps / NUM_STEPS * num_steps * 4) / 4
+
+
+def preset_methods(num_steps: int = NUM_STEPS) -> list[Method]:
     """The presets, and those with a K/V forecast without it."""
-    found = [Method(f"preset {name}", "ras", config=config) for name, config in PRESETS.items()]
-    plain = {name: config.replace(kv_forecast=0.0) for name, config in PRESETS.items() if config.kv_forecast}
-    return [*found, *(Method(f"{name}, no K/V forecast", "ras", config=config) for name, config in plain.items())]
+    found = [Method(f"preset {name}", "ras", num_steps, config=config) for name, config in PRESETS.items()]
+    for name, config in PRESETS.items():
+        if config.kv_forecast:
+            plain = config.replace(kv_forecast=0.0)
+            found.append(Method(f"{name}, no K/V forecast", "ras", num_steps, config=plain))
+    return found
 
 
-def option_methods() -> list[Method]:
+def option_methods(num_steps: int = NUM_STEPS) -> list[Method]:
     """The ablation: one option changed at a time, at T of about 11.5."""
     base = GOALS[11.5]
     changes: dict[str, dict[str, object]] = {
@@ -193,11 +224,13 @@ def option_methods() -> list[Method]:
         "every third step dense": {"step_ratios": listed((0, 1, *range(4, 28, 3)), 0.083, 2)},
         "the authors' dense steps": {"step_ratios": listed((0, 1, 2, 3, 12, 20), 0.25, 4)},
     }
-    ablated = [Method(f"ablation: {name}", "ras", config=base.replace(**change)) for name, change in changes.items()]
-    return [Method("ablation: nothing", "ras", config=base), *ablated]
+    changes = {"nothing": {}, **changes}
+    return [
+        Method(f"ablation: {name}", "ras", num_steps, config=base.replace(**change)) for name, change in changes.items()
+    ]
 
 
-SUITES: dict[str, Callable[[], list[Method]]] = {
+SUITES: dict[str, Callable[[int], list[Method]]] = {
     "dense": dense_methods,
     "paper": paper_methods,
     "baselines": baseline_methods,
@@ -208,8 +241,8 @@ SUITES: dict[str, Callable[[], list[Method]]] = {
 }
 
 
-def suite(names: str) -> list[Method]:
-    """Methods of suites by name, ``all`` or several with commas.
+def suite(names: str, num_steps: int = NUM_STEPS) -> list[Method]:
+    """Methods of suites by name, ``all`` or several with commas, for a dense run of this length.
 
     Raises:
         ValueError: an unknown name.
@@ -217,4 +250,5 @@ def suite(names: str) -> list[Method]:
     wanted = list(SUITES) if names == "all" else [name.strip() for name in names.split(",")]
     if unknown := [name for name in wanted if name not in SUITES]:
         raise ValueError(f"suite: got {unknown[0]!r}; allowed: all, {', '.join(SUITES)}, or several with commas.")
-    return [method for name in wanted for method in SUITES[name]()]
+    found = [method for name in wanted for method in SUITES[name](num_steps)]
+    return list({method.name: method for method in reversed(found)}.values())[::-1]  # in short runs some fall together

@@ -46,6 +46,7 @@ def arena(
 
     LPIPS, FID, sFID, KID and CLIP score too, if their weights are at hand; nothing is downloaded.
 
+    With --steps other than 28 the plans fit themselves to that length and dense runs keep their share of it.
     Writes a JSON of all results, a table and a Pareto plot.
     """
     from rich.console import Console
@@ -62,7 +63,7 @@ def arena(
     for name, value in (("--pictures", pictures), ("--batch", batch), ("--converged-steps", converged_steps)):
         if value < 1:
             raise ValueError(f"{name}: got {value}; allowed: at least 1.")
-    methods = suite(suites)
+    methods = suite(suites, steps)
     weights = Weights(lpips_weights, inception_weights, clip_model, real)
     scenes = read_scenes(prompts_file, pictures, is_embedded=model in EMBEDDED)
     pipe = load_pipeline(model, dtype, device)
