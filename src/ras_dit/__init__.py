@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ras_dit.attention import UnsupportedAttentionError
-    from ras_dit.config import PRESETS, RASConfig
+    from ras_dit.calibrate import calibrate
+    from ras_dit.config import RASConfig
     from ras_dit.embedded import load_embedded
     from ras_dit.engine import Handle, Summary, accelerate, disable, enable, plan_for
     from ras_dit.gain import DeviceRates
     from ras_dit.geometry import TokenGrid
     from ras_dit.plan import Cost, Plan, StepPlan, Work, build_plan
+    from ras_dit.presets import PRESETS
     from ras_dit.session import RASWarning, SmallGainWarning
     from ras_dit.trace import StepTrace, Trace
 
@@ -40,6 +42,7 @@ __all__ = [
     "Work",
     "accelerate",
     "build_plan",
+    "calibrate",
     "disable",
     "enable",
     "load_embedded",
@@ -48,11 +51,13 @@ __all__ = [
 
 _HOMES = {
     "attention": ("UnsupportedAttentionError",),
-    "config": ("PRESETS", "RASConfig"),
+    "calibrate": ("calibrate",),
+    "config": ("RASConfig",),
     "embedded": ("load_embedded",),
     "engine": ("Handle", "Summary", "accelerate", "disable", "enable", "plan_for"),
     "gain": ("DeviceRates",),
     "geometry": ("TokenGrid",),
+    "presets": ("PRESETS",),
     "plan": ("Cost", "Plan", "StepPlan", "Work", "build_plan"),
     "session": ("RASWarning", "SmallGainWarning"),
     "trace": ("StepTrace", "Trace"),

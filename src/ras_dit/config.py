@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -145,6 +145,11 @@ class RASConfig:
         "2 hands the scheduler every token's mean over the step by a line through its last two values (Adams-Bashforth "
         "2), so that an Euler step becomes second order; dense steps too. Euler schedulers only.",
     )
+    forecast_fit: tuple[float, ...] = _option(
+        (),
+        "Four numbers per evaluation that make the forecast of this plan, as `ras_dit.calibrate` fits them to dense "
+        "runs of your pipeline. For runs of that length, Euler schedulers only.",
+    )
     kv_forecast: float = _option(
         0.0,
         "Damping of a forecast of cached keys and values, linear in sigma, in [0, 1]; 0 reuses them as they are. "
@@ -180,13 +185,14 @@ class RASConfig:
     skip_num_step_length: int = _option(0, "Reference rules only: steps between two such changes.")
 
     def __post_init__(self) -> None:
-        for name in ("refresh_steps", "skip_steps", "step_ratios"):
+        for name in ("refresh_steps", "skip_steps", "step_ratios", "forecast_fit"):
             value = getattr(self, name)
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 value = (value,)
             if not isinstance(value, (tuple, list)):
-                of_what = "shares of the tokens" if name == "step_ratios" else "step indices or shares of the run"
-                raise ValueError(f"{name}: got {value!r}; allowed: a tuple of {of_what}.")
+                of_what = {"step_ratios": "shares of the tokens", "forecast_fit": "numbers"}
+                what = of_what.get(name, "step indices or shares of the run")
+                raise ValueError(f"{name}: got {value!r}; allowed: a tuple of {what}.")
             object.__setattr__(self, name, tuple(value))
         object.__setattr__(self, "region_of_interest", _region(self.region_of_interest))
         check(self)
@@ -200,6 +206,8 @@ class RASConfig:
         The first three compute some steps whole and forecast the others, which is what won on small pictures;
         ``regions`` computes a fifth of the tokens in between.
         """
+        from ras_dit.presets import PRESETS
+
         if name not in PRESETS:
             raise ValueError(f"preset: got {name!r}; allowed: {', '.join(PRESETS)}.{nearest(name, PRESETS)}")
         return PRESETS[name]
@@ -268,8 +276,11 @@ class RASConfig:
     def replace(self, **changes: Any) -> RASConfig:
         """A copy with some options changed (validated again).
 
-        An option that describes the plan (`sample_ratio`, `refresh_every` ...) takes the place of ``step_ratios``.
+        An option that describes the plan (`sample_ratio`, `refresh_every` ...) takes the place of ``step_ratios``, and
+        another plan loses the ``forecast_fit`` of this one.
         """
+        if any(name in (*PLAN_OPTIONS, "step_ratios") for name in changes):
+            changes = {"forecast_fit": (), **changes}
         if self.step_ratios and any(name in PLAN_OPTIONS for name in changes):
             changes = {"step_ratios": (), **changes}
         return RASConfig.from_dict({**self.to_dict(), **changes})
@@ -350,45 +361,3 @@ def _region(value: Any) -> RegionOfInterest | Literal["inpaint"] | None:
     if isinstance(value, Mapping):
         return RegionOfInterest(**value)
     return RegionOfInterest.of(value)
-
-
-def listed(dense: Iterable[int], ratio: float = 0.0, begins: int = 8, num_steps: int = 28) -> tuple[float, ...]:
-    """A plan for ``step_ratios``.
-
-    Args:
-        dense: evaluations over all tokens.
-        ratio: share of the tokens in the others.
-        begins: the first evaluation that may be a region step; those before it are skipped, unless dense.
-        num_steps: evaluations of the run.
-    """
-    is_dense = set(dense)
-    return tuple(1.0 if i in is_dense else ratio if i >= begins else 0.0 for i in range(num_steps))
-
-
-PRESETS: dict[str, RASConfig] = {
-    "quality": RASConfig(
-        step_ratios=listed((0, 1, 2, 3, 4, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 26)),
-        forecast_order=1,
-        forecast_damping=0.8,
-        forecast_below=0.9,
-    ),
-    "balanced": RASConfig(
-        step_ratios=listed((0, 1, 2, 4, 7, 10, 13, 16, 19, 22, 25)),
-        forecast_order=1,
-        forecast_damping=0.7,
-        forecast_below=0.93,
-    ),
-    "fast": RASConfig(
-        step_ratios=listed((0, 1, 2, 5, 9, 13, 17, 21, 25)),
-        forecast_order=1,
-        forecast_damping=0.7,
-    ),
-    "regions": RASConfig(
-        step_ratios=listed((0, 1, 2, 3, 6, 11, 17, 23), 0.203),
-        forecast_order=1,
-        forecast_damping=0.8,
-        forecast_below=0.93,
-        kv_forecast=0.8,
-    ),
-}
-"""Presets by name; how they were chosen is in docs/quality.md."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ NOT_IN_REFERENCE = (
     "forecast_reach",
     "forecast_midpoint",
     "solver_order",
+    "forecast_fit",
     "kv_forecast",
     "region_of_interest",
     "auto",
@@ -61,6 +63,7 @@ def check(config: RASConfig) -> None:
     _check_ratios(config)
     _check_steps(config)
     _check_step_ratios(config)
+    _check_fit(config)
     _check_choices(config)
     _check_rules(config)
 
@@ -135,6 +138,19 @@ def _check_step_ratios(config: RASConfig) -> None:
         raise ValueError(f"step_ratios: got {ratios[0]!r} first; allowed: 1, because the first evaluation is dense.")
     if ratios:
         _refuse_changed(config, PLAN_OPTIONS, "step_ratios say it for every evaluation: give one or the other.")
+
+
+def _check_fit(config: RASConfig) -> None:
+    """Four finite numbers per evaluation."""
+    fit, num_steps = config.forecast_fit, len(config.step_ratios)
+    for value in fit:
+        if not _is_number(value) or not math.isfinite(value):
+            raise ValueError(
+                f"forecast_fit: got {value!r}; allowed: finite numbers, as `ras_dit.calibrate` gives them."
+            )
+    if len(fit) % 4 or (fit and num_steps and len(fit) != 4 * num_steps):
+        allowed = f"{4 * num_steps}, 4 for every one of step_ratios" if num_steps else "4 for every evaluation"
+        raise ValueError(f"forecast_fit: got {len(fit)} numbers; allowed: {allowed}. Use `ras_dit.calibrate`.")
 
 
 def _refuse_changed(config: RASConfig, names: tuple[str, ...], why: str) -> None:

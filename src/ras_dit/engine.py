@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ras_dit.config import PRESETS, RASConfig
+from ras_dit.config import RASConfig
 from ras_dit.flops import plan_cost
 from ras_dit.gain import DeviceRates, Model, is_small, why_small, with_prediction
 from ras_dit.models import TOKEN_PLANS, token_plan_of
 from ras_dit.models.sizes import default_call, default_rows, grid_for_size
 from ras_dit.plan import Plan, StepPlan, build_plan
+from ras_dit.presets import PRESETS
 from ras_dit.schedule import why_stochastic
 from ras_dit.session import Session
 from ras_dit.trace import Trace

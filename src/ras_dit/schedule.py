@@ -66,14 +66,28 @@ def is_euler(scheduler: Any) -> bool:
     return any(cls.__name__ == "FlowMatchEulerDiscreteScheduler" for cls in type(scheduler).__mro__)
 
 
-def observing(step: Callable[..., Any], observe: Callable[[torch.Tensor, torch.Tensor], None]) -> Callable[..., Any]:
-    """A scheduler's ``step`` that then hands its ``model_output`` and ``sample`` on, whatever their order."""
+Observer = Callable[[torch.Tensor, torch.Tensor], None]
+Adjuster = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def observing(step: Callable[..., Any], observe: Observer, adjust: Adjuster | None = None) -> Callable[..., Any]:
+    """A scheduler's ``step`` that hands its ``model_output`` and ``sample`` on afterwards, whatever their order.
+
+    Args:
+        step: of a scheduler.
+        observe: called after it.
+        adjust: called before it; the step gets what it returns in place of ``model_output``.
+    """
     signature = inspect.signature(step)
 
     def observed_step(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs)
+        noise, sample = given.arguments["model_output"], given.arguments["sample"]
+        if adjust is not None and (adjusted := adjust(noise, sample)) is not noise:
+            given.arguments["model_output"] = noise = adjusted
+            args, kwargs = given.args, given.kwargs
         result = step(*args, **kwargs)
-        given = signature.bind(*args, **kwargs).arguments
-        observe(given["model_output"], given["sample"])
+        observe(noise, sample)
         return result
 
     return observed_step

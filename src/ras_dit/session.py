@@ -15,6 +15,7 @@ from ras_dit.calls import Call
 from ras_dit.chooser import TokenChooser
 from ras_dit.config import RASConfig
 from ras_dit.cpu_layers import CPULayers
+from ras_dit.fitted import FittedForecast
 from ras_dit.flops import keeping_layers, plan_cost
 from ras_dit.gain import DeviceRates, Model, is_small, why_small, with_prediction
 from ras_dit.geometry import TokenGrid
@@ -54,6 +55,7 @@ class Session:
         self.transformer: torch.nn.Module = pipe.transformer
         self.trace = Trace()
         self.plan: Plan | None = None
+        self.fitting: Callable[[TokenGrid, list[float]], FittedForecast] | None = None  # while `calibrate` is at work
         self.num_references = 0  # tokens beside the grid, in the latest run
         self._pipe = pipe
         self._operations = operations_for(config.kernels, device_of(pipe))
@@ -100,7 +102,7 @@ class Session:
         self._scheduler = scheduler
         patches = [
             PatchedMethod(scheduler, "set_timesteps", self._observed_set_timesteps),
-            PatchedMethod(scheduler, "step", lambda step: observing(step, self._observe)),
+            PatchedMethod(scheduler, "step", lambda step: observing(step, self._observe, self._adjusted)),
         ]
         self._scheduler_patches = [*patches, PlainCopies(scheduler, patches)]
 
@@ -145,6 +147,10 @@ class Session:
                 "The pipeline's transformer was replaced after `enable`: RAS is not on it. Disable and enable again."
             )
             self.trace.notes.extend(self._early_notes)
+
+    def _adjusted(self, model_output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        generation = self._generation
+        return model_output if generation is None or generation.is_over else generation.adjusted(model_output, sample)
 
     def _observe(self, model_output: torch.Tensor, sample: torch.Tensor) -> None:
         generation = self._generation
@@ -239,12 +245,13 @@ class Session:
         if config.reference_reuse and plan.num_region_steps and not num_extra:
             self.note("reference_reuse: this call has no reference tokens, so it changes nothing.", is_warning=False)
         is_timed = token_plan.has_timestep_per_token(arguments, grid.num_tokens + num_extra)
-
         num_padding = token_plan.count_padding(transformer, arguments, grid)
+
+        model = Model.of(transformer, len(token_plan.attention_modules(transformer)))
 
         def costed(plan: Plan) -> Plan:
             cost = plan_cost(plan, token_plan, transformer, num_text, num_extra, self.config, is_timed, num_padding)
-            return self._with_prediction(transformer, replace(plan, cost=cost), len(latents))
+            return with_prediction(replace(plan, cost=cost), self.config, model, len(latents), self.rates)
 
         self.plan = costed(plan)
         if is_small(self.plan):
@@ -254,13 +261,13 @@ class Session:
         chooser = TokenChooser(
             config, self.plan, grid, sigmas, self.note, num_first, token_plan.is_per_image, allowed, self._operations
         )
-        self._generation = Generation(config, self.plan, grid, sigmas, self.note, chooser, num_extra, self._memory)
+        fitted = FittedForecast.of(config, grid, sigmas, scheduler, self.note)
+        if self.fitting is not None:
+            fitted = self.fitting(grid, sigmas)
+        beside = (num_extra, self._memory, fitted)
+        self._generation = Generation(config, self.plan, grid, sigmas, self.note, chooser, *beside)
         self.trace = self._generation.trace
         self.trace.notes.extend(notes)
-
-    def _with_prediction(self, transformer: torch.nn.Module, plan: Plan, num_rows: int) -> Plan:
-        model = Model.of(transformer, len(self.token_plan.attention_modules(transformer)))
-        return with_prediction(plan, self.config, model, num_rows, self.rates)
 
     def _with_small_gain(self, plan: Plan, costed: Callable[[Plan], Plan]) -> Plan:
         """What to run instead of a plan that gains little: all dense, if the user left that to us."""

@@ -11,6 +11,7 @@ from ras_dit.cache import KVAdvance, KVCache
 from ras_dit.calls import Branch, Call
 from ras_dit.chooser import TokenChooser
 from ras_dit.config import RASConfig
+from ras_dit.fitted import FittedForecast
 from ras_dit.forecast import TokenHistory, missed_nearby
 from ras_dit.geometry import TokenGrid
 from ras_dit.kernels import Operations
@@ -34,6 +35,7 @@ class Generation:
         num_extra: reference tokens M beside the grid.
         memory: where keys and values live beyond a run if their memory is static: by the call's place in an evaluation
             and its transformer.
+        fitted: puts its forecast in the place of ours, None for none.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Generation:
         chooser: TokenChooser,
         num_extra: int = 0,
         memory: StaticMemory | None = None,
+        fitted: FittedForecast | None = None,
     ) -> None:
         assert len(sigmas) == len(plan) + 1
         self.config = config
@@ -54,6 +57,7 @@ class Generation:
         self.sigmas = sigmas
         self.note = note
         self.num_extra = num_extra
+        self._fitted = fitted
         self._memory: StaticMemory = {} if memory is None else memory
         self.trace = Trace(grid)
         self.index = 0
@@ -282,6 +286,12 @@ class Generation:
         return self.index + 1 < len(self.plan) and self.plan[self.index + 1].selects
 
     # ------------------------------------------------------------------ after an evaluation
+
+    def adjusted(self, model_output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        """Guided noise as the scheduler should get it; arguments as for `observe`."""
+        if self._fitted is None or len(self.trace.steps) != self.index + 1:
+            return model_output
+        return self._fitted.adjusted(self.index, model_output, sample, self.trace.steps[-1].active)
 
     def observe(self, model_output: torch.Tensor, sample: torch.Tensor) -> None:
         """Learn from the guided noise of an evaluation and choose the tokens of the next one.

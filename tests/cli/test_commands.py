@@ -18,7 +18,8 @@ from ras_dit.cli.compare import compare
 from ras_dit.cli.generate import generate
 from ras_dit.cli.information import plan
 from ras_dit.cli.pipelines import load_pipeline, pipeline_outline
-from ras_dit.config import PRESETS, RASConfig
+from ras_dit.config import RASConfig
+from ras_dit.presets import PRESETS
 
 Run = Callable[..., tuple[int, str, str]]
 

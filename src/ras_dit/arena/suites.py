@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ras_dit.arena.methods import Method, Solver, StepCache
-from ras_dit.config import PRESETS, RASConfig, listed
+from ras_dit.config import RASConfig
 from ras_dit.plan import build_plan
+from ras_dit.presets import PRESETS, listed
 
 NUM_STEPS = 28
 RATIOS = (0.75, 0.5, 0.25, 0.125)

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ras_dit.cli import options
-from ras_dit.config import PRESETS, RASConfig
+from ras_dit.config import RASConfig
+from ras_dit.presets import PRESETS
 
 if TYPE_CHECKING:
     from ras_dit.plan import Plan

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import typer
 
-from ras_dit.config import PRESETS, RASConfig
+from ras_dit.config import RASConfig
+from ras_dit.presets import PRESETS
 from ras_dit.region import RegionOfInterest
 
 IMPORTANT, TINKER = "Important", "To tinker with"

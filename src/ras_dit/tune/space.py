@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ras_dit.config import PRESETS, RASConfig
+from ras_dit.config import RASConfig
 from ras_dit.config_checks import PLAN_OPTIONS
 from ras_dit.plan import build_plan
+from ras_dit.presets import PRESETS
 from ras_dit.tune.plans import config_of_ratios, ratios_of
 from ras_dit.tune.shape import FROM_STEP, GROWTHS, MAX_TAIL, Shape
 
@@ -150,6 +151,7 @@ UNSEARCHED: Mapping[str, str] = {
     **dict.fromkeys(
         ("score_filter", "anchor_stride", "neighbor_update", "forecast_reach", "forecast_midpoint"), _LITTLE
     ),
+    "forecast_fit": "is fitted, not searched: `ras_dit.calibrate`",
     "refresh_tolerance": "makes the cost another for every picture, which a plan says beforehand",
     "reference_reuse": "matters to edits only, which have more than a prompt",
     **dict.fromkeys(("starvation_scale", "high_ratio"), "matters to the paper's importance only"),

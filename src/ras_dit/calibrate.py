@@ -1,0 +1,117 @@
+"""`calibrate`: fit the forecast of a config to a pipeline's own dense runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ras_dit.config import RASConfig
+from ras_dit.engine import accelerate
+from ras_dit.fitted import NUM_TERMS, FittedForecast
+from ras_dit.geometry import TokenGrid
+from ras_dit.schedule import is_euler
+from ras_dit.seams import PatchedMethod
+
+RIDGE = 1e-4
+"""Of the mean squared term: keeps terms that are nearly the same from large shares of opposite signs."""
+
+
+def calibrate(pipe: Any, config: RASConfig, **call: Any) -> RASConfig:
+    """Fit the forecast of a config to a pipeline's own dense runs.
+
+    The pictures of one call are sampled twice from the same noise, dense and by the config. In every evaluation that
+    leaves tokens out, four numbers are fitted by least squares so that the latents after it come as near to those of
+    the dense run as they can; the run goes on from there, so that later evaluations are fitted to what earlier ones
+    left. Nothing is trained, and two runs are all it takes.
+
+    The fit belongs to this pipeline, plan, number of steps and (more or less) guidance; several pictures should be in
+    the call, and other ones than those that are to be judged by.
+
+    Args:
+        pipe: a pipeline with FlowMatchEulerDiscreteScheduler, RAS not enabled on it.
+        config: what to fit; with ``solver_order=2`` the dense run is second order too.
+        **call: arguments of the pipeline's call, as it will be called: prompts, size, ``num_inference_steps``. Without
+            ``generator`` and ``latents`` the noise is that of seed 0.
+
+    Returns:
+        The config with its ``forecast_fit``.
+
+    Raises:
+        ValueError: nothing is left out by this config, RAS is enabled, another scheduler, or latents that hold more
+            than the tokens of a picture or video.
+    """
+    if not config.has_savings or config.rules == "reference":
+        raise ValueError("calibrate: got a config without steps that leave tokens out; there is nothing to fit.")
+    if not is_euler(pipe.scheduler):
+        raise ValueError(
+            f"calibrate: got {type(pipe.scheduler).__name__}; allowed: FlowMatchEulerDiscreteScheduler, whose steps "
+            "show what noise would have led where."
+        )
+    if "latents" not in call:
+        call = {"generator": torch.Generator().manual_seed(0), **call}
+    given = call.get("generator")
+    generators = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
+    states = [generator.get_state() for generator in generators]
+    plain = config.replace(forecast_fit=())
+    targets: list[torch.Tensor] = []
+    with accelerate(pipe, plain.dense):
+        recording = PatchedMethod(pipe.scheduler, "step", lambda step: _recorded(step, targets))
+        try:
+            pipe(**{**call, "output_type": "latent"})
+        finally:
+            recording.release()
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)
+    fittings: list[Fitting] = []
+
+    def fitting(grid: TokenGrid, sigmas: list[float]) -> FittedForecast:
+        fittings.append(Fitting(targets, grid, sigmas))
+        return fittings[-1]
+
+    with accelerate(pipe, plain) as handle:
+        handle._session.fitting = fitting
+        pipe(**{**call, "output_type": "latent"})
+        notes = " ".join(handle.trace.notes)
+    if len(fittings) != 1 or not any(fittings[0].found):
+        raise ValueError(f"calibrate: no evaluation of this call could be fitted. {notes}".rstrip())
+    return plain.replace(forecast_fit=tuple(fittings[0].found))
+
+
+def _recorded(step: Callable[..., Any], targets: list[torch.Tensor]) -> Callable[..., Any]:
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        result = step(*args, **kwargs)
+        targets.append(result[0].detach().float())
+        return result
+
+    return recorded
+
+
+class Fitting(FittedForecast):
+    """Finds the shares as it goes.
+
+    Args:
+        targets: latents after every evaluation of the dense run.
+        grid: token grid of the latents.
+        sigmas: noise level of every evaluation, and the last one reached.
+    """
+
+    def __init__(self, targets: Sequence[torch.Tensor], grid: TokenGrid, sigmas: Sequence[float]) -> None:
+        super().__init__((), grid, sigmas)
+        self.found = [0.0] * (NUM_TERMS * (len(sigmas) - 1))
+        self._targets = targets
+
+    def _shares(self, index: int, latents: torch.Tensor, is_active: torch.Tensor) -> Sequence[float]:
+        target = self._targets[index]
+        target = self.grid.patchify(target[None] if target.ndim == 2 else target)
+        length = self.sigmas[index + 1] - self.sigmas[index]
+        wanted = (target - latents.float()) / length - self._history.values[0]
+        is_left_out = ~is_active
+        terms = torch.stack([term[is_left_out].flatten() for term in self._terms(latents)]).cpu().double()
+        products = terms @ terms.T
+        ridge = RIDGE * products.diagonal().mean() * torch.eye(NUM_TERMS, dtype=products.dtype)
+        shares = torch.linalg.solve(products + ridge, terms @ wanted[is_left_out].flatten().cpu().double())
+        found = [round(float(share), 6) for share in shares]
+        self.found[NUM_TERMS * index : NUM_TERMS * (index + 1)] = found
+        return found

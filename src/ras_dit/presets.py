@@ -1,0 +1,49 @@
+"""The presets, and the plans they are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ras_dit.config import RASConfig
+
+
+def listed(dense: Iterable[int], ratio: float = 0.0, begins: int = 8, num_steps: int = 28) -> tuple[float, ...]:
+    """A plan for ``step_ratios``.
+
+    Args:
+        dense: evaluations over all tokens.
+        ratio: share of the tokens in the others.
+        begins: the first evaluation that may be a region step; those before it are skipped, unless dense.
+        num_steps: evaluations of the run.
+    """
+    is_dense = set(dense)
+    return tuple(1.0 if i in is_dense else ratio if i >= begins else 0.0 for i in range(num_steps))
+
+
+PRESETS: dict[str, RASConfig] = {
+    "quality": RASConfig(
+        step_ratios=listed((0, 1, 2, 3, 4, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 26)),
+        forecast_order=1,
+        forecast_damping=0.8,
+        forecast_below=0.9,
+    ),
+    "balanced": RASConfig(
+        step_ratios=listed((0, 1, 2, 4, 7, 10, 13, 16, 19, 22, 25)),
+        forecast_order=1,
+        forecast_damping=0.7,
+        forecast_below=0.93,
+    ),
+    "fast": RASConfig(
+        step_ratios=listed((0, 1, 2, 5, 9, 13, 17, 21, 25)),
+        forecast_order=1,
+        forecast_damping=0.7,
+    ),
+    "regions": RASConfig(
+        step_ratios=listed((0, 1, 2, 3, 6, 11, 17, 23), 0.203),
+        forecast_order=1,
+        forecast_damping=0.8,
+        forecast_below=0.93,
+        kv_forecast=0.8,
+    ),
+}
+"""Presets by name; how they were chosen is in docs/quality.md."""
