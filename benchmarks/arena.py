@@ -88,7 +88,9 @@ PAIRS = [
         "preset balanced": ("Euler, 12 steps", "UniPC 2, 12 steps", "MagCache 0.12", "DBCache 0.32", "preset regions"),
         "preset fast": ("Euler, 9 steps", "UniPC 2, 9 steps", "UniPC 2, 12 steps", "RAS, T 8.75, order 1"),
         "preset regions": ("Euler, 12 steps", "UniPC 2, 14 steps", "MagCache 0.06", "regions, no K/V forecast"),
-        "ablation: nothing": tuple(method.name for method in SUITES["options"](NUM_STEPS) if method.name != "ablation: nothing"),
+        "ablation: nothing": tuple(
+            method.name for method in SUITES["options"](NUM_STEPS) if method.name != "ablation: nothing"
+        ),
     }.items()
     for other in others
 ]

@@ -43,7 +43,7 @@ ORDER = [
     "viz",
     "files",
     "engine",
-    "calibrate",
+    "calibration",
     "embedded",
     "arena",
     "tune",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ras_dit.attention import UnsupportedAttentionError
-    from ras_dit.calibrate import calibrate
+    from ras_dit.calibration import calibrate
     from ras_dit.config import RASConfig
     from ras_dit.embedded import load_embedded
     from ras_dit.engine import Handle, Summary, accelerate, disable, enable, plan_for
@@ -51,7 +51,7 @@ __all__ = [
 
 _HOMES = {
     "attention": ("UnsupportedAttentionError",),
-    "calibrate": ("calibrate",),
+    "calibration": ("calibrate",),
     "config": ("RASConfig",),
     "embedded": ("load_embedded",),
     "engine": ("Handle", "Summary", "accelerate", "disable", "enable", "plan_for"),

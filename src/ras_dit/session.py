@@ -256,14 +256,14 @@ class Session:
         self.plan = costed(plan)
         if is_small(self.plan):
             self.plan = self._with_small_gain(self.plan, costed)
+        fitted = FittedForecast.of(config, grid, sigmas, scheduler, self.note) if self.plan.has_savings else None
+        if self.fitting is not None:
+            fitted = self.fitting(grid, sigmas)
         notes = list(self._early_notes)
         self._early_notes.clear()
         chooser = TokenChooser(
             config, self.plan, grid, sigmas, self.note, num_first, token_plan.is_per_image, allowed, self._operations
         )
-        fitted = FittedForecast.of(config, grid, sigmas, scheduler, self.note)
-        if self.fitting is not None:
-            fitted = self.fitting(grid, sigmas)
         beside = (num_extra, self._memory, fitted)
         self._generation = Generation(config, self.plan, grid, sigmas, self.note, chooser, *beside)
         self.trace = self._generation.trace
