@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,16 @@ import ras_dit
 from benchmarks import record
 from ras_dit.arena import Arena, Method, report, suite
 from ras_dit.arena.metrics import better_by
+from ras_dit.arena.suites import NUM_STEPS
+from ras_dit.calibration import DenseRun
 from ras_dit.cli.scenes import read_scenes
 from ras_dit.embedded import GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH, embedded_scenes
 
 CALL = {"guidance_scale": GUIDANCE_SCALE, "max_sequence_length": MAX_SEQUENCE_LENGTH}
 FITTED = (
     *("preset quality", "preset balanced", "preset fast", "preset regions"),
-    *("RAS, T 17, order 2", "RAS, T 11.5, order 2", "RAS, T 8.75, order 1", "RAS, T 6, order 1"),
-    *("skipping only, T 17, order 2", "skipping only, T 11, order 2"),
-    *("skipping only, T 8, order 1", "skipping only, T 6, order 1"),
+    *("RAS, T 17, order 2", "RAS, T 11.5, order 2", "RAS, T 8.75, order 1"),
+    *("skipping only, T 11, order 2", "skipping only, T 8, order 1", "skipping only, T 6, order 1"),
 )
 OTHERS = (*(f"UniPC 2, {steps} steps" for steps in (17, 12, 9, 6)), "MagCache 0.06", "MagCache 0.12")
 SUFFIX = ", fitted"
@@ -33,18 +35,21 @@ SEED = 9000
 """Of the pictures that are fitted to; those of the arena begin at 0."""
 
 
-def fitted(pipe: Any, method: Method, num_pictures: int) -> Method:
-    """A method with its forecast fitted to dense runs."""
-    assert method.config is not None
-    config = ras_dit.calibrate(
-        pipe,
-        method.config,
-        prompt=[scene.prompt for scene in embedded_scenes(num_pictures)],
-        generator=[torch.Generator().manual_seed(SEED + index) for index in range(num_pictures)],
-        num_inference_steps=method.steps,
+def fitted(pipe: Any, methods: Iterable[Method], num_pictures: int) -> list[Method]:
+    """Methods with their forecasts fitted to dense runs of their order."""
+    call = {
+        "prompt": [scene.prompt for scene in embedded_scenes(num_pictures)],
+        "generator": [torch.Generator().manual_seed(SEED + index) for index in range(num_pictures)],
+        "num_inference_steps": NUM_STEPS,
         **CALL,
-    )
-    return dataclasses.replace(method, name=method.name + SUFFIX, config=config)
+    }
+    dense = {order: DenseRun(pipe, order, **call) for order in (1, 2)}
+    found = []
+    for method in methods:
+        assert method.config is not None
+        config = dense[method.config.solver_order].fit(method.config)
+        found.append(dataclasses.replace(method, name=method.name + SUFFIX, config=config))
+    return found
 
 
 def pairs(names: list[str]) -> list[tuple[str, str]]:
@@ -71,9 +76,9 @@ def main() -> None:
     known = {method.name: method for method in suite("dense,caches,goals,presets")}
     plain = [known[name] for name in FITTED]
     with tqdm(plain, desc="fitting") as bar:
-        methods = [*plain, *(fitted(pipe, method, a.fit_pictures) for method in bar)]
+        methods = [*plain, *fitted(pipe, bar, a.fit_pictures)]
     methods += [known[name] for name in OTHERS]
-    arena = Arena(a.folder, read_scenes(None, a.pictures, True), methods, CALL, a.batch, 28, a.converged_steps)
+    arena = Arena(a.folder, read_scenes(None, a.pictures, True), methods, CALL, a.batch, NUM_STEPS, a.converged_steps)
     with tqdm(total=arena.num_calls, desc="painting", unit="call") as bar:
         arena.run(pipe, bar.update)
     result: dict[str, Any] = report(arena)

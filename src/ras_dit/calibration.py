@@ -1,4 +1,4 @@
-"""`calibrate`: fit the forecast of a config to a pipeline's own dense runs."""
+"""`calibrate` fits the forecast of a config to a pipeline's own dense runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def calibrate(pipe: Any, config: RASConfig, **call: Any) -> RASConfig:
     The pictures of one call are sampled twice from the same noise, dense and by the config. In every evaluation that
     leaves tokens out, four numbers are fitted by least squares so that the latents after it come as near to those of
     the dense run as they can; the run goes on from there, so that later evaluations are fitted to what earlier ones
-    left. Nothing is trained, and two runs are all it takes.
+    left. Nothing is trained, and two runs are all it takes. (For several configs, `DenseRun` does the first one once.)
 
     The fit belongs to this pipeline, plan, number of steps and (more or less) guidance; several pictures should be in
     the call, and other ones than those that are to be judged by.
@@ -42,41 +42,69 @@ def calibrate(pipe: Any, config: RASConfig, **call: Any) -> RASConfig:
         ValueError: nothing is left out by this config, RAS is enabled, another scheduler, or latents that hold more
             than the tokens of a picture or video.
     """
+    _check(config)
+    return DenseRun(pipe, config.solver_order, **call).fit(config)
+
+
+class DenseRun:
+    """A dense run that forecasts are fitted to.
+
+    Args:
+        pipe: as for `calibrate`.
+        solver_order: of the run, 1 or 2; configs of that order can be fitted to it.
+        **call: as for `calibrate`.
+
+    Raises:
+        ValueError: RAS is enabled, or another scheduler.
+    """
+
+    def __init__(self, pipe: Any, solver_order: int = 1, **call: Any) -> None:
+        if not is_euler(pipe.scheduler):
+            raise ValueError(
+                f"calibrate: got {type(pipe.scheduler).__name__}; allowed: FlowMatchEulerDiscreteScheduler, whose "
+                "steps show what noise would have led where."
+            )
+        self._pipe, self._order = pipe, solver_order
+        if "latents" not in call:
+            call = {"generator": torch.Generator().manual_seed(0), **call}
+        self._call = {**call, "output_type": "latent"}
+        given = call.get("generator")
+        self._generators = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
+        self._states = [generator.get_state() for generator in self._generators]
+        self._targets: list[torch.Tensor] = []
+        with accelerate(pipe, RASConfig(sample_ratio=1.0, solver_order=solver_order)):
+            recording = PatchedMethod(pipe.scheduler, "step", lambda step: _recorded(step, self._targets))
+            try:
+                pipe(**self._call)
+            finally:
+                recording.release()
+
+    def fit(self, config: RASConfig) -> RASConfig:
+        """A config with its forecast fitted to this run; errors as of `calibrate`."""
+        _check(config)
+        if config.solver_order != self._order:
+            raise ValueError(f"fit: got solver_order={config.solver_order}; allowed: {self._order}, that of this run.")
+        for generator, state in zip(self._generators, self._states, strict=True):
+            generator.set_state(state)
+        fittings: list[Fitting] = []
+
+        def fitting(grid: TokenGrid, sigmas: list[float]) -> FittedForecast:
+            fittings.append(Fitting(self._targets, grid, sigmas))
+            return fittings[-1]
+
+        plain = config.replace(forecast_fit=())
+        with accelerate(self._pipe, plain) as handle:
+            handle._session.fitting = fitting
+            self._pipe(**self._call)
+            notes = " ".join(handle.trace.notes)
+        if len(fittings) != 1 or not any(fittings[0].found):
+            raise ValueError(f"calibrate: no evaluation of this call could be fitted. {notes}".rstrip())
+        return plain.replace(forecast_fit=tuple(fittings[0].found))
+
+
+def _check(config: RASConfig) -> None:
     if not config.has_savings or config.rules == "reference":
         raise ValueError("calibrate: got a config without steps that leave tokens out; there is nothing to fit.")
-    if not is_euler(pipe.scheduler):
-        raise ValueError(
-            f"calibrate: got {type(pipe.scheduler).__name__}; allowed: FlowMatchEulerDiscreteScheduler, whose steps "
-            "show what noise would have led where."
-        )
-    if "latents" not in call:
-        call = {"generator": torch.Generator().manual_seed(0), **call}
-    given = call.get("generator")
-    generators = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
-    states = [generator.get_state() for generator in generators]
-    plain = config.replace(forecast_fit=())
-    targets: list[torch.Tensor] = []
-    with accelerate(pipe, plain.dense):
-        recording = PatchedMethod(pipe.scheduler, "step", lambda step: _recorded(step, targets))
-        try:
-            pipe(**{**call, "output_type": "latent"})
-        finally:
-            recording.release()
-    for generator, state in zip(generators, states, strict=True):
-        generator.set_state(state)
-    fittings: list[Fitting] = []
-
-    def fitting(grid: TokenGrid, sigmas: list[float]) -> FittedForecast:
-        fittings.append(Fitting(targets, grid, sigmas))
-        return fittings[-1]
-
-    with accelerate(pipe, plain) as handle:
-        handle._session.fitting = fitting
-        pipe(**{**call, "output_type": "latent"})
-        notes = " ".join(handle.trace.notes)
-    if len(fittings) != 1 or not any(fittings[0].found):
-        raise ValueError(f"calibrate: no evaluation of this call could be fitted. {notes}".rstrip())
-    return plain.replace(forecast_fit=tuple(fittings[0].found))
 
 
 def _recorded(step: Callable[..., Any], targets: list[torch.Tensor]) -> Callable[..., Any]:
