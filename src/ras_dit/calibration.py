@@ -42,7 +42,7 @@ def calibrate(pipe: Any, config: RASConfig, **call: Any) -> RASConfig:
         ValueError: nothing is left out by this config, RAS is enabled, another scheduler, or latents that hold more
             than the tokens of a picture or video.
     """
-    _check(config)
+    check_fittable(config)
     return DenseRun(pipe, config.solver_order, **call).fit(config)
 
 
@@ -81,7 +81,7 @@ class DenseRun:
 
     def fit(self, config: RASConfig) -> RASConfig:
         """A config with its forecast fitted to this run; errors as of `calibrate`."""
-        _check(config)
+        check_fittable(config)
         if config.solver_order != self._order:
             raise ValueError(f"fit: got solver_order={config.solver_order}; allowed: {self._order}, that of this run.")
         for generator, state in zip(self._generators, self._states, strict=True):
@@ -102,7 +102,8 @@ class DenseRun:
         return plain.replace(forecast_fit=tuple(fittings[0].found))
 
 
-def _check(config: RASConfig) -> None:
+def check_fittable(config: RASConfig) -> None:
+    """Refuse a config that leaves no token out, or is the authors'."""
     if not config.has_savings or config.rules == "reference":
         raise ValueError("calibrate: got a config without steps that leave tokens out; there is nothing to fit.")
 

@@ -141,16 +141,13 @@ def _check_step_ratios(config: RASConfig) -> None:
 
 
 def _check_fit(config: RASConfig) -> None:
-    """Four finite numbers per evaluation."""
-    fit, num_steps = config.forecast_fit, len(config.step_ratios)
+    """Four finite numbers per evaluation (of the run it was fitted to, to which step_ratios stretch or shrink)."""
+    fit = config.forecast_fit
     for value in fit:
         if not _is_number(value) or not math.isfinite(value):
-            raise ValueError(
-                f"forecast_fit: got {value!r}; allowed: finite numbers, as `ras_dit.calibrate` gives them."
-            )
-    if len(fit) % 4 or (fit and num_steps and len(fit) != 4 * num_steps):
-        allowed = f"{4 * num_steps}, 4 for every one of step_ratios" if num_steps else "4 for every evaluation"
-        raise ValueError(f"forecast_fit: got {len(fit)} numbers; allowed: {allowed}. Use `ras_dit.calibrate`.")
+            raise ValueError(f"forecast_fit: got {value!r}; allowed: finite numbers. Use `ras_dit.calibrate`.")
+    if len(fit) % 4:
+        raise ValueError(f"forecast_fit: got {len(fit)} numbers; allowed: 4 per evaluation. Use `ras_dit.calibrate`.")
 
 
 def _refuse_changed(config: RASConfig, names: tuple[str, ...], why: str) -> None:

@@ -109,6 +109,23 @@ def test_compare(ras_dit: Run, model: str, tmp_path: Path) -> None:
     assert record["ssim"] == pytest.approx(1)
 
 
+@pytest.mark.parametrize("ending", ["json", "yaml"])
+def test_calibrate(ras_dit: Run, model: str, tmp_path: Path, ending: str) -> None:
+    prompts, config = tmp_path / "prompts.txt", tmp_path / f"fitted.{ending}"
+    prompts.write_text("a fox\na cat\n")
+    sizes = ("--steps", 12, "--height", 64, "--width", 64)
+    call = ("calibrate", "-m", model, "--prompts-file", prompts, "--preset", "fast", "-o", config, *sizes)
+    code, out, _ = ras_dit(*call)
+    assert code == 0
+    assert f"Fitted to 2 pictures of 12 steps. Wrote {config}" in out
+    fitted = RASConfig.load(config)
+    assert fitted.replace(forecast_fit=()) == PRESETS["fast"]
+    assert len(fitted.forecast_fit) == 4 * 12
+    code, _, err = ras_dit("generate", "an owl", "-m", model, *sizes, "--config", config, "-o", tmp_path / "pictures")
+    assert code == 0, err
+    assert "forecast_fit" not in err
+
+
 def test_demo(ras_dit: Run, model: str, tmp_path: Path) -> None:
     sheet = tmp_path / "demo.png"
     code, out, _ = ras_dit("demo", "-m", model, "--steps", 6, "--num-prompts", 2, "-o", sheet)

@@ -41,6 +41,10 @@ Run = Callable[..., tuple[int, str, str]]
         (("arena", "--suites", "fast"), "suite: got 'fast'; allowed: all, dense"),
         (("arena", "--pictures", "0"), "--pictures: got 0"),
         (("arena", "--model", "somebody/model"), "--prompts-file: got none"),
+        (("calibrate", "--output", "fitted.txt"), "--output: got 'fitted.txt'"),
+        (("calibrate", "--pictures", "0"), "--pictures: got 0"),
+        (("calibrate", "--sample-ratio", "1"), "there is nothing to fit"),
+        (("calibrate", "--model", "somebody/model"), "--prompts-file: got none"),
         (("paint",), "paint"),
     ],
 )

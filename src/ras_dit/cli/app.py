@@ -12,6 +12,7 @@ from rich.console import Console
 
 from ras_dit.cli.arena import arena
 from ras_dit.cli.bench import bench
+from ras_dit.cli.calibrate import calibrate
 from ras_dit.cli.compare import compare
 from ras_dit.cli.demo import demo
 from ras_dit.cli.generate import generate
@@ -47,7 +48,7 @@ def build_app() -> typer.Typer:
     app = typer.Typer(
         name="ras-dit", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, callback=_options
     )
-    for command in (demo, generate, compare, arena, bench, tune, plan, models, presets):
+    for command in (demo, generate, compare, arena, bench, calibrate, tune, plan, models, presets):
         app.command()(command)
     app.add_typer(study_app())
     return app

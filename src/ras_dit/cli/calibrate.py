@@ -1,0 +1,75 @@
+"""`ras-dit calibrate`: fit a config's forecast to dense runs of a pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ras_dit.cli import options
+from ras_dit.config import RASConfig
+
+FIRST_SEED = 9000
+"""Far from the seeds of the arena and of tuning, whose pictures are to judge by."""
+
+
+@options.with_config
+def calibrate(
+    config: RASConfig,
+    model: options.Model = "embedded",
+    output: Annotated[Path, typer.Option("--output", "-o", help="The config to write: .json or .yaml.")] = Path(
+        "outputs/calibrated.json"
+    ),
+    pictures: Annotated[int, typer.Option(help="How many, with the embedded model's own prompts, in one call.")] = 8,
+    prompts_file: Annotated[
+        Path | None, typer.Option(help="Prompts for other models, all in one call: .txt (one a line) or .jsonl.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", "-s", help="Of the first picture; the others count on.")] = FIRST_SEED,
+    steps: options.Steps = 28,
+    guidance: options.Guidance = None,
+    height: options.Height = None,
+    width: options.Width = None,
+    dtype: options.DType = "auto",
+    device: options.Device = "auto",
+) -> None:
+    """Fit the forecast of a preset or config to dense runs of a model, and write it as a config.
+
+    Paints some pictures twice, dense and by the config. The result is for this model, plan, number of steps and
+    guidance: `ras-dit generate --config outputs/calibrated.json`.
+    """
+    import warnings
+
+    import torch
+    from rich.console import Console
+
+    from ras_dit.calibration import DenseRun, check_fittable
+    from ras_dit.cli.pipelines import EMBEDDED, Picture, call_arguments, load_pipeline, resolved
+    from ras_dit.cli.progress import runs_progress
+    from ras_dit.cli.scenes import read_scenes
+    from ras_dit.files import save_text
+    from ras_dit.session import SmallGainWarning
+
+    warnings.simplefilter("ignore", SmallGainWarning)  # `ras-dit plan` is there to ask for it
+    if output.suffix not in (".json", ".yaml", ".yml"):
+        raise ValueError(f"--output: got {str(output)!r}; allowed: a name ending in .json, .yaml or .yml.")
+    if pictures < 1:
+        raise ValueError(f"--pictures: got {pictures}; allowed: at least 1.")
+    check_fittable(config)
+    scenes = read_scenes(prompts_file, pictures, is_embedded=model in EMBEDDED)
+    pipe = load_pipeline(model, dtype, device)
+    picture = resolved(pipe, model, Picture(scenes[0].prompt, seed, steps, guidance, height, width))
+    call = {
+        **call_arguments(pipe, picture),
+        "prompt": [scene.prompt for scene in scenes],
+        "generator": [torch.Generator().manual_seed(seed + index) for index in range(len(scenes))],
+        "num_inference_steps": steps,
+    }
+    with runs_progress("fitting", 2) as advance:
+        dense = DenseRun(pipe, config.solver_order, **call)
+        advance()
+        fitted = dense.fit(config)
+        advance()
+    save_text(fitted.to_json() if output.suffix == ".json" else fitted.to_yaml(), output)
+    console = Console()
+    console.print(f"Fitted to {len(scenes)} pictures of {steps} steps. Wrote {output}", markup=False, soft_wrap=True)
