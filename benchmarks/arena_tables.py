@@ -264,3 +264,33 @@ def lengths_block() -> str:
             )
         lines.append("")
     return "\n".join(lines)
+
+
+def fitted_block() -> str:
+    """What fitting a forecast to dense runs is worth."""
+    if not (record.RESULTS / "calibration_embedded.json").is_file():
+        return "Not run yet.\n"
+    result = record.read("calibration_embedded")
+    by_name = {row["name"]: row for row in result["rows"]}
+    lines = [
+        f"Fitted to {result['fit_pictures']} pictures, judged by {result['num_pictures']} others; converged run of "
+        f"{converged_steps(result)} steps; differences picture by picture with 95 % bootstrap intervals. "
+        f"({record.origin(result)})",
+        "",
+        "| fitted | T | time | PSNR to converged | PSNR to dense | against | to converged, difference in dB "
+        "| to dense |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for pair in result["paired"]:
+        row, name = by_name[pair["ours"]], pair["ours"].removesuffix(", fitted")
+        own = [name, f"{row['token_steps']:.2f}", f"{row['time_share']:.2f}"]
+        own += [_interval(row, "psnr_converged", 1), _interval(row, "psnr_dense", 1)]
+        is_itself = pair["other"] == name
+        cells = [
+            *(own if is_itself else [""] * len(own)),
+            "without the fit" if is_itself else pair["other"],
+            _difference(pair["psnr_converged"]),
+            _difference(pair["psnr_dense"]),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])

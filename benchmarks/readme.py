@@ -85,6 +85,7 @@ def main() -> None:
             **arena_tables.quality_blocks(arena),
             **arena_tables.large_blocks(),
             "lengths": arena_tables.lengths_block(),
+            "fitted": arena_tables.fitted_block(),
             "dynamics": arena_tables.dynamics_table(),
             "inpainting": arena_tables.inpainting_table(),
         },

@@ -10,6 +10,7 @@ import torch
 from diffusers import UniPCMultistepScheduler
 
 import ras_dit
+from families import one_case_per_class
 from ras_dit import RASConfig
 from ras_dit.fitted import FittedForecast
 from ras_dit.geometry import TokenGrid
@@ -70,6 +71,44 @@ def test_a_fit_brings_the_pictures_nearer_to_those_of_the_dense_run(config: RASC
     assert [not any(share) for share in shares] == is_dense
     assert fitted.replace(forecast_fit=()) == config
     assert distance(pipe, fitted, dense) < 0.9 * distance(pipe, config, dense)
+
+
+MIXED = RASConfig(step_ratios=(1, 1, 0.25, 1, 0, 0.5, 1, 0), forecast_order=1)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "FluxTransformer2DModel",
+        "HunyuanVideo15Transformer3DModel",
+        "LTXVideoTransformer3DModel",
+        "LTX2VideoTransformer3DModel",  # copies its scheduler, for sound
+        "LuminaNextDiT2DModel",
+        "OmniGenTransformer2DModel",
+    ],
+)
+def test_latents_in_any_form(name: str) -> None:
+    case = dict(one_case_per_class())[name]
+    pipe, call = case.build(), {**case.call(batch=1, height=6, width=8), "num_inference_steps": STEPS}
+
+    def painted(config: RASConfig | None = None) -> torch.Tensor:
+        torch.manual_seed(0)
+        if config is None:
+            return case.output(pipe(**call))
+        with ras_dit.accelerate(pipe, config):
+            return case.output(pipe(**call))
+
+    dense, plain = painted(), painted(MIXED)
+    torch.manual_seed(0)
+    fitted = painted(ras_dit.calibrate(pipe, MIXED, **call))
+    assert (fitted - dense).norm() < 0.9 * (plain - dense).norm()
+
+
+def test_latents_that_hold_more_than_the_tokens_are_refused() -> None:
+    case = dict(one_case_per_class())["JoyImageEditPlusTransformer3DModel"]
+    call = {**case.call(batch=1, height=6, width=8), "num_inference_steps": STEPS}
+    with pytest.raises(ValueError, match="Its latents hold more than the tokens of a picture or video"):
+        ras_dit.calibrate(case.build(), MIXED, **call)
 
 
 def test_computed_tokens_keep_their_noise_and_zeros_change_nothing() -> None:

@@ -98,6 +98,7 @@ configs = st.builds(
     score_filter=st.sampled_from([None, "blur", "dilate"]),
     anchor_stride=st.one_of(st.none(), st.integers(2, 9)),
     neighbor_update=st.floats(0, 1),
+    forecast_fit=st.sampled_from([(), (0.5, -0.1, 0.0, 1e-6)]),
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from ras_dit.engine import accelerate
 from ras_dit.fitted import NUM_TERMS, FittedForecast
 from ras_dit.geometry import TokenGrid
 from ras_dit.schedule import is_euler
-from ras_dit.seams import PatchedMethod
 
 RIDGE = 1e-4
 """Of the mean squared term: keeps terms that are nearly the same from large shares of opposite signs."""
@@ -72,12 +71,18 @@ class DenseRun:
         self._generators = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
         self._states = [generator.get_state() for generator in self._generators]
         self._targets: list[torch.Tensor] = []
-        with accelerate(pipe, RASConfig(sample_ratio=1.0, solver_order=solver_order)):
-            recording = PatchedMethod(pipe.scheduler, "step", lambda step: _recorded(step, self._targets))
-            try:
-                pipe(**self._call)
-            finally:
-                recording.release()
+        recordings: list[Recording] = []
+
+        def record(grid: TokenGrid, sigmas: list[float]) -> FittedForecast:
+            recordings.append(Recording(grid, sigmas))
+            return recordings[-1]
+
+        with accelerate(pipe, RASConfig(sample_ratio=1.0, solver_order=solver_order)) as handle:
+            handle._session.fitting = record
+            pipe(**self._call)
+        if len(recordings) != 1:
+            raise ValueError(f"calibrate: got a call of {len(recordings)} runs in a row; allowed: a single one.")
+        self._targets = recordings[0].targets
 
     def fit(self, config: RASConfig) -> RASConfig:
         """A config with its forecast fitted to this run; errors as of `calibrate`."""
@@ -98,7 +103,8 @@ class DenseRun:
             self._pipe(**self._call)
             notes = " ".join(handle.trace.notes)
         if len(fittings) != 1 or not any(fittings[0].found):
-            raise ValueError(f"calibrate: no evaluation of this call could be fitted. {notes}".rstrip())
+            why = notes or "Its latents hold more than the tokens of a picture or video."
+            raise ValueError(f"calibrate: no evaluation of this call could be fitted. {why}")
         return plain.replace(forecast_fit=tuple(fittings[0].found))
 
 
@@ -108,13 +114,20 @@ def check_fittable(config: RASConfig) -> None:
         raise ValueError("calibrate: got a config without steps that leave tokens out; there is nothing to fit.")
 
 
-def _recorded(step: Callable[..., Any], targets: list[torch.Tensor]) -> Callable[..., Any]:
-    def recorded(*args: Any, **kwargs: Any) -> Any:
-        result = step(*args, **kwargs)
-        targets.append(result[0].detach().float())
-        return result
+class Recording(FittedForecast):
+    """Leaves all noise as it is, and keeps the latents that Euler's steps make of it."""
 
-    return recorded
+    def __init__(self, grid: TokenGrid, sigmas: Sequence[float]) -> None:
+        super().__init__((), grid, sigmas)
+        self.targets: list[torch.Tensor] = []
+
+    def adjusted(
+        self, index: int, model_output: torch.Tensor, sample: torch.Tensor, active: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The noise itself."""
+        length = self.sigmas[index + 1] - self.sigmas[index]
+        self.targets.append(sample.float() + length * model_output.float())
+        return model_output
 
 
 class Fitting(FittedForecast):
