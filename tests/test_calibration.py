@@ -12,6 +12,7 @@ from diffusers import UniPCMultistepScheduler
 import ras_dit
 from families import one_case_per_class
 from ras_dit import RASConfig
+from ras_dit.calibration import least_error
 from ras_dit.fitted import FittedForecast
 from ras_dit.geometry import TokenGrid
 from tiny import inputs, run, tiny_pipeline
@@ -71,6 +72,20 @@ def test_a_fit_brings_the_pictures_nearer_to_those_of_the_dense_run(config: RASC
     assert [not any(share) for share in shares] == is_dense
     assert fitted.replace(forecast_fit=()) == config
     assert distance(pipe, fitted, dense) < 0.9 * distance(pipe, config, dense)
+
+
+def test_every_picture_counts_alike() -> None:
+    """One picture with errors a hundred times as large does not decide for three others."""
+    generator = torch.Generator().manual_seed(0)
+    terms = torch.randn(4, 2, 500, generator=generator, dtype=torch.float64)
+    truth = torch.tensor([[0.5, -1.0]] * 3 + [[3.0, 3.0]], dtype=torch.float64)
+    noise = torch.randn(4, 500, generator=generator, dtype=torch.float64)
+    wanted = (truth[..., None] * terms).sum(1) + 0.1 * noise
+    wanted[3] += 10 * noise[3]
+    assert least_error(terms, wanted).tolist() == pytest.approx([0.5, -1.0], abs=0.05)
+    together = torch.linalg.lstsq(terms.mT.reshape(-1, 2), wanted.reshape(-1, 1)).solution[:, 0]
+    assert float((together - truth[0]).norm()) > 0.5, "plain least squares does let it"
+    assert least_error(terms, torch.zeros(4, 500, dtype=torch.float64)).tolist() == [0, 0]
 
 
 MIXED = RASConfig(step_ratios=(1, 1, 0.25, 1, 0, 0.5, 1, 0), forecast_order=1)
