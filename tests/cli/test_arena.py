@@ -43,7 +43,7 @@ def test_metrics_of_other_networks(ras_dit: Run, model: str, tmp_path: Path, mon
     pytest.importorskip("torchmetrics")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setitem(SUITES, "dense", lambda: [Method("Euler, 6 steps", "dense", 6)])
+    monkeypatch.setitem(SUITES, "dense", lambda num_steps: [Method("Euler, 6 steps", "dense", 6)])
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a fox\na cat\na dog\nan owl\n")
     words = ("arena", "--model", model, "--prompts-file", str(prompts), "--suites", "dense", "--steps", "12")
