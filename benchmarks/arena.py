@@ -23,7 +23,6 @@ from ras_dit.arena.perceptual import Perceptual, Weights
 from ras_dit.arena.suites import NUM_STEPS
 from ras_dit.cli.scenes import read_scenes
 from ras_dit.embedded import EMBEDDED_SIZES, GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH
-from ras_dit.plan import build_plan
 
 IMAGE = Path(__file__).parent.parent / "docs" / "images" / "arena.png"
 
@@ -105,11 +104,11 @@ LARGE = (
 """Of the suites, what is painted at 256 x 256 if nothing else is chosen."""
 
 
-def length_methods(num_steps: int, num_tokens: int = 256) -> tuple[list[Method], list[tuple[str, str]]]:
+def length_methods(pipe: Any, num_steps: int) -> tuple[list[Method], list[tuple[str, str]]]:
     """The presets in a run of another length, dense solvers with no fewer steps, and the pairs to compare."""
     methods, pairs = [], []
     for name, config in ras_dit.PRESETS.items():
-        count = math.ceil(build_plan(config, num_steps, num_tokens).token_steps)
+        count = math.ceil(ras_dit.plan_for(pipe, config, num_steps).token_steps)
         preset = Method(f"preset {name}", "ras", num_steps, config=config)
         solvers = [
             Method(f"Euler, {count} steps", "dense", count),
@@ -161,7 +160,7 @@ def main() -> None:
     scenes = read_scenes(None, a.pictures, is_embedded=True)
     call = {"guidance_scale": GUIDANCE_SCALE, "max_sequence_length": MAX_SEQUENCE_LENGTH}
     if is_other_length:
-        methods, pairs = length_methods(a.steps, (a.size // 8) ** 2)
+        methods, pairs = length_methods(pipe, a.steps)
     else:
         methods, pairs = [*suite(a.suites), *memory_methods()], PAIRS
     if only := a.only or (LARGE if is_large and not is_other_length else ()):

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 import ras_dit
 from benchmarks import record
+from benchmarks.arena import paired
 from ras_dit.arena import Arena, Method, report, suite
-from ras_dit.arena.metrics import better_by
 from ras_dit.arena.suites import NUM_STEPS
 from ras_dit.calibration import DenseRun
 from ras_dit.cli.scenes import read_scenes
@@ -82,18 +82,9 @@ def main() -> None:
     with tqdm(total=arena.num_calls, desc="painting", unit="call") as bar:
         arena.run(pipe, bar.update)
     result: dict[str, Any] = report(arena)
-    per_picture = {row["name"]: row.pop("per_picture") for row in result["rows"]}
-    result["paired"] = [
-        {
-            "ours": ours,
-            "other": other,
-            **{
-                metric: [round(x, 3) for x in better_by(per_picture[ours][metric], per_picture[other][metric])]
-                for metric in ("psnr_converged", "psnr_dense")
-            },
-        }
-        for ours, other in pairs([method.name for method in plain])
-    ]
+    result["paired"] = paired(result["rows"], pairs([method.name for method in plain]))
+    for row in result["rows"]:
+        row.pop("per_picture")  # they are in the folder's results.json
     result["fit_pictures"] = a.fit_pictures
     print("wrote", record.write("calibration_embedded", {**record.environment(), **result}).name)
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UniPCMultistepScheduler
+from diffusers import StableDiffusion3Pipeline, UniPCMultistepScheduler
 
 import ras_dit
 from families import one_case_per_class
 from ras_dit import RASConfig
-from ras_dit.calibration import least_error
+from ras_dit.calibration import DenseRun, least_error
 from ras_dit.fitted import FittedForecast
 from ras_dit.geometry import TokenGrid
 from tiny import inputs, run, tiny_pipeline
@@ -187,6 +187,14 @@ def test_a_pipeline_is_as_before(tmp_path: Path) -> None:
     assert fitted.replace(forecast_damping=0.1).forecast_fit == fitted.forecast_fit
 
 
+class Twice(StableDiffusion3Pipeline):
+    """Samples twice in one call."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        super().__call__(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
+
+
 def test_what_cannot_be_fitted_is_refused() -> None:
     pipe = tiny_pipeline()
     with pytest.raises(ValueError, match="there is nothing to fit"):
@@ -198,6 +206,10 @@ def test_what_cannot_be_fitted_is_refused() -> None:
         pytest.warns(ras_dit.RASWarning, match="all of them dense by the plan"),
     ):
         ras_dit.calibrate(pipe, SKIPS, **inputs(num_inference_steps=1))
+    with pytest.raises(ValueError, match="got a call of 2 runs in a row; allowed: a single one"):
+        ras_dit.calibrate(tiny_pipeline(pipeline=Twice), SKIPS, **inputs())
+    with pytest.raises(ValueError, match="got solver_order=2; allowed: 1, that of this run"):
+        DenseRun(pipe, **inputs()).fit(SKIPS.replace(solver_order=2))
     pipe.scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
     with pytest.raises(ValueError, match="got UniPCMultistepScheduler; allowed: FlowMatchEuler"):
         ras_dit.calibrate(pipe, SKIPS, **inputs())

@@ -57,8 +57,8 @@ _HOMES = {
     "engine": ("Handle", "Summary", "accelerate", "disable", "enable", "plan_for"),
     "gain": ("DeviceRates",),
     "geometry": ("TokenGrid",),
-    "presets": ("PRESETS",),
     "plan": ("Cost", "Plan", "StepPlan", "Work", "build_plan"),
+    "presets": ("PRESETS",),
     "session": ("RASWarning", "SmallGainWarning"),
     "trace": ("StepTrace", "Trace"),
 }

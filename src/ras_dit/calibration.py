@@ -72,7 +72,6 @@ class DenseRun:
         given = call.get("generator")
         self._generators = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
         self._states = [generator.get_state() for generator in self._generators]
-        self._targets: list[torch.Tensor] = []
         recordings: list[Recording] = []
 
         def record(grid: TokenGrid, sigmas: list[float]) -> FittedForecast:
@@ -146,14 +145,13 @@ class Fitting(FittedForecast):
         self.found = [0.0] * (NUM_TERMS * (len(sigmas) - 1))
         self._targets = targets
 
-    def _shares(self, index: int, latents: torch.Tensor, is_active: torch.Tensor) -> Sequence[float]:
-        target = self._targets[index]
-        target = self.grid.patchify(target[None] if target.ndim == 2 else target)
+    def _shares(self, index: int, terms: Sequence[torch.Tensor], is_active: torch.Tensor) -> Sequence[float]:
+        *_, last, latents = terms
         length = self.sigmas[index + 1] - self.sigmas[index]
-        wanted = (target - latents.float()) / length - self._history.values[0]
+        wanted = (self.grid.patchify(self._targets[index]) - latents) / length - last
         left_out = (~is_active)[..., None]
-        terms = torch.stack([(term * left_out).flatten(1) for term in self._terms(latents)], dim=1).cpu().double()
-        shares = least_error(terms, (wanted * left_out).flatten(1).cpu().double())
+        rows = torch.stack([(term * left_out).flatten(1) for term in terms], dim=1).cpu().double()
+        shares = least_error(rows, (wanted * left_out).flatten(1).cpu().double())
         found = [round(float(share), 6) for share in shares]
         self.found[NUM_TERMS * index : NUM_TERMS * (index + 1)] = found
         return found

@@ -71,8 +71,7 @@ class FittedForecast:
         Returns:
             The noise, same shape and dtype; the very tensor where nothing is to be done.
         """
-        is_row = model_output.ndim == 2  # rows of one video, without a batch dimension
-        tokens, latents = (self.grid.patchify(x[None] if is_row else x) for x in (model_output, sample))
+        tokens, latents = self.grid.patchify(model_output), self.grid.patchify(sample)
         if tokens.numel() != model_output.numel() or latents.shape != tokens.shape:
             return model_output  # frames or tokens beside the grid: not what was fitted
         if active is None:
@@ -81,22 +80,17 @@ class FittedForecast:
         if self._history.is_empty:
             return model_output
         is_active = membership(active.to(tokens.device), self.grid.num_tokens)
-        shares = self._shares(index, latents, is_active)
-        filled = None
+        terms = self._terms(latents)
+        shares = self._shares(index, terms, is_active)
         if any(shares):
-            filled = self._history.values[0] + sum(
-                share * term for share, term in zip(shares, self._terms(latents), strict=True)
-            )
+            filled = self._history.values[0] + sum(share * term for share, term in zip(shares, terms, strict=True))
             filled = torch.where(is_active[..., None], tokens, filled.to(tokens.dtype))
+            model_output = self.grid.unpatchify(filled, model_output.shape)
         self._history.record(tokens, self.sigmas[index], is_active)
-        if filled is None:
-            return model_output
-        return self.grid.unpatchify(filled, model_output[None].shape if is_row else model_output.shape).reshape(
-            model_output.shape
-        )
+        return model_output
 
-    def _shares(self, index: int, latents: torch.Tensor, is_active: torch.Tensor) -> Sequence[float]:
-        """Of the four terms in an evaluation; latents [B, N, D], computed tokens [B, N]."""
+    def _shares(self, index: int, terms: Sequence[torch.Tensor], is_active: torch.Tensor) -> Sequence[float]:
+        """Of the four terms in an evaluation, each [B, N, D]; computed tokens [B, N]."""
         return self.fit[NUM_TERMS * index : NUM_TERMS * (index + 1)]
 
     def _terms(self, latents: torch.Tensor) -> list[torch.Tensor]:

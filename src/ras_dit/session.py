@@ -246,7 +246,6 @@ class Session:
             self.note("reference_reuse: this call has no reference tokens, so it changes nothing.", is_warning=False)
         is_timed = token_plan.has_timestep_per_token(arguments, grid.num_tokens + num_extra)
         num_padding = token_plan.count_padding(transformer, arguments, grid)
-
         model = Model.of(transformer, len(token_plan.attention_modules(transformer)))
 
         def costed(plan: Plan) -> Plan:
@@ -264,8 +263,9 @@ class Session:
         chooser = TokenChooser(
             config, self.plan, grid, sigmas, self.note, num_first, token_plan.is_per_image, allowed, self._operations
         )
-        beside = (num_extra, self._memory, fitted)
-        self._generation = Generation(config, self.plan, grid, sigmas, self.note, chooser, *beside)
+        self._generation = Generation(
+            config, self.plan, grid, sigmas, self.note, chooser, num_extra, self._memory, fitted
+        )
         self.trace = self._generation.trace
         self.trace.notes.extend(notes)
 

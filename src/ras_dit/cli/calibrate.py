@@ -47,7 +47,6 @@ def calibrate(
     from ras_dit.cli.pipelines import EMBEDDED, Picture, call_arguments, load_pipeline, resolved
     from ras_dit.cli.progress import runs_progress
     from ras_dit.cli.scenes import read_scenes
-    from ras_dit.files import save_text
     from ras_dit.session import SmallGainWarning
 
     warnings.simplefilter("ignore", SmallGainWarning)  # `ras-dit plan` is there to ask for it
@@ -70,6 +69,7 @@ def calibrate(
         advance()
         fitted = dense.fit(config)
         advance()
-    save_text(fitted.to_json() if output.suffix == ".json" else fitted.to_yaml(), output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    fitted.save(output)
     console = Console()
     console.print(f"Fitted to {len(scenes)} pictures of {steps} steps. Wrote {output}", markup=False, soft_wrap=True)
