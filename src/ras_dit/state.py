@@ -291,8 +291,6 @@ class Generation:
         """Guided noise as the scheduler should get it; arguments as for `observe`."""
         if self._fitted is None or len(self.trace.steps) != self.index + 1:
             return model_output
-        if model_output.ndim == 2:  # rows of one video, without a batch dimension
-            return self.adjusted(model_output[None], sample[None])[0]
         return self._fitted.adjusted(self.index, model_output, sample, self.trace.steps[-1].active)
 
     def observe(self, model_output: torch.Tensor, sample: torch.Tensor) -> None:
