@@ -78,7 +78,7 @@ PAIRS = [
         **{
             f"RAS, T 6, order {order}": (
                 *("UniPC 2, 6 steps", "UniPC 2, 9 steps", "DPM-Solver++ 2M, 6 steps", "AB2, 6 steps", "Euler, 6 steps"),
-                *(f"skipping only, T 6, order {order}", "AB2 on those 6 steps"),
+                *(f"random, T 6, order {order}", f"skipping only, T 6, order {order}", "AB2 on those 6 steps"),
             )
             for order in (1, 2)
         },

@@ -61,9 +61,10 @@ def paper_methods(num_steps: int = NUM_STEPS) -> list[Method]:
 
 
 def baseline_methods(num_steps: int = NUM_STEPS) -> list[Method]:
-    """What a selection has to beat: random tokens and the oldest first, on the authors' dense steps."""
+    """What a selection has to beat: random tokens and the oldest first, on the authors' dense steps. Those alone are
+    six, so that at T = 6 of 28 there are random tokens on our own plan."""
     resets = tuple(sorted({scaled(at, num_steps) for at in (12, 20)} & set(range(num_steps))))
-    return [
+    found = [
         Method(
             f"{importance}, {ratio}",
             "baseline",
@@ -73,6 +74,11 @@ def baseline_methods(num_steps: int = NUM_STEPS) -> list[Method]:
         for importance in ("random", "round_robin")
         for ratio in (0.5, 0.25, 0.125)
     ]
+    for order in (1, 2):
+        config = GOALS[6.0].replace(importance="random", solver_order=order)
+        name = f"random, T {_budget(6.0, num_steps):g}, order {order}"
+        found.append(Method(name, "baseline", num_steps, config=config))
+    return found
 
 
 def cache_methods(num_steps: int = NUM_STEPS) -> list[Method]:
