@@ -67,11 +67,19 @@ def quality_blocks(result: dict[str, Any]) -> dict[str, str]:
     return {
         "arena": arena_origin(result) + "\n\n" + arena_table(others),
         "paired": paired_table(result["paired"]),
+        "random": random_block(),
         "failures": failures or "None.\n",
         "sensitivity": sensitivity_block(result) + more_pictures_block(),
         "ablation": arena_table(chosen(result, "ablation")),
         "memory": arena_table(chosen(result, "cache ")),
     }
+
+
+def random_block() -> str:
+    """Random tokens on our plan of T = 6, which were painted apart from the others."""
+    result = record.read("arena_embedded_t6")
+    rows = [row for row in result["rows"] if row["token_steps"] < 7]
+    return f"{arena_origin(result)}\n\n{arena_table(rows)}\n{paired_table(result['paired'])}"
 
 
 def large_blocks() -> dict[str, str]:
