@@ -21,7 +21,7 @@ def environment() -> dict[str, Any]:
     """Commit, date, hardware and versions."""
     return {
         "schema": SCHEMA,
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain", "src") else ""),
+        "commit": revision(RESULTS.parent.parent),
         "date": datetime.date.today().isoformat(),
         "hardware": {
             "processor": _processor(),
@@ -58,8 +58,14 @@ def origin(result: dict[str, Any]) -> str:
     return f"{where}; {software}; commit {result['commit']}, {result['date']}"
 
 
-def _git(*arguments: str) -> str:
-    run = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+def revision(root: Path) -> str:
+    """The commit of a working tree, with ``+changes`` if something under its ``src`` is not in it."""
+    has_changes = _git(root, "status", "--porcelain", "--", "src")
+    return _git(root, "rev-parse", "--short", "HEAD") + ("+changes" if has_changes else "")
+
+
+def _git(root: Path, *arguments: str) -> str:
+    run = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=root, check=False)
     return run.stdout.strip()
 
 
