@@ -8,10 +8,12 @@ import pytest
 import torch
 
 import ras_dit
-from ras_dit import RASConfig
+from families import one_case_per_class
+from ras_dit import RASConfig, attention
 from ras_dit.cache import KVCache, KVStorage
 from ras_dit.flops import keeping_layers
 from ras_dit.rows import RowIndex
+from ras_dit.state import Generation
 from tiny import inputs, run, tiny_pipeline
 
 REGION = RASConfig(sample_ratio=0.25, warmup_steps=2)
@@ -54,6 +56,74 @@ def test_the_plan_says_how_large_the_cache_is(options: dict[str, Any]) -> None:
     assert bool(seen[0]) == ("kv_forecast" in options)
     assert set(seen[1:-1]) == {rows * plan.cost.kv_cache_bytes}
     assert seen[-1] == 0
+
+
+def most_kept(monkeypatch: pytest.MonkeyPatch, handle: Any, pipe: Any, call: dict[str, Any]) -> tuple[int, int]:
+    """The most bytes that a run keeps between two evaluations, and the rows of the batch that they are of."""
+    seen: list[tuple[int, int]] = []
+    observe = Generation.observe
+
+    def observed(generation: Generation, *given: Any) -> None:
+        rows = sum(branch.num_rows for branch in generation._branches.values())
+        seen.append((kept_bytes(handle), rows))
+        observe(generation, *given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Generation, "observe", observed)
+        pipe(**call)
+    return max(seen)
+
+
+@pytest.mark.parametrize("name", sorted(one_case_per_class()))
+def test_no_model_keeps_more_than_the_plan_says_and_none_much_less(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    case = one_case_per_class()[name]
+    pipe = case.build()
+    with ras_dit.accelerate(pipe, RASConfig(sample_ratio=0.5, warmup_steps=2)) as handle:
+        kept, num_rows = most_kept(monkeypatch, handle, pipe, case.call())
+        cost = handle.latest_plan.cost
+    assert cost is not None
+    assert 0.9 <= kept / (num_rows * cost.kv_cache_bytes) <= 1
+
+
+@pytest.mark.parametrize("name", ["LuminaNextDiT2DModel", "Lumina2Transformer2DModel", "Krea2Transformer2DModel"])
+def test_of_keys_that_heads_of_queries_share_one_is_kept(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    case = one_case_per_class()[name]
+    config = RASConfig(sample_ratio=0.5, warmup_steps=2)
+    pipe = case.build()
+    with ras_dit.accelerate(pipe, config) as handle:
+        seams = [layer for layer, _ in handle._session._seams[pipe.transformer]._layers.values()]
+        assert {seam.heads_per_key for seam in seams} == {2}
+        result = case.output(pipe(**case.call()))
+    monkeypatch.setattr(attention.LayerSeam, "_own_heads", lambda self, query, key, value: (key, value))
+    pipe = case.build()
+    with ras_dit.accelerate(pipe, config) as handle:
+        whole = case.output(pipe(**case.call()))
+        kept, num_rows = most_kept(monkeypatch, handle, pipe, case.call())
+        cost = handle.latest_plan.cost
+    torch.testing.assert_close(result, whole, rtol=1e-5, atol=1e-5)
+    assert cost is not None
+    assert kept > 1.8 * num_rows * cost.kv_cache_bytes
+
+
+@pytest.mark.parametrize("shape", [None, (5, 11), (2, 1, 1, 11), (2, 6, 5, 11), (2, 6, 1, 11), (2, 1, 5, 11)])
+@pytest.mark.parametrize("is_additive", [False, True])
+def test_grouped_attention_is_attention_with_repeated_keys(shape: tuple[int, ...] | None, is_additive: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*size: int) -> torch.Tensor:
+        return torch.randn(size, generator=generator, dtype=torch.float64)
+
+    query, key, value = normal(2, 6, 5, 8), normal(2, 2, 11, 8), normal(2, 2, 11, 4)
+    masks: list[torch.Tensor | None] = [None]
+    if shape is not None:
+        mask = torch.rand(shape, generator=generator) > 0.3
+        masks = [torch.where(mask, normal(*shape), -torch.inf) if is_additive else mask]
+        if len(shape) == 4:
+            masks.append(masks[0][:, :1].expand(-1, 6, -1, -1))  # as Lumina-Next gives it
+    for mask in masks:
+        repeated = (tensor.repeat_interleave(3, dim=1) for tensor in (key, value))
+        expected = torch.nn.functional.scaled_dot_product_attention(query, *repeated, mask, scale=0.4)
+        torch.testing.assert_close(attention.grouped_attention(query, key, value, mask, scale=0.4), expected)
 
 
 def test_eight_bit_caches_stay_close_and_other_devices_exact() -> None:

@@ -36,10 +36,12 @@ class LayerSeam:
 
     Args:
         mask_query: see `TokenPlan`.
+        heads_per_key: how often the module repeats every head of keys and values: one of each is kept.
     """
 
-    def __init__(self, mask_query: int | None = None) -> None:
+    def __init__(self, mask_query: int | None = None, heads_per_key: int = 1) -> None:
         self.mask_query = mask_query
+        self.heads_per_key = heads_per_key
         self.likes: list[tuple[Like, Like] | None] = []
         self.clear()
 
@@ -86,9 +88,11 @@ class LayerSeam:
                 self.calls.append(KVCache(key, value, attn_mask, scale, KVStorage(keeps=False)))
             return functional.scaled_dot_product_attention(query, key, value)
         if self.kind == "measure":
-            self.likes.append(None if is_causal else (Like.of(key), Like.of(value)))
+            own_key, own_value = self._own_heads(query, key, value)
+            self.likes.append(None if is_causal else (Like.of(own_key), Like.of(own_value)))
         elif self.kind == "capture":
-            self.calls.append(self._captured(position, key, value, attn_mask, scale, is_causal))
+            own_key, own_value = self._own_heads(query, key, value)
+            self.calls.append(self._captured(position, own_key, own_value, attn_mask, scale, is_causal))
         else:
             if position >= len(self.calls):
                 raise UnsupportedAttentionError(
@@ -102,7 +106,7 @@ class LayerSeam:
                     "attention: got causal attention over image tokens; RAS cannot merge that."
                 )
             if num_missing == self.num_dropped:
-                key, value = cached.merge(key, value)
+                key, value = cached.merge(*self._own_heads(query, key, value))
                 attn_mask = cached.mask_for(attn_mask)
                 scale = cached.scale if cached.keeps else scale
             elif num_missing:  # none missing: keys of an image prompt, for instance, with no token of the grid
@@ -110,9 +114,19 @@ class LayerSeam:
                     f"attention: {num_missing} keys fewer than in the last dense step, expected {self.num_dropped}; "
                     "RAS needs text and adapters of the same length through a whole run."
                 )
+        if self.heads_per_key > 1 and key.shape[1] != query.shape[1]:
+            return grouped_attention(query, key, value, attn_mask, dropout_p, scale)
         return functional.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
+
+    def _own_heads(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values without what the module repeated for the queries that share them."""
+        if self.heads_per_key == 1 or key.shape[1] != query.shape[1]:
+            return key, value
+        return key[:, :: self.heads_per_key], value[:, :: self.heads_per_key]
 
     def _captured(
         self,
@@ -139,6 +153,50 @@ class LayerSeam:
         if mask is None or self.mask_query is None:
             return mask
         return mask[..., self.mask_query, :].unsqueeze(-2).clone()
+
+
+def grouped_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """Scaled dot-product attention where neighbouring heads of queries share one head of keys.
+
+    The queries that share one are laid end to end, as if they were more tokens: any kernel takes that, reads every key
+    once, and needs no repetition of it. (PyTorch's ``enable_gqa`` repeats keys where its kernel does not know groups.)
+
+    Args:
+        query: [R, H, P, d].
+        key: [R, H / n, L, d].
+        value: likewise.
+        mask: broadcasts to [R, H, P, L], as in torch.
+        dropout_p: as in torch.
+        scale: as in torch.
+
+    Returns:
+        [R, H, P, d].
+    """
+    num_rows, num_heads, count, width = query.shape
+    repeats = num_heads // key.shape[1]
+    laid_out = query.reshape(num_rows, key.shape[1], repeats * count, width)
+    mask = _end_to_end(mask, repeats, count)
+    output = functional.scaled_dot_product_attention(laid_out, key, value, mask, dropout_p, scale=scale)
+    return output.reshape(num_rows, num_heads, count, value.shape[-1])
+
+
+def _end_to_end(mask: torch.Tensor | None, repeats: int, count: int) -> torch.Tensor | None:
+    """A mask for the queries of so many heads each end to end."""
+    if mask is None:
+        return None
+    num_heads = mask.shape[-3] if mask.ndim > 2 else 1
+    if num_heads > 1 and mask.stride(-3):
+        whole = mask.expand(*mask.shape[:-2], count, mask.shape[-1])
+        return whole.reshape(*mask.shape[:-3], num_heads // repeats, repeats * count, mask.shape[-1])
+    mask = mask[..., :1, :, :] if num_heads > 1 else mask  # alike for all heads
+    return mask if mask.shape[-2] == 1 else mask.repeat(*[1] * (mask.ndim - 2), repeats, 1)
 
 
 def _skips_scores() -> bool:

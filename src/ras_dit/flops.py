@@ -10,6 +10,7 @@ from torch import nn
 
 from ras_dit.config import RASConfig
 from ras_dit.models import TokenPlan
+from ras_dit.models.plan import heads_per_key
 from ras_dit.plan import Cost, Plan, Work
 
 
@@ -170,5 +171,5 @@ def plan_cost(
         modules = token_plan.attention_modules(transformer).values()
         for (module, stream), keeps in zip(modules, keeping_layers(config.kv_cache_layers, len(modules)), strict=True):
             length = _sequence_length(stream, num_tokens + num_extra, num_text)
-            cache += copies * _width(module) * length * element * keeps
+            cache += copies * (_width(module) // heads_per_key(module)) * length * element * keeps
     return Cost(by_count[num_tokens].flops, total, cache, by_count)

@@ -71,7 +71,7 @@ class TokenSeams:
                     hook = functools.partial(self._make_whole, argument, inspect.signature(type(module).forward))
                     self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         for name, (module, stream) in plan.attention_modules(self.root).items():
-            self._layers[name] = (LayerSeam(plan.mask_query), stream)
+            self._layers[name] = (LayerSeam(plan.mask_query, plan.heads_per_key(module)), stream)
             seam = functools.partial(attention_seam, self._layers[name][0], name, module)
             self._patches.append(PatchedMethod(module, "forward", seam))
 

@@ -31,6 +31,7 @@ KREA2 = TokenPlan(
     scheduler_timestep=lambda timestep: timestep * 1000,
     count_others=lambda transformer, arguments, grid: arguments["encoder_hidden_states"].shape[1],
     text_rows={"encoder_hidden_states": 1, "encoder_attention_mask": None},
+    repeats_keys=True,
     linears={
         "transformer_blocks.*": "joint",
         "img_in": "image",

@@ -15,6 +15,7 @@ LUMINA_NEXT = TokenPlan(
     scatter="norm_out",
     attention={"layers.*.attn1": "image"},
     grid=picture_grid,
+    repeats_keys=True,
     linears={
         "*.norm1.*": "row",
         "layers.*.attn2.to_k": "text",
@@ -26,5 +27,4 @@ LUMINA_NEXT = TokenPlan(
     },
     cross_attention=("layers.*.attn2",),
     scheduler_timestep=lambda timestep: (1 - timestep) * 1000,
-    caveats=("Grouped queries: diffusers repeats keys and values before attention, and the cache holds them so.",),
 )

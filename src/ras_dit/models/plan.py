@@ -67,6 +67,8 @@ class TokenPlan:
         can_drop_text: whether a transformer of this class can, where only some of them can.
         reuses_references: region steps can do without computing reference tokens (`RASConfig.reference_reuse`): they
             are the same in every step, and nobody reads their noise.
+        repeats_keys: where several heads of queries share one of keys, attention gets every key and value head as many
+            times, one beside the other: one of each is kept.
         num_registers: tokens of the model's own that stand with the text.
         count_others: how many tokens stand beside the image tokens, where that is more than text and registers
             (padding): (transformer, arguments, grid) -> int.
@@ -108,6 +110,7 @@ class TokenPlan:
     min_text: int = 0
     can_drop_text: Callable[[Any], bool] = lambda transformer: True
     reuses_references: bool = False
+    repeats_keys: bool = False
     num_registers: int = 0
     count_others: Callable[[Any, Arguments, TokenGrid], int] | None = None
     count_padding: Callable[[Any, Arguments, TokenGrid], int] = lambda transformer, arguments, grid: 0
@@ -160,6 +163,10 @@ class TokenPlan:
         """Whether region steps of a transformer can do without computing text (`RASConfig.text_reuse`)."""
         return self.text_rows is not None and self.can_drop_text(transformer)
 
+    def heads_per_key(self, attention: torch.nn.Module) -> int:
+        """How often an attention module repeats every head of keys and values; 1 where it does not."""
+        return heads_per_key(attention) if self.repeats_keys else 1
+
     @property
     def is_per_image(self) -> bool:
         """Whether the images of a batch can have active sets of their own."""
@@ -198,6 +205,15 @@ class TokenPlan:
             for name, module in transformer.named_modules()
             if matches(name, pattern)
         ]
+
+
+def heads_per_key(attention: torch.nn.Module) -> int:
+    """Heads of queries that share one head of keys (grouped queries), by the sizes of the projections; 1 if every one
+    has its own, or the module has no projections by the names that diffusers gives them."""
+    query, key = (getattr(getattr(attention, name, None), "out_features", None) for name in ("to_q", "to_k"))
+    if not isinstance(query, int) or not isinstance(key, int) or not key or query % key:
+        return 1
+    return query // key
 
 
 def matches(name: str, pattern: str) -> bool:
