@@ -21,8 +21,8 @@ from families import all_cases, one_case_per_class
 from families.case import FamilyCase
 from ras_dit import RASConfig
 from ras_dit.models import TOKEN_PLANS, token_plan_of
+from ras_dit.pipeline import transformers_of
 from ras_dit.seams import PatchedMethod
-from ras_dit.session import transformers_of
 
 REGION = RASConfig(sample_ratio=0.25, warmup_steps=2)
 CASES = {case.name: case for case in all_cases()}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusion3InpaintPipeline
+from diffusers import StableDiffusion3InpaintPipeline, StableDiffusion3Pipeline
 from PIL import Image
 
 import ras_dit
@@ -129,6 +129,19 @@ def test_the_inpainting_mask_is_picked_up_on_request() -> None:
     for step in handle.trace.steps[2:]:
         assert step.active is not None
         assert inside[step.active].all()
+
+
+def test_an_inpainting_mask_serves_one_call() -> None:
+    pipe, call = inpainting()
+    plain = StableDiffusion3Pipeline(**pipe.components)
+    plain.set_progress_bar_config(disable=True)
+    config = RASConfig(sample_ratio=0.2, warmup_steps=2, region_of_interest="inpaint")
+    without = {**inputs(), "latents": None, "height": 64, "width": 16}  # the mask would not fit
+    with ras_dit.accelerate(pipe, config) as handle:
+        run(pipe, **call, generator=torch.Generator().manual_seed(0))
+        with pytest.warns(ras_dit.RASWarning, match="no inpainting mask"):
+            run(plain, **without, generator=torch.Generator().manual_seed(0))
+        assert "no inpainting mask" in " ".join(handle.summary().notes)
 
 
 @pytest.mark.parametrize("family", ["flux-inpaint", "flux-fill", "qwen-image-inpaint"])

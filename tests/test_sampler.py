@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import ras_dit
 from ras_dit import RASConfig, TokenGrid, build_plan
+from ras_dit.arena import AdamsBashforth2Scheduler
 from ras_dit.forecast import TokenHistory, missed_nearby
 from ras_dit.importance import anchors, filtered
 from tiny import REGION, inputs, run, tiny_pipeline
@@ -175,3 +176,15 @@ def test_steps_that_would_be_far_off_are_dense() -> None:
     assert torch.equal(output, run(pipe, **call)), "all dense is the untouched pipeline"
     assert handle.summary().speedup_limit == pytest.approx(1.0)
     assert handle.summary().predicted_speedup == pytest.approx(1.0)
+
+
+def test_second_order_takes_hold_of_dense_steps_alone_too() -> None:
+    pipe = tiny_pipeline()
+    euler = run(pipe, **inputs())
+    pipe.scheduler = AdamsBashforth2Scheduler.from_config(pipe.scheduler.config)
+    by_hand = run(pipe, **inputs())
+    pipe = tiny_pipeline()
+    for config in (RASConfig(sample_ratio=1.0, solver_order=2), RASConfig(warmup_steps=99, solver_order=2)):
+        with ras_dit.accelerate(pipe, config):
+            torch.testing.assert_close(run(pipe, **inputs()), by_hand, rtol=1e-4, atol=1e-4)
+    assert (euler - by_hand).norm() > 0.05 * euler.norm()

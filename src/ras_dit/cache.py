@@ -58,7 +58,8 @@ class KVStorage:
     def reserve(self, likes: Like) -> torch.Tensor:
         """Memory for a key or value, at an address that compiled code may count on."""
         place = self.device if self.device is not None else likes.device
-        memory = torch.zeros(likes.shape, dtype=self.dtype or likes.dtype, device=place)
+        with torch.inference_mode(False):  # a tensor of that mode could not be written to outside of it
+            memory = torch.zeros(likes.shape, dtype=self.dtype or likes.dtype, device=place)
         torch._dynamo.mark_static_address(memory, guard=False)
         return memory
 

@@ -173,7 +173,8 @@ class TokenChooser:
         """Distinct random numbers in [0, 1) for every token [images, N]; round_robin keeps one order for the run."""
         assert self._age is not None
         is_fixed = self.config.importance == "round_robin"
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + (0 if is_fixed else index))
+        seed = self.config.seed * 1_000_003 + (0 if is_fixed else index)
+        generator = torch.Generator().manual_seed(seed % 2**63)
         return torch.rand(self._age.shape, generator=generator).to(device)
 
     def _choose_by_reference(self, model_output: torch.Tensor, index: int) -> torch.Tensor:

@@ -23,6 +23,7 @@ from ras_dit.config_checks import (
     ScoreFilter,
     check,
     nearest,
+    plain_number,
 )
 from ras_dit.region import RegionOfInterest
 
@@ -193,7 +194,9 @@ class RASConfig:
                 of_what = {"step_ratios": "shares of the tokens", "forecast_fit": "numbers"}
                 what = of_what.get(name, "step indices or shares of the run")
                 raise ValueError(f"{name}: got {value!r}; allowed: a tuple of {what}.")
-            object.__setattr__(self, name, tuple(value))
+            object.__setattr__(self, name, tuple(map(plain_number, value)))
+        for option in dataclasses.fields(self):
+            object.__setattr__(self, option.name, plain_number(getattr(self, option.name)))
         object.__setattr__(self, "region_of_interest", _region(self.region_of_interest))
         check(self)
 
@@ -261,7 +264,7 @@ class RASConfig:
         """Whether any evaluation may compute less than all tokens."""
         if self.step_ratios:
             return min(self.step_ratios) < 1
-        return self.sample_ratio < 1 or bool(self.skip_steps)
+        return min(self.sample_ratio, self.final_sample_ratio or 1) < 1 or bool(self.skip_steps)
 
     @property
     def skips(self) -> bool:
@@ -270,8 +273,8 @@ class RASConfig:
 
     @property
     def dense(self) -> RASConfig:
-        """The same with every evaluation over all tokens."""
-        return self.replace(sample_ratio=1.0, skip_steps=(), step_ratios=())
+        """The same with every evaluation over all tokens, and steps as the scheduler takes them."""
+        return self.replace(sample_ratio=1.0, final_sample_ratio=None, skip_steps=(), step_ratios=(), solver_order=1)
 
     def replace(self, **changes: Any) -> RASConfig:
         """A copy with some options changed (validated again).

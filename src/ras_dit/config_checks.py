@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import numbers
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
@@ -74,8 +75,17 @@ def nearest(word: str, known: Any) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def plain_number(value: Any) -> Any:
+    """A number of NumPy as one of Python, which JSON and YAML know; anything else as it is."""
+    if isinstance(value, (bool, int)) or not isinstance(value, numbers.Real):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
 def _is_number(value: Any, *kinds: type) -> bool:
-    return isinstance(value, kinds or (int, float)) and not isinstance(value, bool)
+    """Whether a value is a finite number of such a kind."""
+    is_number = isinstance(value, kinds or (int, float)) and not isinstance(value, bool)
+    return is_number and (isinstance(value, int) or math.isfinite(value))
 
 
 def _check_ratios(config: RASConfig) -> None:
@@ -144,7 +154,7 @@ def _check_fit(config: RASConfig) -> None:
     """Four finite numbers per evaluation (of the run it was fitted to, to which step_ratios stretch or shrink)."""
     fit = config.forecast_fit
     for value in fit:
-        if not _is_number(value) or not math.isfinite(value):
+        if not _is_number(value):
             raise ValueError(f"forecast_fit: got {value!r}; allowed: finite numbers. Use `ras_dit.calibrate`.")
     if len(fit) % 4:
         raise ValueError(f"forecast_fit: got {len(fit)} numbers; allowed: 4 per evaluation. Use `ras_dit.calibrate`.")
@@ -178,7 +188,7 @@ def _check_choices(config: RASConfig) -> None:
     if config.kv_cache_dtype not in (None, *get_args(KVCacheDType)):
         dtypes = ", ".join(get_args(KVCacheDType))
         raise ValueError(f"kv_cache_dtype: got {config.kv_cache_dtype!r}; allowed: {dtypes}, or None.")
-    if config.kv_cache_device is not None and not isinstance(config.kv_cache_device, str):
+    if config.kv_cache_device is not None and not _is_device(config.kv_cache_device):
         raise ValueError(f"kv_cache_device: got {config.kv_cache_device!r}; allowed: a device such as 'cpu', or None.")
     if config.score_filter not in (None, *get_args(ScoreFilter)):
         raise ValueError(f"score_filter: got {config.score_filter!r}; allowed: blur, dilate, or None.")
@@ -194,6 +204,16 @@ def _check_choices(config: RASConfig) -> None:
     for name in ("seed", "skip_num_step", "skip_num_step_length"):
         if not _is_number(getattr(config, name), int):
             raise ValueError(f"{name}: got {getattr(config, name)!r}; allowed: an int.")
+
+
+def _is_device(name: Any) -> bool:
+    """Whether PyTorch knows a device by this name; not whether there is one."""
+    import torch
+
+    try:
+        return isinstance(name, str) and torch.device(name) is not None
+    except RuntimeError:
+        return False
 
 
 def _check_rules(config: RASConfig) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 from ras_dit.config import RASConfig
 from ras_dit.flops import plan_cost
 from ras_dit.gain import DeviceRates, Model, is_small, why_small, with_prediction
-from ras_dit.models import TOKEN_PLANS, token_plan_of
-from ras_dit.models.sizes import default_call, default_rows, grid_for_size
+from ras_dit.models import TOKEN_PLANS, check_uncached, token_plan_of
+from ras_dit.models.sizes import check_count, default_call, default_rows, grid_for_size
 from ras_dit.plan import Plan, StepPlan, build_plan
 from ras_dit.presets import PRESETS
 from ras_dit.schedule import why_stochastic
@@ -49,7 +49,7 @@ class Summary:
 
     def __str__(self) -> str:
         if not self.num_steps:
-            return "RAS: nothing has run yet."
+            return "\n".join(["RAS: nothing has run yet.", *(f"Note: {note}" for note in self.notes)])
         lines = [
             f"RAS: {self.num_steps} evaluations, {self.num_dense} dense; T = {self.token_steps:.2f} token-steps "
             f"instead of {self.num_steps}."
@@ -191,6 +191,8 @@ def plan_for(
     rates: DeviceRates | None = None,
 ) -> Plan:
     """`Handle.plan` for a pipeline that RAS need not be enabled on; ``rates`` as for `enable`."""
+    for name, count in (("num_inference_steps", num_inference_steps), ("num_images", num_images)):
+        check_count(name, count)
     token_plan = token_plan_of(pipe.transformer)
     grid = grid_for_size(pipe, token_plan, height, width, num_frames)
     order = getattr(pipe.scheduler, "order", 1)
@@ -259,10 +261,11 @@ def enable(
             "enable it with the new config."
         )
     check_reuse(pipe, chosen)
+    check_uncached(pipe.transformer)
     handle = Handle(pipe, chosen, rates)
     setattr(pipe.transformer, _MARK, handle)
     if chosen.has_savings and (reason := why_stochastic(pipe.scheduler)):
-        handle._session.note(f"{reason}: noise cannot be carried from step to step, so the whole run was dense.")
+        handle._session.warn(f"{reason}: noise cannot be carried from step to step, so the whole run was dense.")
     elif not chosen.auto and (plan := _default_plan(pipe, handle)) is not None and is_small(plan):
         handle._session.warn_of_small_gain(f"One picture of the pipeline's default size: {why_small(plan)}")
     return handle

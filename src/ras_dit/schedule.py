@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -61,6 +61,15 @@ def why_stochastic(scheduler: Any) -> str | None:
     return None
 
 
+def why_stochastic_step(options: Mapping[str, Any]) -> str | None:
+    """The reason why a step adds fresh noise, from its arguments (`DDIMScheduler`'s eta, `EulerDiscreteScheduler`'s
+    s_churn); None if it does not."""
+    for name in ("eta", "s_churn"):
+        if options.get(name):
+            return f"{name}={options[name]!r} adds fresh noise at every step"
+    return None
+
+
 def is_euler(scheduler: Any) -> bool:
     """Whether a step goes along the model's output in sigma and does nothing else."""
     return any(cls.__name__ == "FlowMatchEulerDiscreteScheduler" for cls in type(scheduler).__mro__)
@@ -70,19 +79,28 @@ Observer = Callable[[torch.Tensor, torch.Tensor], None]
 Adjuster = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def observing(step: Callable[..., Any], observe: Observer, adjust: Adjuster | None = None) -> Callable[..., Any]:
+def observing(
+    step: Callable[..., Any],
+    observe: Observer,
+    adjust: Adjuster | None = None,
+    refuse: Callable[[str], None] | None = None,
+) -> Callable[..., Any]:
     """A scheduler's ``step`` that hands its ``model_output`` and ``sample`` on afterwards, whatever their order.
 
     Args:
         step: of a scheduler.
         observe: called after it.
         adjust: called before it; the step gets what it returns in place of ``model_output``.
+        refuse: called before it with the reason why noise cannot be carried from this step to the next, if there is
+            one.
     """
     signature = inspect.signature(step)
 
     def observed_step(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs)
         noise, sample = given.arguments["model_output"], given.arguments["sample"]
+        if refuse is not None and (reason := why_stochastic_step(given.arguments)):
+            refuse(reason)
         if adjust is not None and (adjusted := adjust(noise, sample)) is not noise:
             given.arguments["model_output"] = noise = adjusted
             args, kwargs = given.args, given.kwargs

@@ -36,6 +36,7 @@ class PatchedMethod:
                 return original(*args, **kwargs)
             return replacement(*args, **kwargs)
 
+        patched.of = self  # type: ignore[attr-defined]
         self._patched = patched
         setattr(self._owner, self._name, patched)
 
@@ -48,12 +49,21 @@ class PatchedMethod:
         if not self.is_installed():
             self._install()
 
-    def restore_in(self, attributes: dict[str, Any]) -> None:
-        """Put the original back in a copy of the instance's attributes."""
+    def restore_in(self, attributes: dict[str, Any], is_plain: bool = False) -> None:
+        """Put back what was there before, in the instance's attributes or a copy of them.
+
+        Args:
+            attributes: of the instance.
+            is_plain: take out the patches of other sessions on the same instance, too; otherwise only those under this
+                one that were released in the meantime.
+        """
         if attributes.get(self._name) is not self._patched:
             return
-        if self._had_own:
-            attributes[self._name] = self._original
+        patch = self
+        while (under := getattr(patch._original, "of", None)) is not None and (is_plain or under._is_released):
+            patch = under
+        if patch._had_own:
+            attributes[self._name] = patch._original
         else:
             del attributes[self._name]
 
@@ -68,30 +78,96 @@ class PatchedMethod:
 
 
 class PlainCopies:
-    """While in place, `copy.deepcopy` of an instance gives what it would give without our patches.
+    """While in place, `copy.deepcopy` of an instance gives what it would give without patches.
 
     A wrapper that is copied along would still call the original instance: pipelines that sample sound beside the
     video, or every frame by itself, copy their scheduler.
 
     Args:
         owner: the instance.
-        patches: its patched methods; all of them are released when this is.
     """
 
-    def __init__(self, owner: Any, patches: list[PatchedMethod]) -> None:
+    def __init__(self, owner: Any) -> None:
         self._owner = owner
+        self._is_released = False
+        self._under = vars(owner).get("__deepcopy__")  # of another session on the same instance
 
         def deepcopy(memo: dict[int, Any]) -> Any:
             plain = object.__new__(type(owner))
             memo[id(owner)] = plain
             attributes = {name: value for name, value in vars(owner).items() if name != "__deepcopy__"}
-            for patch in patches:
-                patch.restore_in(attributes)
+            for value in list(attributes.values()):
+                if isinstance(patch := getattr(value, "of", None), PatchedMethod):
+                    patch.restore_in(attributes, is_plain=True)
             plain.__dict__.update(copy.deepcopy(attributes, memo))
             return plain
 
+        deepcopy.of = self  # type: ignore[attr-defined]
+        self._deepcopy = deepcopy
         owner.__deepcopy__ = deepcopy
 
     def release(self) -> None:
         """Copies are of the instance as it is again."""
+        self._is_released = True
+        if vars(self._owner).get("__deepcopy__") is not self._deepcopy:
+            return
+        under = self._under
+        while under is not None and under.of._is_released:
+            under = under.of._under
+        if under is None:
+            del self._owner.__deepcopy__
+        else:
+            self._owner.__deepcopy__ = under
+
+
+class NoCopies:
+    """While in place, `copy.deepcopy` of an instance is refused: a copy would go on computing with its weights.
+
+    Args:
+        owner: a transformer.
+        reason: what the error says.
+    """
+
+    def __init__(self, owner: Any, reason: str) -> None:
+        self._owner = owner
+
+        def deepcopy(memo: dict[int, Any]) -> Any:
+            raise ValueError(reason)
+
+        owner.__deepcopy__ = deepcopy
+
+    def ensure(self) -> None:
+        """Nobody takes this out."""
+
+    def release(self) -> None:
+        """Copies are allowed again."""
         vars(self._owner).pop("__deepcopy__", None)
+
+
+class WatchedLoop:
+    """A progress bar that says when the loop under it is left before its end.
+
+    Args:
+        bar: what the pipeline's ``progress_bar`` gave.
+        is_interrupted: whether a loop that ended was cut short.
+        on_left: called when it was, or an error went through.
+    """
+
+    def __init__(self, bar: Any, is_interrupted: Callable[[], bool], on_left: Callable[[], None]) -> None:
+        self._bar = bar
+        self._is_interrupted = is_interrupted
+        self._on_left = on_left
+
+    def __enter__(self) -> Any:
+        return self._bar.__enter__()
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> Any:
+        if kind is not None or self._is_interrupted():
+            self._on_left()
+        return self._bar.__exit__(kind, error, traceback)
+
+    def __iter__(self) -> Any:
+        return iter(self._bar)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bar, name)

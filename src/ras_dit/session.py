@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,23 +9,23 @@ from typing import Any
 
 import torch
 
-from ras_dit.cache import KVStorage
 from ras_dit.calls import Call
 from ras_dit.chooser import TokenChooser
 from ras_dit.config import RASConfig
 from ras_dit.cpu_layers import CPULayers
 from ras_dit.fitted import FittedForecast
-from ras_dit.flops import keeping_layers, plan_cost
+from ras_dit.flops import plan_cost
 from ras_dit.gain import DeviceRates, Model, is_small, why_small, with_prediction
 from ras_dit.geometry import TokenGrid
-from ras_dit.kernels import Operations, operations_for
-from ras_dit.models import TokenPlan
+from ras_dit.inpainting import InpaintMask
+from ras_dit.kernels import operations_for
+from ras_dit.models import TokenPlan, check_uncached
+from ras_dit.pipeline import device_of, transformers_of
 from ras_dit.plan import Plan, build_plan
-from ras_dit.region import tokens_touched
 from ras_dit.schedule import first_index, first_of_second, is_euler, noise_levels, observing, why_stochastic
-from ras_dit.seams import PatchedMethod, PlainCopies
+from ras_dit.seams import NoCopies, PatchedMethod, PlainCopies, WatchedLoop
 from ras_dit.state import Generation, StaticMemory
-from ras_dit.tokens import TokenSeams
+from ras_dit.tokens import TokenSeams, storages_of
 from ras_dit.trace import Trace
 
 
@@ -68,18 +67,20 @@ class Session:
         self._first = 0
         self._scheduler: Any = None
         self._scheduler_patches: list[PatchedMethod | PlainCopies] = []
-        self._forward_patches: list[PatchedMethod] = []
+        self._patches: list[PatchedMethod | NoCopies] = []
+        self._inpaint: InpaintMask | None = None
         self._seams: dict[torch.nn.Module, TokenSeams] = {}
         self._memory: StaticMemory = {}
         self._cpu_layers: dict[torch.nn.Module, CPULayers] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        self._inpaint_mask: torch.Tensor | None = None
         try:
             for transformer in transformers_of(pipe):
                 self._attach_transformer(transformer)
             self._attach_scheduler(pipe.scheduler)
-            if config.region_of_interest == "inpaint" and hasattr(pipe, "prepare_mask_latents"):
-                self._forward_patches.append(PatchedMethod(pipe, "prepare_mask_latents", self._observed_mask))
+            if config.region_of_interest == "inpaint":
+                self._inpaint = InpaintMask(pipe)
+            if hasattr(pipe, "progress_bar"):
+                self._patches.append(PatchedMethod(pipe, "progress_bar", self._watched_progress_bar))
         except BaseException:
             self.close()
             raise
@@ -94,7 +95,8 @@ class Session:
         self._seams[root].attach()
         self._cpu_layers[root] = CPULayers(root, self.token_plan.linear_streams(root))
         if self.config.skips:
-            self._forward_patches.append(PatchedMethod(root, "forward", self._skipping_forward))
+            self._patches.append(PatchedMethod(root, "forward", self._skipping_forward))
+        self._patches.append(NoCopies(root, "copy.deepcopy: RAS is on this transformer; ras_dit.disable(pipe) first."))
 
     def _attach_scheduler(self, scheduler: Any) -> None:
         for patch in self._scheduler_patches:
@@ -102,9 +104,9 @@ class Session:
         self._scheduler = scheduler
         patches = [
             PatchedMethod(scheduler, "set_timesteps", self._observed_set_timesteps),
-            PatchedMethod(scheduler, "step", lambda step: observing(step, self._observe, self._adjusted)),
+            PatchedMethod(scheduler, "step", lambda step: observing(step, self._observe, self._adjusted, self._refuse)),
         ]
-        self._scheduler_patches = [*patches, PlainCopies(scheduler, patches)]
+        self._scheduler_patches = [*patches, PlainCopies(scheduler)]
 
     def close(self) -> None:
         """Take everything back out; the pipeline is as it was."""
@@ -114,9 +116,9 @@ class Session:
             seams.close()
         for layers in self._cpu_layers.values():
             layers.close()
-        for patch in [*self._forward_patches, *self._scheduler_patches]:
+        for patch in [*self._patches, *self._scheduler_patches, *([] if self._inpaint is None else [self._inpaint])]:
             patch.release()
-        self._hooks, self._forward_patches, self._scheduler_patches = [], [], []
+        self._hooks, self._patches, self._scheduler_patches, self._inpaint = [], [], [], None
         self._seams, self._cpu_layers, self._memory = {}, {}, {}
         self._generation = self._call = self._scheduler = None
 
@@ -132,10 +134,12 @@ class Session:
 
     def _expect_generation(self) -> None:
         """A new run begins: whatever an interrupted one left behind is dropped."""
-        self._generation = self._call = None
+        self._drop_generation()
         self._is_due = True
-        for patch in self._forward_patches:
+        for patch in self._patches:
             patch.ensure()
+        if self._inpaint is not None:
+            self._inpaint.ensure()
         for layers in self._cpu_layers.values():
             layers.ensure()
         for seams in self._seams.values():
@@ -147,6 +151,25 @@ class Session:
                 "The pipeline's transformer was replaced after `enable`: RAS is not on it. Disable and enable again."
             )
             self.trace.notes.extend(self._early_notes)
+            self._early_notes.clear()
+
+    def _drop_generation(self) -> None:
+        """Nothing that comes belongs to the run under way any more."""
+        if self._generation is not None and not self._generation.is_over:
+            self._generation.abandon()
+        self._generation = self._call = None
+
+    def _watched_progress_bar(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def progress_bar(*args: Any, **kwargs: Any) -> Any:
+            bar = original(*args, **kwargs)
+            return WatchedLoop(bar, lambda: bool(getattr(self._pipe, "_interrupt", False)), self._drop_generation)
+
+        return progress_bar
+
+    def _refuse(self, reason: str) -> None:
+        generation = self._generation
+        if generation is not None and not generation.is_over and generation.plan.has_savings:
+            generation.refuse(f"{reason}: noise cannot be carried from step to step, so the run was dense.")
 
     def _adjusted(self, model_output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
         generation = self._generation
@@ -195,6 +218,7 @@ class Session:
         return seams.gather_root(args, kwargs)
 
     def _begin_generation(self, transformer: torch.nn.Module, arguments: dict[str, Any]) -> None:
+        check_uncached(transformer)
         self._is_due = False
         token_plan, scheduler = self.token_plan, self._scheduler
         latents = arguments[token_plan.latents]
@@ -222,15 +246,15 @@ class Session:
             reason = "SmoothedEnergyGuidance blurs queries as if all tokens were there: the whole run was dense."
         else:
             reason = token_plan.check(transformer, arguments)
+        config = self.config.dense if reason else self.config
         if plan.has_savings and reason:
             self.note(reason)
-            plan = build_plan(self.config.dense, len(plan), grid.num_tokens)
+            plan = build_plan(config, len(plan), grid.num_tokens)
         elif self.config.has_savings and not plan.has_savings:
             self.note(
                 f"The run has {len(plan)} evaluations, all of them dense by the plan (warm-up or refresh steps): take "
                 "more steps or a shorter warm-up."
             )
-        config = self.config
         if config.region_of_interest is not None and plan.has_savings and not plan.num_region_steps:
             self.note(
                 "region_of_interest: this plan has no region steps, so it changes nothing. Take preset 'regions', or a "
@@ -253,8 +277,9 @@ class Session:
             return with_prediction(replace(plan, cost=cost), self.config, model, len(latents), self.rates)
 
         self.plan = costed(plan)
-        if is_small(self.plan):
-            self.plan = self._with_small_gain(self.plan, costed)
+        if is_small(self.plan) and self._leaves_dense(self.plan):
+            config = config.dense
+            self.plan = costed(build_plan(config, len(plan), plan.num_tokens))
         fitted = FittedForecast.of(config, grid, sigmas, scheduler, self.note) if self.plan.has_savings else None
         if self.fitting is not None:
             fitted = self.fitting(grid, sigmas)
@@ -269,37 +294,20 @@ class Session:
         self.trace = self._generation.trace
         self.trace.notes.extend(notes)
 
-    def _with_small_gain(self, plan: Plan, costed: Callable[[Plan], Plan]) -> Plan:
-        """What to run instead of a plan that gains little: all dense, if the user left that to us."""
+    def _leaves_dense(self, plan: Plan) -> bool:
+        """Whether a run whose plan gains little is left dense, which is for the user to say."""
         if not self.config.auto:
             self.warn_of_small_gain(f"This run: {why_small(plan)}")
-            return plan
+            return False
         self.note(f"auto: the run was left dense, {why_small(plan)}", is_warning=False)
-        return costed(build_plan(self.config.dense, len(plan), plan.num_tokens))
+        return True
 
     def _allowed_tokens(self, grid: TokenGrid) -> torch.Tensor | None:
         """Tokens inside the region of interest, bool [1 or images, N]; None for all."""
         region = self.config.region_of_interest
-        if region is None:
-            return None
-        if region != "inpaint":
-            return region.tokens(grid)
-        if self._inpaint_mask is None:
-            self.note(
-                "region_of_interest='inpaint': this call has no inpainting mask (the pipeline has no "
-                "prepare_mask_latents, or did not call it): all tokens were candidates."
-            )
-            return None
-        mask = self._inpaint_mask.detach().float().cpu()
-        return tokens_touched(mask.reshape(-1, *mask.shape[-2:]) > 0.5, grid)
-
-    def _observed_mask(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def prepare_mask_latents(*args: Any, **kwargs: Any) -> Any:
-            given = inspect.signature(original).bind(*args, **kwargs).arguments.get("mask")
-            self._inpaint_mask = given if isinstance(given, torch.Tensor) else None
-            return original(*args, **kwargs)
-
-        return prepare_mask_latents
+        if region is None or isinstance(region, str):
+            return None if self._inpaint is None else self._inpaint.take(grid, self.note)
+        return region.tokens(grid)
 
     def _scheduler_timestep(self, timestep: Any) -> Any:
         """The scheduler's timestep for the transformer's timestep argument."""
@@ -368,9 +376,14 @@ class Session:
         notes = self.trace.notes if not self._is_due and self._generation is not None else self._early_notes
         if reason not in notes:
             notes.append(reason)
-        if is_warning and reason not in self._warned:
+        if is_warning:
+            self.warn(reason)
+
+    def warn(self, reason: str) -> None:
+        """Warn of something once a session."""
+        if reason not in self._warned:
             self._warned.add(reason)
-            warnings.warn(reason, RASWarning, stacklevel=2)
+            warnings.warn(reason, RASWarning, stacklevel=3)
 
     def warn_of_small_gain(self, reason: str) -> None:
         """Warn, once a session, of a run that is hardly worth it; `Handle.summary` gives advice on every one."""
@@ -378,23 +391,3 @@ class Session:
             self._has_warned_of_gain = True
             text = f"RAS gains little here. {reason} auto=True leaves such runs dense."
             warnings.warn(text, SmallGainWarning, stacklevel=3)
-
-
-def storages_of(config: RASConfig, num_layers: int, operations: Operations | None = None) -> list[KVStorage]:
-    """How each attention module keeps its keys and values."""
-    dtype = None if config.kv_cache_dtype is None else getattr(torch, config.kv_cache_dtype)
-    device = None if config.kv_cache_device is None else torch.device(config.kv_cache_device)
-    shares = keeping_layers(config.kv_cache_layers, num_layers)
-    return [KVStorage(dtype, device, keeps, operations, config.static_memory) for keeps in shares]
-
-
-def device_of(pipe: Any) -> torch.device:
-    """Where a pipeline runs: with offloading that is not where its weights are."""
-    device = getattr(pipe, "_execution_device", None)
-    return device if isinstance(device, torch.device) else next(pipe.transformer.parameters()).device
-
-
-def transformers_of(pipe: Any) -> list[torch.nn.Module]:
-    """The transformers that a pipeline samples with (Wan 2.2 has a second one for low noise)."""
-    second = getattr(pipe, "transformer_2", None)
-    return [pipe.transformer] if second is None else [pipe.transformer, second]

@@ -105,7 +105,8 @@ class Generation:
         if kind != "dense" and (reason := reason or self._why_dense(branch, num_rows, num_text)):
             self.note(reason)
             kind = "dense"
-        needs_memory = self.plan.has_savings and self._why_all_dense is None
+        is_needed = self.plan.has_savings or self.config.solver_order == 2
+        needs_memory = is_needed and self._why_all_dense is None
         if kind == "dense" and needs_memory and (branch is None or branch.num_rows != num_rows):
             depth = max(self.config.solver_order, self.config.forecast_order + 1)
             branch = Branch(num_rows, transformer, TokenHistory(depth))
@@ -317,6 +318,18 @@ class Generation:
             self._release_layers()
         if self.is_over:
             self._finish()
+
+    def refuse(self, reason: str) -> None:
+        """From now on every evaluation is dense."""
+        if self._why_all_dense is None:
+            self._why_all_dense = reason
+            self.note(reason)
+
+    def abandon(self) -> None:
+        """The run was interrupted: free everything but the trace."""
+        self._release_layers()
+        self._is_finite = None
+        self._finish()
 
     def _release_layers(self) -> None:
         """Keys and values are not needed any more in this run."""

@@ -12,6 +12,9 @@ import torch
 from ras_dit.attention import AttentionMerge, LayerSeam, UnsupportedAttentionError
 from ras_dit.cache import AS_COMPUTED, KVCache, KVStorage, Like
 from ras_dit.calls import Call
+from ras_dit.config import RASConfig
+from ras_dit.flops import keeping_layers
+from ras_dit.kernels import Operations
 from ras_dit.models import TokenPlan, TokenSelect
 from ras_dit.models.plan import Stream, matches
 from ras_dit.rows import RowIndex
@@ -369,3 +372,21 @@ def attention_seam(
         return result
 
     return forward
+
+
+def storages_of(config: RASConfig, num_layers: int, operations: Operations | None = None) -> list[KVStorage]:
+    """How each attention module keeps its keys and values.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    dtype = None if config.kv_cache_dtype is None else getattr(torch, config.kv_cache_dtype)
+    device = None if config.kv_cache_device is None else torch.device(config.kv_cache_device)
+    shares = keeping_layers(config.kv_cache_layers, num_layers)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"kv_cache_device: got {config.kv_cache_device!r}, which PyTorch cannot use: {error}"
+        ) from error
+    return [KVStorage(dtype, device, keeps, operations, config.static_memory) for keeps in shares]

@@ -132,4 +132,17 @@ def token_plan_of(transformer: Any) -> TokenPlan:
     )
 
 
-__all__ = ["REFUSED", "TOKEN_PLANS", "TokenPlan", "TokenSelect", "token_plan_of"]
+def check_uncached(transformer: Any) -> None:
+    """Refuse a transformer with one of diffusers' step caches on: they answer calls in the place of its blocks.
+
+    Raises:
+        ValueError: it has one.
+    """
+    if getattr(transformer, "is_cache_enabled", False):
+        raise ValueError(
+            f"transformer: got {type(transformer).__name__} with a cache of diffusers on it; allowed: one without. "
+            "Call pipe.transformer.disable_cache() first, or ras_dit.disable(pipe) to keep it."
+        )
+
+
+__all__ = ["REFUSED", "TOKEN_PLANS", "TokenPlan", "TokenSelect", "check_uncached", "token_plan_of"]

@@ -1,0 +1,65 @@
+"""The mask of an inpainting call, picked up as the pipeline prepares it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ras_dit.geometry import TokenGrid
+from ras_dit.region import tokens_touched
+from ras_dit.seams import PatchedMethod
+
+
+class InpaintMask:
+    """Sees the masks that a pipeline prepares.
+
+    Args:
+        pipe: with or without a ``prepare_mask_latents``.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        self._mask: torch.Tensor | None = None
+        has_method = hasattr(pipe, "prepare_mask_latents")
+        self._patch = PatchedMethod(pipe, "prepare_mask_latents", self._observed) if has_method else None
+
+    def ensure(self) -> None:
+        """Watch again if somebody took the wrapper out."""
+        if self._patch is not None:
+            self._patch.ensure()
+
+    def release(self) -> None:
+        """The pipeline is as it was."""
+        if self._patch is not None:
+            self._patch.release()
+
+    def take(self, grid: TokenGrid, note: Callable[[str], None]) -> torch.Tensor | None:
+        """Tokens that the mask of the call under way touches, bool [images, N]; None without a mask. A mask serves one
+        call: the next one may come without.
+
+        Args:
+            grid: the call's token grid.
+            note: called if there is none.
+
+        Raises:
+            ValueError: the mask has other proportions than the grid.
+        """
+        mask, self._mask = self._mask, None
+        if mask is None:
+            note(
+                "region_of_interest='inpaint': this call has no inpainting mask (the pipeline has no "
+                "prepare_mask_latents, or did not call it): all tokens were candidates."
+            )
+            return None
+        mask = mask.detach().float().cpu()
+        return tokens_touched(mask.reshape(-1, *mask.shape[-2:]) > 0.5, grid)
+
+    def _observed(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def prepare_mask_latents(*args: Any, **kwargs: Any) -> Any:
+            given = inspect.signature(original).bind(*args, **kwargs).arguments.get("mask")
+            self._mask = given if isinstance(given, torch.Tensor) else None
+            return original(*args, **kwargs)
+
+        return prepare_mask_latents

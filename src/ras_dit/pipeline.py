@@ -1,0 +1,19 @@
+"""Reading a diffusers pipeline: where it runs, and what it samples with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def device_of(pipe: Any) -> torch.device:
+    """Where a pipeline runs: with offloading that is not where its weights are."""
+    device = getattr(pipe, "_execution_device", None)
+    return device if isinstance(device, torch.device) else next(pipe.transformer.parameters()).device
+
+
+def transformers_of(pipe: Any) -> list[torch.nn.Module]:
+    """The transformers that a pipeline samples with (Wan 2.2 has a second one for low noise)."""
+    second = getattr(pipe, "transformer_2", None)
+    return [pipe.transformer] if second is None else [pipe.transformer, second]
