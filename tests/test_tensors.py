@@ -35,6 +35,30 @@ def test_patchify_and_back(height: int, width: int, patch: int, channels: int, b
     assert TokenGrid.of_latents(latents, patch) == grid
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("patch", [1, 2, 4])
+@pytest.mark.parametrize(
+    "form", ["contiguous", "a channel apart", "a pixel off", "channels last", "every second pixel"]
+)
+def test_noise_is_cut_up_alike_however_it_lies_in_memory(dtype: torch.dtype, patch: int, form: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.randn(2, 6, 3 * patch, 10 * patch + 1, generator=generator).to(dtype)
+    noise = {
+        "contiguous": wide[..., : 5 * patch].contiguous(),
+        "a channel apart": wide[:, ::2, :, : 5 * patch],
+        "a pixel off": wide[..., 1 : 5 * patch + 1],
+        "channels last": wide[..., : 5 * patch].contiguous(memory_format=torch.channels_last),
+        "every second pixel": wide[..., : 10 * patch : 2],
+    }[form]
+    grid = TokenGrid(3, 5, patch)
+    tokens = grid.patchify(noise)
+    blocks = noise.unfold(2, patch, patch).unfold(3, patch, patch)  # [B, C, 3, 5, p, p]
+    assert torch.equal(tokens, blocks.permute(0, 2, 3, 1, 4, 5).reshape(2, 15, -1))
+    assert tokens.dtype == dtype
+    assert torch.equal(grid.unpatchify(tokens), noise)
+    assert torch.equal(grid.unpatchify(torch.cat([tokens, tokens], dim=-1)[..., : tokens.shape[-1]]), noise)
+
+
 def test_the_papers_metrics_by_hand() -> None:
     grid = TokenGrid(1, 2, 2)
     latents = torch.zeros(1, 2, 2, 4)
