@@ -42,12 +42,15 @@ class TokenHistory:
             self.values = tokens.new_zeros(self.depth, *tokens.shape)
             self.sigmas = at.new_full((self.depth, *at.shape), float("nan"))
         is_new = self.sigmas[0] != at
-        is_kept = is_new if is_active is None else is_new & is_active
-        shifted = torch.cat([tokens[None], self.values[:-1]])
-        self.values = torch.where(is_kept[None, ..., None], shifted, self.values)
-        self.sigmas = torch.where(is_kept[None], torch.cat([at[None], self.sigmas[:-1]]), self.sigmas)
-        is_again = ~is_new if is_active is None else ~is_new & is_active
-        self.values[0] = torch.where(is_again[..., None], tokens, self.values[0])
+        is_active = torch.ones_like(is_new) if is_active is None else is_active
+        is_shifted = is_new & is_active
+        earlier_values, earlier_sigmas = self.values, self.sigmas
+        self.values, self.sigmas = torch.empty_like(earlier_values), torch.empty_like(earlier_sigmas)
+        torch.where(is_active[..., None], tokens, earlier_values[0], out=self.values[0])
+        torch.where(is_active, at, earlier_sigmas[0], out=self.sigmas[0])
+        for age in range(1, self.depth):
+            torch.where(is_shifted[..., None], earlier_values[age - 1], earlier_values[age], out=self.values[age])
+            torch.where(is_shifted, earlier_sigmas[age - 1], earlier_sigmas[age], out=self.sigmas[age])
 
     def forecast(self, sigma: float, order: int, damping: float, reach: float | None = None) -> torch.Tensor:
         """Values at ``sigma`` by Newton's divided differences through the last ``order + 1`` computed ones.
