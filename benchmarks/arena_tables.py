@@ -131,12 +131,11 @@ def sensitivity_block(result: dict[str, Any]) -> str:
         f"| metric | {found['first_steps']} steps | {found['second_steps']} steps | difference | told apart |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for name, one in found["metrics"].items():
+    for metric, one in found["metrics"].items():
         difference, low, high = one["difference"]
         cells = (
-            metric_title(name),
-            f"{one['first']:.4g}",
-            f"{one['second']:.4g}",
+            metric_title(metric),
+            *(f"{0.0 if abs(one[name]) < 1e-6 else one[name]:.4g}" for name in ("first", "second")),
             f"{difference:+.3g} ({low:+.3g} to {high:+.3g})",
             "yes" if one["is_told_apart"] else "**no**",
         )
@@ -153,7 +152,7 @@ def more_pictures_block() -> str:
     lines = [
         "",
         "| method | " + " | ".join(metric_title(name) for name in SET_METRICS) + " |",
-        "| --- | --- | --- | --- |",
+        "| --- " * (1 + len(SET_METRICS)) + "|",
     ]
     for row in result["rows"]:
         cells = [_value(row["metrics"].get(name)) for name in SET_METRICS]
@@ -161,7 +160,7 @@ def more_pictures_block() -> str:
     return "\nOn more pictures: " + sensitivity_block({**result, "left_out": {}}) + "\n".join([*lines, ""])
 
 
-SET_METRICS = ("frechet", "kernel", "certainty")
+SET_METRICS = ("frechet_dense", "frechet_converged", "frechet", "kernel", "certainty")
 
 
 def _value(numbers: list[float] | None) -> str:
