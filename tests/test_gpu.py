@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import ras_dit
+from ras_dit.attention import grouped_attention
 from tiny import REGION, inputs, run, tiny_pipeline
 
 pytestmark = [
@@ -50,3 +51,20 @@ def test_the_loop_does_not_wait_for_the_device() -> None:
         run(pipe, **call, callback_on_step_end=forbid)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("with_mask", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_grouped_attention_takes_a_fused_kernel(dtype: torch.dtype, with_mask: bool) -> None:
+    def normal(*size: int) -> torch.Tensor:
+        return torch.randn(size, device="cuda", dtype=dtype)
+
+    query, key, value = normal(2, 8, 64, 72), normal(2, 2, 512, 72), normal(2, 2, 512, 72)
+    mask = torch.rand(2, 1, 1, 512, device="cuda") > 0.3 if with_mask else None
+    repeated = (tensor.repeat_interleave(4, dim=1) for tensor in (key, value))
+    expected = torch.nn.functional.scaled_dot_product_attention(query, *repeated, mask)
+    fused = [torch.nn.attention.SDPBackend.FLASH_ATTENTION, torch.nn.attention.SDPBackend.EFFICIENT_ATTENTION]
+    with torch.nn.attention.sdpa_kernel(fused):
+        found = grouped_attention(query, key, value, mask)
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
