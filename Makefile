@@ -14,7 +14,7 @@ test: $(STAMP)
 
 # what meets diffusers, against the lowest supported one, put in front of the installed one
 LOWEST := $(VENV)/lowest
-MEETS_DIFFUSERS := $(addprefix tests/test_,around.py embedded_ras.py exactness.py failures.py families.py forecast.py memory.py \
+MEETS_DIFFUSERS := $(addprefix tests/test_,around.py cut_short.py embedded_ras.py exactness.py failures.py families.py forecast.py memory.py \
 	pipelines.py reference.py region.py runs.py sampler.py static_memory.py video.py waiting.py)
 test-lowest: $(STAMP)
 	test -d $(LOWEST)/diffusers || $(BIN)/python -m pip install --quiet --no-deps --target $(LOWEST) diffusers==0.41.0

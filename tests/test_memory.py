@@ -85,7 +85,10 @@ def test_no_model_keeps_more_than_the_plan_says_and_none_much_less(monkeypatch: 
     assert 0.9 <= kept / (num_rows * cost.kv_cache_bytes) <= 1
 
 
-@pytest.mark.parametrize("name", ["LuminaNextDiT2DModel", "Lumina2Transformer2DModel", "Krea2Transformer2DModel"])
+GROUPED = {"LuminaNextDiT2DModel", "Lumina2Transformer2DModel", "Krea2Transformer2DModel"} & set(one_case_per_class())
+
+
+@pytest.mark.parametrize("name", sorted(GROUPED))
 def test_of_keys_that_heads_of_queries_share_one_is_kept(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     case = one_case_per_class()[name]
     config = RASConfig(sample_ratio=0.5, warmup_steps=2)
