@@ -221,3 +221,14 @@ def test_what_cannot_be_fitted_is_refused() -> None:
             SKIPS.replace(forecast_fit=fit)
     with pytest.raises(ValueError, match="the reference rules have no such option"):
         RASConfig.reference().replace(forecast_fit=(0.0,) * 4)
+
+
+def test_presets_and_files_are_taken_as_by_enable(tmp_path: Path) -> None:
+    pipe, call = tiny_pipeline(), inputs(batch=1, num_inference_steps=STEPS)
+    fitted = ras_dit.calibrate(pipe, "balanced", **call)
+    assert fitted.replace(forecast_fit=()) == ras_dit.PRESETS["balanced"]
+    ras_dit.PRESETS["balanced"].save(tmp_path / "plan.yaml")
+    run = DenseRun(pipe, **call)
+    assert run.fit("balanced") == run.fit(tmp_path / "plan.yaml") == run.fit() == fitted
+    with pytest.raises(ValueError, match="preset: got 'balenced'"):
+        ras_dit.calibrate(pipe, "balenced", **call)

@@ -156,3 +156,49 @@ def test_options_of_the_plan_replace_a_listed_plan() -> None:
     assert not listed.dense.has_savings
     assert RASConfig.from_json(listed.to_json()) == listed
     assert RASConfig(sample_ratio=1.0, skip_steps=(5,)).has_savings
+
+
+def test_a_saved_config_may_be_read_by_others(tmp_path: Path) -> None:
+    """Its mode is that of any new file, its folder is made, and no temporary file stays."""
+    path = tmp_path / "new" / "config.json"
+    RASConfig().save(path)
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert [each.name for each in path.parent.iterdir()] == ["config.json"]
+    assert RASConfig.load(path) == RASConfig()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "a.json",
+            b'{"region_of_interest": {"foo": 1}}',
+            "region_of_interest: got foo; allowed: height, width and bits",
+        ),
+        ("a.json", b"{", "got text that is no JSON"),
+        ("a.yaml", b"a: [", "got text that is no YAML"),
+        ("a.yaml", "# caf\u00e9".encode("latin-1"), "no text in UTF-8"),
+        ("a.json", b'{"sample_ratio": 2}', "sample_ratio: got 2"),
+    ],
+)
+def test_errors_name_the_file(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as found:
+        RASConfig.load(tmp_path / name)
+    assert str(found.value).startswith(f"config: {tmp_path / name} could not be read: ")
+    assert type(found.value) is ValueError
+
+
+def test_text_that_is_no_config() -> None:
+    for read, text in ((RASConfig.from_json, "{"), (RASConfig.from_yaml, "a: [")):
+        with pytest.raises(ValueError, match="RASConfig: got text that is no") as found:
+            read(text)
+        assert "; allowed: " in str(found.value)
+        assert type(found.value) is ValueError
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_marks_at_the_start_of_a_file(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.json").write_text(RASConfig(sample_ratio=0.5).to_json(), encoding=encoding)
+    assert RASConfig.load(tmp_path / "a.json") == RASConfig(sample_ratio=0.5)

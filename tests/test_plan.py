@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from diffusers import WanVideoToVideoPipeline
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import ras_dit
+from families import mochi, prx, wan, z_image
 from ras_dit import PRESETS, RASConfig, build_plan
 from ras_dit.flops import plan_cost, step_flops
 from ras_dit.models.sd3 import SD3
@@ -139,6 +143,36 @@ def test_the_handle_plans_before_anything_runs() -> None:
     run(pipe, **inputs())
     assert "10 evaluations, 4 dense" in str(handle.summary())
     assert handle.summary().measured_speedup is not None
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"height": 0, "width": 0}, "height: got 0; allowed: an int of at least 1"),
+        ({"height": -16}, "height: got -16"),
+        ({"width": 32.0}, "width: got 32.0"),
+        ({"num_inference_steps": "28"}, "num_inference_steps: got '28'; allowed: an int"),
+        ({"num_inference_steps": None}, "num_inference_steps: got None"),
+        ({"num_inference_steps": 0}, "num_inference_steps: got 0"),
+        ({"num_inference_steps": True}, "num_inference_steps: got True"),
+        ({"num_images": 0}, "num_images: got 0"),
+        ({"num_frames": 0}, "num_frames: got 0"),
+    ],
+)
+def test_a_plan_of_no_call_is_refused(call: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ras_dit.plan_for(tiny_pipeline(), RASConfig(), **call)
+
+
+def test_sizes_that_cannot_be_told_are_asked_for() -> None:
+    with pytest.raises(ValueError, match="height: got none, and the default of ZImagePipeline cannot be told"):
+        ras_dit.plan_for(z_image.build(), RASConfig())
+    with pytest.raises(ValueError, match="num_frames: got none, and the default of WanVideoToVideoPipeline"):
+        ras_dit.plan_for(wan.build(WanVideoToVideoPipeline), RASConfig())
+    assert ras_dit.plan_for(mochi.build(), RASConfig()).num_tokens == 30 * 53 * 4, (
+        "19 frames of 848 x 480, 6 to a latent"
+    )
+    assert ras_dit.plan_for(prx.build(), RASConfig()).num_tokens == 32 * 32, "512 pixels, not latents"
 
 
 @pytest.mark.parametrize(("num_tokens", "num_active"), [(256, 52), (1008, 205), (1024, 256), (4096, 832), (3600, 768)])

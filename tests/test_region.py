@@ -191,3 +191,27 @@ def test_a_region_that_changes_nothing_is_said() -> None:
     ):
         assert torch.equal(run(pipe, **inputs()), expected)
     assert any("region_of_interest" in note for note in handle.summary().notes)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"foo": 1}, "region_of_interest: got foo; allowed: height, width and bits"),
+        ({}, "region_of_interest: got nothing; allowed: height, width and bits"),
+        ({"height": "2", "width": 2, "bits": ""}, "region_of_interest: height: got '2'; allowed: an int"),
+        ({"height": 2, "width": 0, "bits": ""}, "region_of_interest: width: got 0"),
+        ({"height": 2, "width": 2, "bits": 3}, "region_of_interest: bits: got int"),
+    ],
+)
+def test_what_a_file_says_of_a_mask_is_checked(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RASConfig.from_dict({"region_of_interest": values})
+
+
+@pytest.mark.parametrize("content", [b"a fox", b"\x89PNG\r\n\x1a\n", None])
+def test_masks_that_are_no_pictures_are_refused(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "mask.png"
+    Image.new("L", (64, 64), 255).save(path)
+    path.write_bytes(path.read_bytes()[:60] if content is None else content)
+    with pytest.raises(ValueError, match=r"region_of_interest: got .*mask\.png', which is no picture that can be read"):
+        RASConfig(region_of_interest=path)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ras_dit.config import RASConfig
-from ras_dit.engine import accelerate
+from ras_dit.engine import accelerate, resolve_config
 from ras_dit.fitted import NUM_TERMS, FittedForecast
 from ras_dit.geometry import TokenGrid
 from ras_dit.schedule import is_euler
@@ -18,7 +19,7 @@ RIDGE = 1e-4
 NUM_ROUNDS = 4
 
 
-def calibrate(pipe: Any, config: RASConfig, **call: Any) -> RASConfig:
+def calibrate(pipe: Any, config: RASConfig | str | Path | None = None, **call: Any) -> RASConfig:
     """Fit the forecast of a config to a pipeline's own dense runs.
 
     The pictures of one call are sampled twice from the same noise, dense and by the config. In every evaluation that
@@ -32,7 +33,7 @@ def calibrate(pipe: Any, config: RASConfig, **call: Any) -> RASConfig:
 
     Args:
         pipe: a pipeline with FlowMatchEulerDiscreteScheduler, RAS not enabled on it.
-        config: what to fit; with ``solver_order=2`` the dense run is second order too.
+        config: what to fit, as for `ras_dit.enable`; with ``solver_order=2`` the dense run is second order too.
         **call: arguments of the pipeline's call, as it will be called: prompts, size, ``num_inference_steps``. Without
             ``generator`` and ``latents`` the noise is that of seed 0.
 
@@ -43,6 +44,7 @@ def calibrate(pipe: Any, config: RASConfig, **call: Any) -> RASConfig:
         ValueError: nothing is left out by this config, RAS is enabled, another scheduler, or latents that hold more
             than the tokens of a picture or video.
     """
+    config = resolve_config(config)
     check_fittable(config)
     return DenseRun(pipe, config.solver_order, **call).fit(config)
 
@@ -85,8 +87,9 @@ class DenseRun:
             raise ValueError(f"calibrate: got a call of {len(recordings)} runs in a row; allowed: a single one.")
         self._targets = recordings[0].targets
 
-    def fit(self, config: RASConfig) -> RASConfig:
+    def fit(self, config: RASConfig | str | Path | None = None) -> RASConfig:
         """A config with its forecast fitted to this run; errors as of `calibrate`."""
+        config = resolve_config(config)
         check_fittable(config)
         if config.solver_order != self._order:
             raise ValueError(f"fit: got solver_order={config.solver_order}; allowed: {self._order}, that of this run.")

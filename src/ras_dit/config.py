@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -318,34 +316,53 @@ class RASConfig:
 
     @classmethod
     def from_json(cls, text: str) -> RASConfig:
-        return cls.from_dict(json.loads(text))
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: no JSON, or options that `from_dict` refuses.
+        """
+        try:
+            options = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"RASConfig: got text that is no JSON ({error}); allowed: an object of options."
+            ) from error
+        return cls.from_dict(options)
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     @classmethod
     def from_yaml(cls, text: str) -> RASConfig:
-        return cls.from_dict(yaml.safe_load(text))
+        """The inverse of `to_yaml`; errors as of `from_json`."""
+        try:
+            options = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(
+                f"RASConfig: got text that is no YAML ({error}); allowed: a mapping of options."
+            ) from error
+        return cls.from_dict(options)
 
     def save(self, path: str | Path) -> None:
-        """Write a ``.json``, ``.yaml`` or ``.yml`` file (whole or not at all)."""
+        """Write a ``.json``, ``.yaml`` or ``.yml`` file (whole or not at all); its folder is made, too."""
+        from ras_dit.files import save_text
+
         path = Path(path)
         text = {".json": self.to_json, ".yaml": self.to_yaml, ".yml": self.to_yaml}[_config_suffix(path)]()
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.replace(temporary, path)
+        save_text(text, path)
 
     @classmethod
     def load(cls, path: str | Path) -> RASConfig:
-        """Read what `save` wrote."""
+        """Read what `save` wrote; errors name the file."""
+        from ras_dit.files import read_text
+
         path = Path(path)
         read = cls.from_json if _config_suffix(path) == ".json" else cls.from_yaml
         if not path.is_file():
             raise ValueError(f"config: got {str(path)!r}, which is no file; give a .json, .yaml or .yml file.")
         try:
-            return read(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, yaml.YAMLError) as error:
+            return read(read_text(path))
+        except ValueError as error:
             raise ValueError(f"config: {path} could not be read: {error}") from error
 
 
@@ -362,5 +379,5 @@ def _region(value: Any) -> RegionOfInterest | Literal["inpaint"] | None:
     if isinstance(value, str) and value == "inpaint":
         return "inpaint"
     if isinstance(value, Mapping):
-        return RegionOfInterest(**value)
+        return RegionOfInterest.from_dict(value)
     return RegionOfInterest.of(value)

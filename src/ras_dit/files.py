@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,65 @@ def save_text(text: str, path: Path) -> None:
     """Write a text file in UTF-8."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """Refuse a folder that could not be made or written into; nothing is made.
+
+    Args:
+        option: for the message, such as ``--output``.
+        folder: where something will be written.
+
+    Raises:
+        ValueError: it, or a folder that it would be in, is a file or not to be written into.
+    """
+    _check_place(option, folder, folder, "a folder")
+
+
+def _check_place(option: str, given: Path, folder: Path, wanted: str) -> None:
+    place = folder.absolute()
+    while not os.path.exists(place):  # Path.exists would raise where it may not look
+        place = place.parent
+    where = "which" if place == given.absolute() else f"but {str(place)!r}"
+    if not os.path.isdir(place):
+        raise ValueError(f"{option}: got {str(given)!r}, {where} is a file; give {wanted}.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"{option}: got {str(given)!r}, {where} cannot be written into; give another place.")
+
+
+def check_file(option: str, path: Path | None, *endings: str) -> None:
+    """Refuse a file that could not be written, or has another ending; None is none at all.
+
+    Args:
+        option: for the message, such as ``--output``.
+        path: the file.
+        endings: that its name may have, such as ``.png``; any without them.
+
+    Raises:
+        ValueError: another ending, a folder, or a place as `check_folder` refuses it.
+    """
+    if path is None:
+        return
+    if endings and path.suffix not in endings:
+        allowed = " or ".join([", ".join(endings[:-1]), endings[-1]] if endings[1:] else endings)
+        raise ValueError(f"{option}: got {str(path)!r}; allowed: a name ending in {allowed}.")
+    if os.path.isdir(path):
+        raise ValueError(f"{option}: got {str(path)!r}, which is a folder; give the name of a file.")
+    _check_place(option, path, path.parent, "another place")
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, or in UTF-16 with a mark at its start; that mark is left out.
+
+    Raises:
+        ValueError: another encoding.
+    """
+    content = path.read_bytes()
+    is_utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return content.decode("utf-16" if is_utf_16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"got {str(path)!r}, which is no text in UTF-8 ({error}); save it as UTF-8.") from error
 
 
 @contextmanager
@@ -109,11 +169,15 @@ def claim_folder(path: Path, purpose: Mapping[str, Any]) -> list[str]:
     return sorted(name for name in {*before, *wanted} if before.get(name) != wanted.get(name))
 
 
-def read_prompts(path: Path) -> list[dict[str, Any]]:
+def read_prompts(path: Path, keys: Sequence[str] = PROMPT_KEYS) -> list[dict[str, Any]]:
     """The prompts of a file: ``.txt`` with one a line (# starts a comment), ``.jsonl`` with one object a line.
 
+    Args:
+        path: the file.
+        keys: that an object may have; others are refused, so that none is ignored.
+
     Returns:
-        Mappings with ``prompt`` and whichever of the other `PROMPT_KEYS` the file gives.
+        Mappings with ``prompt`` and whichever of the other keys the file gives.
 
     Raises:
         ValueError: no such file, another ending, no prompt, or a line that cannot be read.
@@ -122,26 +186,32 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"--prompts-file: got {str(path)!r}; allowed: a .txt file (a prompt a line) or .jsonl.")
     if not path.is_file():
         raise ValueError(f"--prompts-file: got {str(path)!r}, which is no file.")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = read_text(path).splitlines()
+    except ValueError as error:
+        raise ValueError(f"--prompts-file: {error}") from error
     numbered = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
     if path.suffix == ".txt":
         prompts = [{"prompt": line} for _, line in numbered if not line.startswith("#")]
     else:
-        prompts = [_read_object(path, number, line) for number, line in numbered]
+        prompts = [_read_object(path, number, line, keys) for number, line in numbered]
     if not prompts:
         raise ValueError(f"--prompts-file: {path} holds no prompt.")
     return prompts
 
 
-def _read_object(path: Path, number: int, line: str) -> dict[str, Any]:
+def _read_object(path: Path, number: int, line: str, keys: Sequence[str]) -> dict[str, Any]:
     try:
         entry = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"--prompts-file: {path}, line {number}: no JSON ({error}).") from error
     if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
         raise ValueError(f'--prompts-file: {path}, line {number}: give an object such as {{"prompt": "a fox"}}.')
-    if unknown := sorted(set(entry) - set(PROMPT_KEYS)):
-        raise ValueError(f"--prompts-file: {path}, line {number}: got {unknown}; allowed: {', '.join(PROMPT_KEYS)}.")
+    if unknown := sorted(set(entry) - set(keys)):
+        why = " (in this command)" if set(unknown) <= set(PROMPT_KEYS) else ""
+        raise ValueError(
+            f"--prompts-file: {path}, line {number}: got {', '.join(unknown)}; allowed{why}: {', '.join(keys)}."
+        )
     for key in ("seed", "steps", "height", "width"):
         if key in entry and type(entry[key]) is not int:
             raise ValueError(f"--prompts-file: {path}, line {number}: {key}: got {entry[key]!r}; allowed: an int.")

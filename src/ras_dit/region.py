@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,12 @@ class RegionOfInterest:
     bits: str
 
     def __post_init__(self) -> None:
+        for name in ("height", "width"):
+            size = getattr(self, name)
+            if type(size) is not int or size < 1:
+                raise ValueError(f"region_of_interest: {name}: got {size!r}; allowed: an int of at least 1.")
+        if not isinstance(self.bits, str):
+            raise ValueError(f"region_of_interest: bits: got {type(self.bits).__name__}; allowed: text in base64.")
         expected = -(-self.height * self.width // 8)
         try:
             length = len(zlib.decompress(base64.b64decode(self.bits)))
@@ -38,6 +45,20 @@ class RegionOfInterest:
             raise ValueError(
                 f"region_of_interest: got {length} bytes for {self.height}x{self.width} pixels; expected {expected}."
             )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RegionOfInterest:
+        """From what JSON and YAML hold of one: its three attributes.
+
+        Raises:
+            ValueError: others, or values that make no mask.
+        """
+        if set(values) != {"height", "width", "bits"}:
+            raise ValueError(
+                f"region_of_interest: got {', '.join(map(str, values)) or 'nothing'}; allowed: height, width and bits, "
+                "as `RASConfig.save` writes them, the path of a mask picture, or 'inpaint'."
+            )
+        return cls(**values)
 
     @classmethod
     def of(cls, mask: Any) -> RegionOfInterest:
@@ -118,4 +139,12 @@ def _open(path: Path) -> Any:
 
     if not path.is_file():
         raise ValueError(f"region_of_interest: got {str(path)!r}, which is no file; give the path of a mask picture.")
-    return Image.open(path)
+    try:
+        image = Image.open(path)
+        image.load()
+    except (OSError, SyntaxError) as error:  # Pillow's, of broken files
+        raise ValueError(
+            f"region_of_interest: got {str(path)!r}, which is no picture that can be read ({error}); give the path of "
+            "a mask picture."
+        ) from error
+    return image

@@ -5,21 +5,27 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import pytest
+import torch
 import typer
 from PIL import Image
 
 import ras_dit as library
-from ras_dit.cli import options
+from families import cogvideox, cosmos, flux, hunyuan_dit, qwen_image, qwen_images, wan
+from ras_dit.cli import main, options
 from ras_dit.cli.compare import compare
 from ras_dit.cli.generate import generate
 from ras_dit.cli.information import plan
-from ras_dit.cli.pipelines import load_pipeline, pipeline_outline
+from ras_dit.cli.pipelines import load_pipeline, makes_video, pipeline_outline
 from ras_dit.config import RASConfig
 from ras_dit.presets import PRESETS
+from tiny import tiny_vae
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -91,6 +97,37 @@ def test_plan_needs_no_weights(ras_dit: Run, model: str) -> None:
     assert f"T = {expected.token_steps:.2f}" in out
 
 
+@pytest.mark.parametrize(
+    ("build", "call", "num_tokens"),
+    [
+        (lambda: flux.build(vae=tiny_vae(4, num_levels=3)), ("--height", 64, "--width", 96), 8 * 12),
+        (lambda: flux.build(vae=tiny_vae(4)), (), 128 * 128 // 4),
+        (lambda: wan.build(vae=wan.tiny_vae()), ("--height", 32, "--width", 64, "--frames", 9), 3 * 2 * 4),
+        (lambda: wan.build(vae=wan.tiny_vae()), (), 21 * 30 * 52),
+        (lambda: qwen_image.build(vae=qwen_images.tiny_vae()), ("--height", 32, "--width", 48), 8 * 12),
+        (hunyuan_dit.build, ("--height", 64, "--width", 64), 4 * 4),
+        (lambda: cosmos.build(diffusers.Cosmos2TextToImagePipeline, in_channels=4), (), 48 * 85),
+    ],
+)
+def test_a_plan_of_any_pipeline(
+    ras_dit: Run, tmp_path: Path, build: Callable[[], Any], call: tuple[object, ...], num_tokens: int
+) -> None:
+    """Pipelines without text encoders; autoencoders scale by 4, 2, 8, 2 and, where there is none, 8."""
+    build().save_pretrained(tmp_path)
+    code, out, err = ras_dit("plan", "-m", tmp_path, "--steps", 6, "--sample-ratio", 0.25, "--warmup-steps", 2, *call)
+    assert code == 0, err
+    assert re.search(rf"dense\D+{num_tokens}\D", out)
+    plan = library.plan_for(pipeline_outline(str(tmp_path)), RASConfig(sample_ratio=0.25, warmup_steps=2), 6)
+    assert plan.cost is not None
+
+
+def test_a_size_that_cannot_be_told_is_asked_for(ras_dit: Run, tmp_path: Path) -> None:
+    cogvideox.build().save_pretrained(tmp_path)
+    code, _, err = ras_dit("plan", "-m", tmp_path, "--height", 32, "--width", 32)
+    assert code == 2
+    assert "num_frames: got none, and the default of CogVideoXPipeline cannot be told; give their number" in err
+
+
 def test_compare(ras_dit: Run, model: str, tmp_path: Path) -> None:
     png, numbers = tmp_path / "compare.png", tmp_path / "compare.json"
     call = ("compare", "a fox", "-m", model, "--steps", 8, "--repeats", 2, "-o", png, "--json", numbers)
@@ -126,6 +163,20 @@ def test_calibrate(ras_dit: Run, model: str, tmp_path: Path, ending: str) -> Non
     assert "forecast_fit" not in err
 
 
+def test_seeds_of_the_file_are_calibrated_with(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = []
+
+    def dense_run(*_: object, generator: list[torch.Generator], **__: object) -> None:
+        seeds.extend(one.initial_seed() for one in generator)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ras_dit.calibration.DenseRun", dense_run)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a fox", "seed": 3}\n{"prompt": "a cat"}\n')
+    words = ("calibrate", "-m", model, "--prompts-file", str(tmp_path / "prompts.jsonl"), "--seed", "40")
+    assert main([*words, "-o", str(tmp_path / "fitted.json")]) == 130
+    assert seeds == [3, 41]
+
+
 def test_demo(ras_dit: Run, model: str, tmp_path: Path) -> None:
     sheet = tmp_path / "demo.png"
     code, out, _ = ras_dit("demo", "-m", model, "--steps", 6, "--num-prompts", 2, "-o", sheet)
@@ -142,3 +193,51 @@ def test_tables(ras_dit: Run) -> None:
     out = ras_dit("presets")[1]
     assert all(name in out for name in PRESETS)
     assert ras_dit("--version")[:2] == (0, f"ras-dit {library.__version__}\n")
+
+
+@pytest.mark.parametrize("words", [("generate", "a fox"), ("compare", "a fox"), ("demo",), ("arena", "--prompts-file")])
+def test_video_is_refused_before_anything_is_loaded(ras_dit: Run, tmp_path: Path, words: tuple[str, ...]) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
+    (tmp_path / "prompts.txt").write_text("a fox\n")
+    prompts = (tmp_path / "prompts.txt",) if words[-1] == "--prompts-file" else ()
+    code, _, err = ras_dit(*words, *prompts, "-m", tmp_path / "model", "-o", tmp_path / "out.png")
+    assert code == 2
+    assert "is a WanPipeline, which makes video; this command writes pictures. Use the library: ras_dit.enable(" in err
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_which_pipelines_make_video() -> None:
+    for name in ("Wan", "WanVideoToVideo", "CogVideoX", "LTX", "Mochi", "Cosmos2VideoToWorld"):
+        assert makes_video(getattr(diffusers, f"{name}Pipeline")), name
+    for name in ("Flux", "StableDiffusion3", "Cosmos2TextToImage", "QwenImage", "PixArtSigma"):
+        assert not makes_video(getattr(diffusers, f"{name}Pipeline")), name
+
+
+@pytest.fixture
+def video(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny Wan without text encoder, whatever model is asked for."""
+
+    def load(*_: object, allows_video: bool) -> Any:
+        assert allows_video
+        pipe = wan.build(vae=wan.tiny_vae())
+        pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+        pipe.encode_prompt = lambda prompt, **_: (torch.randn(len(prompt), 9, 24), torch.randn(len(prompt), 9, 24))
+        return pipe
+
+    monkeypatch.setattr("ras_dit.cli.pipelines.load_pipeline", load)
+
+
+@pytest.mark.usefixtures("video")
+def test_videos_are_calibrated_and_tuned(ras_dit: Run, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a fox\na cat\nan owl\na dog\n")
+    sizes = ("--prompts-file", prompts, "--steps", 6, "--height", 32, "--width", 32, "--frames", 5)
+    code, _, err = ras_dit("calibrate", "-m", "a/video", *sizes, "--preset", "fast", "-o", tmp_path / "fitted.json")
+    assert code == 0, err
+    assert len(RASConfig.load(tmp_path / "fitted.json").forecast_fit) == 4 * 6
+    pytest.importorskip("optuna")
+    search = ("--calibration", 2, "--validation", 2, "--trials", 9, "--plan-trials", 0, "--cost", "flops")
+    code, _, err = ras_dit("tune", "-m", "a/video", *sizes, *search, "--max-cost", 0.9, "-o", tmp_path / "tune")
+    assert code in (0, 1), err
+    assert (tmp_path / "tune" / "tuned.report.json").is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import pytest
 from PIL import Image
 
 from ras_dit.cli import main
-from ras_dit.files import save_png
+from ras_dit.cli.pipelines import resolve_device
+from ras_dit.files import check_file, check_folder, save_png
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -38,6 +40,11 @@ Run = Callable[..., tuple[int, str, str]]
         (("compare", "a", "--repeats", "0"), "--repeats"),
         (("demo", "--preset", "slow"), "slow"),
         (("plan", "--model", "."), "model_index.json"),
+        (("plan", "--steps", "0"), "--steps: got 0"),
+        (("plan", "--max-sequence-length", "-5"), "--max-sequence-length: got -5"),
+        (("plan", "--max-sequence-length", "0"), "--max-sequence-length: got 0"),
+        (("plan", "--height", "0"), "height: got 0"),
+        (("plan", "--frames", "-1"), "num_frames: got -1"),
         (("arena", "--suites", "fast"), "suite: got 'fast'; allowed: all, dense"),
         (("arena", "--pictures", "0"), "--pictures: got 0"),
         (("arena", "--model", "somebody/model"), "--prompts-file: got none"),
@@ -45,6 +52,13 @@ Run = Callable[..., tuple[int, str, str]]
         (("calibrate", "--pictures", "0"), "--pictures: got 0"),
         (("calibrate", "--sample-ratio", "1"), "there is nothing to fit"),
         (("calibrate", "--model", "somebody/model"), "--prompts-file: got none"),
+        (("generate", "a", "--height", "-64"), "height: got -64; allowed: a number of pixels"),
+        (("generate", "a", "--width", "0"), "width: got 0"),
+        (("generate", "a", "--guidance", "nan"), "guidance: got nan; allowed: a finite number"),
+        (("compare", "a", "--height", "0"), "height: got 0"),
+        (("arena", "--width", "-1"), "width: got -1"),
+        (("calibrate", "--guidance", "inf"), "guidance: got inf"),
+        (("calibrate", "--frames", "0"), "--frames: got 0"),
         (("paint",), "paint"),
     ],
 )
@@ -74,6 +88,67 @@ def test_mistakes_that_the_model_shows(ras_dit: Run, model: str, tmp_path: Path,
     assert message in err
     assert err.strip().count("\n") == 0
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["arena", "tune", "calibrate"])
+def test_keys_of_prompts_that_a_command_does_not_use(ras_dit: Run, tmp_path: Path, command: str) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a fox", "seed": 3, "steps": 9, "guidance": 2}\n')
+    call = ("--min-psnr", 30) if command == "tune" else ()
+    code, _, err = ras_dit(command, "-m", "a/model", "--prompts-file", path, "-o", tmp_path / "out.json", *call)
+    assert code == 2
+    assert "line 1: got guidance, steps; allowed (in this command): prompt, seed." in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("generate", "a", "-o", "afile"), "--output-dir: got 'afile', which is a file; give a folder."),
+        (("generate", "a", "-o", "afile/in/it"), "--output-dir: got 'afile/in/it', but "),
+        (("compare", "a", "-o", "afile/x.png"), "afile' is a file; give another place."),
+        (("compare", "a", "--json", "folder"), "--json: got 'folder', which is a folder; give the name of a file."),
+        (("demo", "-o", "afile.png"), "--output: got 'afile', which is a file"),
+        (("calibrate", "-o", "afile/x.json"), "--output: got 'afile/x.json', but "),
+        (("arena", "-o", "afile"), "--output: got 'afile', which is a file"),
+        (("tune", "--min-psnr", "30", "-o", "afile"), "--output: got 'afile', which is a file"),
+        (("bench", "-o", "folder"), "--output: got 'folder', which is a folder"),
+        (("bench", "--plot", "afile/x.png"), "--plot: got 'afile/x.png', but "),
+        (("bench", "--plot", "x.jpgx"), "--plot: got 'x.jpgx'; allowed: a name ending in .png."),
+        (("study", "build", "folder", "-o", "afile"), "--output: got 'afile', which is a file"),
+        (("study", "report", "--json", "afile/x.json"), "--json: got 'afile/x.json', but "),
+    ],
+)
+def test_bad_places_are_known_before_anything_is_loaded(
+    ras_dit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ras_dit.cli.pipelines.load_pipeline", lambda *_, **__: pytest.fail("was loaded"))
+    monkeypatch.setattr("ras_dit.bench.Benchmark", lambda *_: pytest.fail("was run"))
+    (tmp_path / "afile").touch()
+    (tmp_path / "folder").mkdir()
+    code, _, err = ras_dit(*words)
+    assert code == 2
+    assert message in err
+    assert {path.name for path in tmp_path.iterdir()} == {"afile", "folder"}
+
+
+def test_places_that_cannot_be_written_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(ValueError, match=r"--output: got .*, which cannot be written into; give another place\."):
+        check_folder("--output", tmp_path)
+    with pytest.raises(ValueError, match=f"--output: got .*, but '{tmp_path}' cannot be written into"):
+        check_file("--output", tmp_path / "new" / "x.png", ".png")
+    with pytest.raises(ValueError, match=re.escape("allowed: a name ending in .json, .yaml or .yml.")):
+        check_file("--output", tmp_path / "x.png", ".json", ".yaml", ".yml")
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu", "meta", "cuda", "cuda:99"])
+def test_devices_that_are_not_here(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    for kind in ("backends.mps", "xpu", "cuda"):
+        monkeypatch.setattr(f"torch.{kind}.is_available", lambda: "99" in device)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(ValueError, match=f"--device: got '{device}', but PyTorch sees no such device here"):
+        resolve_device(device)
 
 
 def test_debug_shows_the_traceback() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from diffusers.utils import BaseOutput
 from PIL import Image
 
 import ras_dit as library
@@ -63,6 +65,21 @@ def test_equals_the_library(ras_dit: Run, model: str, tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(Image.open(path)), np.asarray(expected))
 
 
+@dataclass
+class Output(BaseOutput):
+    image: list[str]
+
+
+def test_pictures_by_any_name() -> None:
+    """Most pipelines say ``images``, Kandinsky ``image``."""
+
+    class Pipe:
+        def __call__(self, prompt: str, num_inference_steps: int, generator: object) -> BaseOutput:
+            return Output([f"{prompt} in {num_inference_steps} steps"])
+
+    assert paint(Pipe(), Picture("a fox", steps=3)) == "a fox in 3 steps"
+
+
 def test_batch_resumes(ras_dit: Run, model: str, tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     entries: list[dict[str, Any]] = [{"prompt": "a fox", "seed": 7, "height": 48}, {"prompt": "an owl"}]
@@ -93,12 +110,13 @@ def test_batch_resumes(ras_dit: Run, model: str, tmp_path: Path) -> None:
         ("broken.jsonl", '{"prompt": "a"}\n{', "line 2"),
         ("keys.jsonl", '{"prompt": "a", "sed": 3}', "sed"),
         ("types.jsonl", '{"prompt": "a", "seed": "3"}', "seed"),
+        ("latin.txt", "caf\xe9", "--prompts-file: got "),
         ("steps.jsonl", '{"prompt": "a", "steps": 0}', "steps"),
     ],
 )
 def test_bad_prompt_files(ras_dit: Run, tmp_path: Path, name: str, text: str | None, message: str) -> None:
     if text is not None:
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(text, encoding="latin-1")
     code, _, err = ras_dit("generate", "--prompts-file", tmp_path / name)
     assert code == 2
     assert message in err

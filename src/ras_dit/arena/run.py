@@ -143,9 +143,8 @@ class Arena:
         )
 
     def _paint(self, pipe: Any, method: Method, indices: Sequence[int]) -> list[Image.Image]:
-        images: list[Image.Image] = call_for(
-            pipe, [self.scenes[index] for index in indices], method.steps, self.call
-        ).images
+        scenes = [self.scenes[index] for index in indices]
+        images: list[Image.Image] = call_for(pipe, scenes, method.steps, self.call)[0]
         return images
 
     def failure(self, method: Method) -> str | None:

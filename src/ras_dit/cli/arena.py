@@ -57,17 +57,20 @@ def arena(
     from ras_dit.cli.pipelines import EMBEDDED, Picture, call_arguments, load_pipeline, resolved
     from ras_dit.cli.progress import runs_progress
     from ras_dit.cli.scenes import read_scenes
+    from ras_dit.files import check_folder
     from ras_dit.session import SmallGainWarning
 
     warnings.simplefilter("ignore", SmallGainWarning)  # the table has every method's time
     for name, value in (("--pictures", pictures), ("--batch", batch), ("--converged-steps", converged_steps)):
         if value < 1:
             raise ValueError(f"{name}: got {value}; allowed: at least 1.")
+    check_folder("--output", output)
     methods = suite(suites, steps)
     weights = Weights(lpips_weights, inception_weights, clip_model, real)
     scenes = read_scenes(prompts_file, pictures, is_embedded=model in EMBEDDED)
+    picture = Picture(scenes[0].prompt, 0, steps, guidance, height, width)
     pipe = load_pipeline(model, dtype, device)
-    picture = resolved(pipe, model, Picture(scenes[0].prompt, 0, steps, guidance, height, width))
+    picture = resolved(pipe, model, picture)
     contest = Arena(output, scenes, methods, call_arguments(pipe, picture), batch, steps, converged_steps)
     perceptual = Perceptual.load(weights, pipe.device)  # before painting: a wrong file should be known at once
     with runs_progress("painting", contest.num_calls) as advance:

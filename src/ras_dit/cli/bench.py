@@ -57,11 +57,14 @@ def bench(
     from ras_dit.bench.report import profile_lines, tables
     from ras_dit.cli.pipelines import resolve_device
     from ras_dit.cli.progress import described_progress
+    from ras_dit.files import check_file
 
     console = Console(highlight=False)
     if list_cases:
         _print_cases(console)
         return
+    check_file("--output", output)
+    check_file("--plot", plot, ".png")
     where = resolve_device(device)
     modes = _modes(eager, compiled, reduce_overhead, where)
     for flag, count in (("--repeats", repeats), ("--steps", steps)):

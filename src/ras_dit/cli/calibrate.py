@@ -25,11 +25,14 @@ def calibrate(
     prompts_file: Annotated[
         Path | None, typer.Option(help="Prompts for other models, all in one call: .txt (one a line) or .jsonl.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", "-s", help="Of the first picture; the others count on.")] = FIRST_SEED,
+    seed: Annotated[
+        int, typer.Option("--seed", "-s", help="Of the first picture; the others count on, but for seeds of the file.")
+    ] = FIRST_SEED,
     steps: options.Steps = 28,
     guidance: options.Guidance = None,
     height: options.Height = None,
     width: options.Width = None,
+    frames: options.Frames = None,
     dtype: options.DType = "auto",
     device: options.Device = "auto",
 ) -> None:
@@ -47,21 +50,24 @@ def calibrate(
     from ras_dit.cli.pipelines import EMBEDDED, Picture, call_arguments, load_pipeline, resolved
     from ras_dit.cli.progress import runs_progress
     from ras_dit.cli.scenes import read_scenes
+    from ras_dit.files import check_file
     from ras_dit.session import SmallGainWarning
 
     warnings.simplefilter("ignore", SmallGainWarning)  # `ras-dit plan` is there to ask for it
-    if output.suffix not in (".json", ".yaml", ".yml"):
-        raise ValueError(f"--output: got {str(output)!r}; allowed: a name ending in .json, .yaml or .yml.")
+    check_file("--output", output, ".json", ".yaml", ".yml")
     if pictures < 1:
         raise ValueError(f"--pictures: got {pictures}; allowed: at least 1.")
     check_fittable(config)
-    scenes = read_scenes(prompts_file, pictures, is_embedded=model in EMBEDDED)
-    pipe = load_pipeline(model, dtype, device)
-    picture = resolved(pipe, model, Picture(scenes[0].prompt, seed, steps, guidance, height, width))
+    scenes = read_scenes(prompts_file, pictures, is_embedded=model in EMBEDDED, first_seed=seed)
+    if frames is not None and frames < 1:
+        raise ValueError(f"--frames: got {frames}; allowed: at least 1.")
+    picture = Picture(scenes[0].prompt, seed, steps, guidance, height, width)
+    pipe = load_pipeline(model, dtype, device, allows_video=True)
+    picture = resolved(pipe, model, picture)
     call = {
-        **call_arguments(pipe, picture),
+        **call_arguments(pipe, picture, frames),
         "prompt": [scene.prompt for scene in scenes],
-        "generator": [torch.Generator().manual_seed(seed + index) for index in range(len(scenes))],
+        "generator": [torch.Generator().manual_seed(scene.seed) for scene in scenes],
         "num_inference_steps": steps,
     }
     with runs_progress("fitting", 2) as advance:
@@ -69,7 +75,6 @@ def calibrate(
         advance()
         fitted = dense.fit(config)
         advance()
-    output.parent.mkdir(parents=True, exist_ok=True)
     fitted.save(output)
     console = Console()
     console.print(f"Fitted to {len(scenes)} pictures of {steps} steps. Wrote {output}", markup=False, soft_wrap=True)

@@ -38,9 +38,10 @@ def compare(
     from ras_dit.cli.measure import measure
     from ras_dit.cli.pipelines import Picture, load_pipeline, resolved
     from ras_dit.cli.progress import runs_progress
+    from ras_dit.files import check_file
 
-    if output.suffix != ".png":
-        raise ValueError(f"--output: got {str(output)!r}; allowed: a name ending in .png.")
+    check_file("--output", output, ".png")
+    check_file("--json", json_file)
     if repeats < 1:
         raise ValueError(f"--repeats: got {repeats}; allowed: at least 1.")
     picture = Picture(prompt, seed, steps, guidance, height, width, negative_prompt)

@@ -41,17 +41,16 @@ def demo(
     from ras_dit.cli.progress import runs_progress
     from ras_dit.embedded import embedded_prompts
     from ras_dit.engine import accelerate
+    from ras_dit.files import check_file, check_folder
 
     configs = {name.strip(): RASConfig.preset(name.strip()) for name in presets.split(",")}
     if num_prompts < 1:
         raise ValueError(f"--num-prompts: got {num_prompts}; allowed: at least 1.")
-    if output.suffix != ".png":
-        raise ValueError(f"--output: got {str(output)!r}; allowed: a name ending in .png.")
+    check_file("--output", output, ".png")
+    check_folder("--output", output.with_suffix(""))
+    pictures = [Picture(prompt, seed + number, steps) for number, prompt in enumerate(embedded_prompts(num_prompts))]
     pipe = load_pipeline(model, dtype, device)
-    pictures = [
-        resolved(pipe, model, Picture(prompt, seed + number, steps))
-        for number, prompt in enumerate(embedded_prompts(num_prompts))
-    ]
+    pictures = [resolved(pipe, model, picture) for picture in pictures]
     with runs_progress("painting dense and with RAS", (1 + 2 * len(pictures)) * len(configs) + 1) as advance:
         paint(pipe, pictures[0])
         advance()

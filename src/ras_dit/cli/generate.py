@@ -64,12 +64,13 @@ def generate(
     device: options.Device = "auto",
 ) -> None:
     """Paint prompts with RAS (or dense); PNGs carry their settings. A batch that was stopped resumes where it was."""
-    from ras_dit.files import read_prompts
+    from ras_dit.files import check_folder, read_prompts
 
     if num_images < 1:
         raise ValueError(f"--num-images: got {num_images}; allowed: at least 1.")
     if dense and trace:
         raise ValueError("--trace: a dense run has none; leave out --trace or --dense.")
+    check_folder("--output-dir", output_dir)
     entries: list[dict[str, Any]] = [{"prompt": prompt} for prompt in prompts or ()]
     entries += read_prompts(prompts_file) if prompts_file is not None else []
     if not entries:

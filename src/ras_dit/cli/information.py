@@ -25,6 +25,7 @@ def plan(
     steps: options.Steps = 28,
     height: options.Height = None,
     width: options.Width = None,
+    frames: options.Frames = None,
     max_sequence_length: Annotated[
         int | None,
         typer.Option(help="Text tokens of the T5 encoder, which count in the cost.  [default: 256; embedded: 1]"),
@@ -35,11 +36,13 @@ def plan(
     from ras_dit.cli.pipelines import EMBEDDED, pipeline_outline
     from ras_dit.embedded import MAX_SEQUENCE_LENGTH
     from ras_dit.engine import plan_for
+    from ras_dit.models.sizes import check_count
 
-    if steps < 1:
-        raise ValueError(f"--steps: got {steps}; allowed: at least 1.")
-    num_text = max_sequence_length or (MAX_SEQUENCE_LENGTH if model in EMBEDDED else 256)
-    result = plan_for(pipeline_outline(model, dtype), config, steps, height, width, num_text)
+    check_count("--steps", steps)
+    default = MAX_SEQUENCE_LENGTH if model in EMBEDDED else 256
+    num_text = default if max_sequence_length is None else max_sequence_length
+    check_count("--max-sequence-length", num_text)
+    result = plan_for(pipeline_outline(model, dtype), config, steps, height, width, num_text, frames)
     console = Console(highlight=False)
     console.print(_plan_table(result, f"{model}, {steps} steps"))
     for line in _plan_lines(result):

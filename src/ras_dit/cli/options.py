@@ -26,6 +26,7 @@ Model = Annotated[
 Seed = Annotated[int, typer.Option("--seed", "-s", help="Seed of the starting noise.")]
 Height = Annotated[int | None, typer.Option(help="Of the picture, in pixels; the model's default without it.")]
 Width = Annotated[int | None, typer.Option(help="Of the picture, in pixels; the model's default without it.")]
+Frames = Annotated[int | None, typer.Option(help="Of a video; the model's default without it.")]
 Steps = Annotated[int, typer.Option(help="Denoising steps.")]
 Guidance = Annotated[
     float | None,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,6 +36,12 @@ class Picture:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps: got {self.steps}; allowed: at least 1.")
+        for name in ("height", "width"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise ValueError(f"{name}: got {size}; allowed: a number of pixels, at least 1.")
+        if self.guidance is not None and not math.isfinite(self.guidance):
+            raise ValueError(f"guidance: got {self.guidance}; allowed: a finite number.")
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed: got {self.seed}; allowed: an int of 64 bits.")
 
@@ -83,12 +90,22 @@ def resolve_device(device: str) -> str:
             return "cuda"
         return "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        kind = torch.device(device).type
+        place = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"--device: got {device!r}; allowed: auto, cpu, cuda, cuda:1, mps ...") from error
-    if kind == "cuda" and not torch.cuda.is_available():
+    if place.type != "cpu" and (place.index or 0) >= _num_devices(place.type):
         raise ValueError(f"--device: got {device!r}, but PyTorch sees no such device here; use --device cpu.")
     return device
+
+
+def _num_devices(kind: str) -> int:
+    """How many devices of a kind (cuda, mps, xpu ...) PyTorch sees; 0 of one that it can only name."""
+    import torch
+
+    if kind == "mps":
+        return int(torch.backends.mps.is_available())
+    module: Any = getattr(torch, kind, None)
+    return int(module.device_count()) if hasattr(module, "is_available") and module.is_available() else 0
 
 
 def resolve_dtype(dtype: str, device: str) -> torch.dtype:
@@ -104,11 +121,11 @@ def resolve_dtype(dtype: str, device: str) -> torch.dtype:
     return kind
 
 
-def load_pipeline(model: str, dtype: str = "auto", device: str = "auto") -> Any:
+def load_pipeline(model: str, dtype: str = "auto", device: str = "auto", *, allows_video: bool = False) -> Any:
     """A pipeline, ready to paint, without a progress bar of its own.
 
     Raises:
-        ValueError: a bad model, dtype or device.
+        ValueError: a bad model, dtype or device, or one that makes video where that is not asked for.
         OSError: files are missing.
     """
     source = model_source(model)
@@ -122,7 +139,13 @@ def load_pipeline(model: str, dtype: str = "auto", device: str = "auto") -> Any:
     else:
         from diffusers import DiffusionPipeline
 
-        absent = _absent_text_encoders(DiffusionPipeline.load_config(source))
+        index = DiffusionPipeline.load_config(source)
+        if not allows_video and makes_video(_pipeline_class(index)):
+            raise ValueError(
+                f"--model: {model!r} is a {index['_class_name']}, which makes video; this command writes pictures. Use "
+                "the library: ras_dit.enable(pipe, ...)."
+            )
+        absent = _absent_text_encoders(index)
         pipe = DiffusionPipeline.from_pretrained(source, dtype=kind, **absent).to(place)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -130,14 +153,27 @@ def load_pipeline(model: str, dtype: str = "auto", device: str = "auto") -> Any:
 
 def _absent_text_encoders(index: dict[str, Any]) -> dict[str, None]:
     """Text encoders that a saved pipeline does without (SD3 without its T5): they must be passed as None."""
-    import diffusers
-
-    pipeline_class = getattr(diffusers, str(index.get("_class_name")), None)
-    if pipeline_class is None:
-        raise ValueError(f"--model: this diffusers has no pipeline {index.get('_class_name')!r}.")
-    expected = inspect.signature(pipeline_class.__init__).parameters
+    expected = inspect.signature(_pipeline_class(index).__init__).parameters
     names = [name for name in expected if name.startswith(("text_encoder", "tokenizer"))]
     return {name: None for name in names if not (index.get(name) or [None])[0]}
+
+
+def makes_video(pipeline_class: type) -> bool:
+    """Whether a pipeline gives frames, by the outputs that its module knows."""
+    from diffusers.utils import BaseOutput
+
+    known = vars(sys.modules[pipeline_class.__module__]).values()
+    outputs = [kind for kind in known if inspect.isclass(kind) and issubclass(kind, BaseOutput)]
+    return any(name in getattr(kind, "__annotations__", {}) for kind in outputs for name in ("frames", "video"))
+
+
+def _pipeline_class(index: dict[str, Any]) -> Any:
+    import diffusers
+
+    found = getattr(diffusers, str(index.get("_class_name")), None)
+    if found is None:
+        raise ValueError(f"--model: this diffusers has no pipeline {index.get('_class_name')!r}.")
+    return found
 
 
 def quiet_libraries() -> None:
@@ -152,10 +188,12 @@ def quiet_libraries() -> None:
 
 
 def pipeline_outline(model: str, dtype: str = "auto") -> Any:
-    """What `ras_dit.plan_for` reads of a pipeline, from its configuration files alone: no weights are loaded.
+    """A pipeline as `ras_dit.plan_for` reads it, from its configuration files alone: no weights are loaded.
+
+    Its own constructor says how its autoencoder scales and how large its pictures are; text encoders are left out.
 
     Raises:
-        ValueError: the model has no transformer, or one of a class that diffusers does not have.
+        ValueError: the model has no transformer, or a part of a class that diffusers does not have.
     """
     import torch
 
@@ -164,34 +202,61 @@ def pipeline_outline(model: str, dtype: str = "auto") -> Any:
 
     source = model_source(model)
     index = diffusers.DiffusionPipeline.load_config(source)
-    if "transformer" not in index:
+    pipeline_class = _pipeline_class(index)
+    if not _saved_class(index, "transformer"):
         raise ValueError(f"--model: {model!r} is a {index['_class_name']} without a transformer; see `ras-dit models`.")
-    transformer_class = getattr(diffusers, index["transformer"][1], None)
-    if transformer_class is None:
-        raise ValueError(f"--model: this diffusers has no {index['transformer'][1]}.")
+    expected = inspect.signature(pipeline_class.__init__).parameters
+    given = {name: value for name, value in index.items() if name in expected and not _is_component(value)}
+    parts: dict[str, Any] = {
+        name: None for name, parameter in expected.items() if name != "self" and parameter.default is parameter.empty
+    }
     with torch.device("meta"):
-        transformer = transformer_class.from_config(transformer_class.load_config(source, subfolder="transformer"))
-    vae = diffusers.AutoencoderKL.load_config(source, subfolder="vae")
-    scale = 2 ** (len(vae["block_out_channels"]) - 1)
+        parts |= {
+            name: _outlined(source, index, name) for name in ("transformer", "vae", "controlnet") if name in index
+        }
+    parts["transformer"].to(resolve_dtype(dtype, "cpu"))
     if model in EMBEDDED:
-        transformer.register_to_config(sample_size=EMBEDDED[model] // scale)
-    scheduler_class = getattr(diffusers, index["scheduler"][1])
-    return SimpleNamespace(
-        pipeline_class=getattr(diffusers, index["_class_name"], diffusers.DiffusionPipeline),
-        transformer=transformer.to(resolve_dtype(dtype, "cpu")),
-        scheduler=scheduler_class.from_config(scheduler_class.load_config(source, subfolder="scheduler")),
-        vae_scale_factor=scale,
-        default_sample_size=transformer.config.sample_size,
-        tokenizer_max_length=_tokenizer_length(source, index),
-    )
+        scale = 2 ** (len(parts["vae"].config.block_out_channels) - 1)
+        parts["transformer"].register_to_config(sample_size=EMBEDDED[model] // scale)
+    parts["scheduler"] = _outlined(source, index, "scheduler")
+    if "safety_checker" in expected:  # without one, Cosmos would load its own
+        parts |= {name: torch.nn.Module() for name in ("safety_checker", "feature_extractor") if name in expected}
+    pipe = pipeline_class(**{**parts, **given})
+    if hasattr(pipe, "tokenizer_max_length") and (length := _tokenizer_length(source, index)):
+        pipe.tokenizer_max_length = length
+    return pipe
 
 
-def _tokenizer_length(source: str, index: dict[str, Any]) -> int:
-    if not (index.get("tokenizer") or [None])[0]:
-        return 77
-    from transformers import AutoTokenizer
+def _outlined(source: str, index: dict[str, Any], name: str) -> Any:
+    """A part of a saved pipeline by its configuration, None where it has none."""
+    import diffusers
 
-    return int(AutoTokenizer.from_pretrained(source, subfolder="tokenizer").model_max_length)
+    class_name = _saved_class(index, name)
+    if not class_name:
+        return None
+    kind = getattr(diffusers, class_name, None)
+    if kind is None:
+        raise ValueError(f"--model: this diffusers has no {class_name}.")
+    return kind.from_config(kind.load_config(source, subfolder=name))
+
+
+def _is_component(value: Any) -> bool:
+    """Whether an entry of a pipeline's index names a part, as [library, class] ([None, None] for none)."""
+    return isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(v, (str, type(None))) for v in value)
+
+
+def _saved_class(index: dict[str, Any], name: str) -> str | None:
+    return index[name][1] if _is_component(index.get(name)) else None
+
+
+def _tokenizer_length(source: str, index: dict[str, Any]) -> int | None:
+    """The longest text of the first tokenizer, in tokens; None if its configuration does not say."""
+    if not _saved_class(index, "tokenizer"):
+        return None
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    length = get_tokenizer_config(source, subfolder="tokenizer").get("model_max_length")
+    return None if length is None else int(length)
 
 
 def resolved(pipe: Any, model: str, picture: Picture) -> Picture:
@@ -224,12 +289,12 @@ def paint(pipe: Any, picture: Picture, on_step: Callable[[], None] | None = None
         call["callback_on_step_end"] = report
     generator = torch.Generator("cpu").manual_seed(picture.seed)
     result = pipe(prompt=picture.prompt, num_inference_steps=picture.steps, generator=generator, **call)
-    image: Image.Image = result.images[0]
+    image: Image.Image = result[0][0]  # its first field, whatever it is called (Kandinsky: image)
     return image
 
 
-def call_arguments(pipe: Any, picture: Picture) -> dict[str, Any]:
-    """What a picture asks of a pipeline's call, beside prompt, steps and seed.
+def call_arguments(pipe: Any, picture: Picture, num_frames: int | None = None) -> dict[str, Any]:
+    """What a picture (or video of so many frames) asks of a pipeline's call, beside prompt, steps and seed.
 
     Raises:
         ValueError: the pipeline has no such option.
@@ -241,6 +306,7 @@ def call_arguments(pipe: Any, picture: Picture) -> dict[str, Any]:
         "height": picture.height,
         "width": picture.width,
         "max_sequence_length": picture.max_sequence_length,
+        "num_frames": num_frames,
     }
     call = {name: value for name, value in wanted.items() if value is not None}
     for name in call:

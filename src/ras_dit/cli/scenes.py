@@ -9,8 +9,15 @@ if TYPE_CHECKING:
     from ras_dit.arena import Scene
 
 
-def read_scenes(prompts_file: Path | None, count: int, is_embedded: bool) -> list[Scene]:
+def read_scenes(prompts_file: Path | None, count: int, is_embedded: bool, first_seed: int | None = None) -> list[Scene]:
     """What to paint: all prompts of a file, or ``count`` of the embedded model's own.
+
+    Args:
+        prompts_file: prompts, with seeds where they are given; what else `ras-dit generate` reads there is refused.
+        count: of the embedded model's own prompts.
+        is_embedded: whether it is that model.
+        first_seed: of the first prompt without a seed of its own, the others count on; None is 0 for a file, 1000 for
+            the embedded model's prompts.
 
     Raises:
         ValueError: no file for another model, or one that cannot be read.
@@ -19,11 +26,13 @@ def read_scenes(prompts_file: Path | None, count: int, is_embedded: bool) -> lis
     from ras_dit.files import read_prompts
 
     if prompts_file is not None:
-        prompts = read_prompts(prompts_file)
-        return [Scene(entry["prompt"], entry.get("seed", index)) for index, entry in enumerate(prompts)]
+        prompts = read_prompts(prompts_file, ("prompt", "seed"))
+        first = first_seed or 0
+        return [Scene(entry["prompt"], entry.get("seed", first + index)) for index, entry in enumerate(prompts)]
     if not is_embedded:
         raise ValueError("--prompts-file: got none; give one for any model but 'embedded' and 'embedded-256'.")
     from ras_dit.embedded import embedded_scenes
 
+    first = 1000 if first_seed is None else first_seed
     scenes = enumerate(embedded_scenes(count))
-    return [Scene(scene.prompt, 1000 + index, scene.subject, scene.background) for index, scene in scenes]
+    return [Scene(scene.prompt, first + index, scene.subject, scene.background) for index, scene in scenes]

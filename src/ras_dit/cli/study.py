@@ -46,10 +46,11 @@ def build(
     Pictures of equal file names are a pair, or PNGs by `ras-dit generate` of one prompt, seed and size.
     """
     from ras_dit.cli.progress import runs_progress
-    from ras_dit.files import read_prompts
+    from ras_dit.files import check_folder, read_prompts
     from ras_dit.study import StudyConfig, build_study, find_pairs
     from ras_dit.study.build import KEY, PAGE, QUESTION
 
+    check_folder("--output", output)
     config = StudyConfig(
         QUESTION if question is None else question,
         num_pairs,
@@ -122,12 +123,12 @@ def report(
     import json
 
     from ras_dit.cli.study_tables import print_results
-    from ras_dit.files import save_text
+    from ras_dit.files import check_file, save_text
     from ras_dit.study import Key, read_ballots, tally
     from ras_dit.study.build import VOTES
 
-    if plot is not None and plot.suffix != ".png":
-        raise ValueError(f"--plot: got {str(plot)!r}; allowed: a name ending in .png.")
+    check_file("--plot", plot, ".png")
+    check_file("--json", json_file)
     study = Key.load(key)
     places = votes or [key.parent / VOTES]
     ballots = read_ballots(places, study.study, study.trial_ids)

@@ -77,6 +77,7 @@ def tune(
     guidance: options.Guidance = None,
     height: options.Height = None,
     width: options.Width = None,
+    frames: options.Frames = None,
     batch: Annotated[int, typer.Option(help="Pictures per call, as you will call it.", rich_help_panel=PICTURES)] = 1,
     trials: Annotated[int, typer.Option(help="Configs to try in all, known ones first.", rich_help_panel=SEARCH)] = 60,
     plan_trials: Annotated[
@@ -114,6 +115,7 @@ def tune(
     from ras_dit.cli.pipelines import EMBEDDED, Picture, call_arguments, load_pipeline, resolve_device, resolved
     from ras_dit.cli.progress import described_progress
     from ras_dit.config import RASConfig
+    from ras_dit.files import check_folder
     from ras_dit.session import SmallGainWarning
     from ras_dit.tune import Floor, Target, Tuning, write_report
     from ras_dit.tune.report import preset_path
@@ -121,6 +123,7 @@ def tune(
 
     warnings.simplefilter("ignore", SmallGainWarning)  # every config's cost is measured, or counted as asked
     load_optuna()
+    check_folder("--output", output)
     bounds = {"psnr": min_psnr, "ssim": min_ssim, "lpips": max_lpips}
     metrics = _metrics(max_lpips is not None or maximise == "lpips", lpips_weights, resolve_device(device))
     if maximise not in metrics:
@@ -129,14 +132,17 @@ def tune(
     target = Target(floors, max_cost, cost, metrics[maximise], quantile)  # type: ignore[arg-type]
     first, second = _scenes(prompts_file, calibration, validation, is_embedded=model in EMBEDDED)
     base = RASConfig() if config is None else RASConfig.load(config)
-    pipe = load_pipeline(model, dtype, device)
-    picture = resolved(pipe, model, Picture(first[0].prompt, 0, steps, guidance, height, width))
+    if frames is not None and frames < 1:
+        raise ValueError(f"--frames: got {frames}; allowed: at least 1.")
+    picture = Picture(first[0].prompt, 0, steps, guidance, height, width)
+    pipe = load_pipeline(model, dtype, device, allows_video=True)
+    picture = resolved(pipe, model, picture)
     tuning = Tuning(
         folder=output,
         target=target,
         calibration=first,
         validation=second,
-        call=call_arguments(pipe, picture),
+        call=call_arguments(pipe, picture, frames),
         steps=steps,
         reference=reference,  # type: ignore[arg-type]
         converged_steps=converged_steps,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,13 @@ from typing import Any
 from ras_dit.geometry import TokenGrid
 from ras_dit.models.plan import TokenPlan
 
-_SPATIAL = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_scale_factor")
-_TEMPORAL = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
+_SPATIAL = (
+    "vae_scale_factor_spatial",
+    "vae_spatial_compression_ratio",
+    "vae_spatial_scale_factor",
+    "vae_scale_factor",
+)
+_TEMPORAL = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "vae_temporal_scale_factor")
 
 
 def grid_for_size(
@@ -31,21 +37,63 @@ def grid_for_size(
         num_frames: of a video.
 
     Raises:
-        ValueError: a size that the pipeline cannot make.
+        ValueError: a size that the pipeline cannot make, or None where its default cannot be told.
     """
     scale = next((int(getattr(pipe, name)) for name in _SPATIAL if hasattr(pipe, name)), 8)
     patch_frames, patch_size = token_plan.patch(pipe.transformer)
     pixels = scale * patch_size
     tokens = []
     for name, size in (("height", height), ("width", width)):
-        size = size or _default(pipe, name) or getattr(pipe, "default_sample_size", 128) * scale
+        size = _default_side(pipe, name, scale) if size is None else size
+        check_count(name, size)
         if size < pixels or size % pixels:
             raise ValueError(f"{name}: got {size}; allowed: multiples of {pixels} pixels, at least {pixels}.")
         tokens.append(size // pixels)
-    frames = num_frames or _default(pipe, "num_frames") or 1
+    frames = _default_frames(pipe) if num_frames is None else num_frames
+    check_count("num_frames", frames)
     temporal = next((int(getattr(pipe, name)) for name in _TEMPORAL if hasattr(pipe, name)), 4)
     latent_frames = (frames - 1) // temporal + 1
     return TokenGrid(tokens[0], tokens[1], patch_size, -(-latent_frames // patch_frames), patch_frames)
+
+
+def check_count(name: str, value: Any) -> None:
+    """Refuse what is no int of at least 1."""
+    is_count = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_count or value < 1:
+        raise ValueError(f"{name}: got {value!r}; allowed: an int of at least 1.")
+
+
+def _default_side(pipe: Any, name: str, scale: int) -> int:
+    """The height or width of a call that does not say it, in pixels.
+
+    Raises:
+        ValueError: it cannot be told (an edit takes it from its picture).
+    """
+    pixels = [_default(pipe, name), getattr(pipe, f"default_{name}", None)]
+    pixels += [dict(getattr(pipe, "config", {})).get("default_sample_size")]  # PRX; elsewhere it is one of latents
+    options = (f"sample_{name}", "sample_size")
+    latents = [getattr(pipe, "default_sample_size", None)]
+    latents += [getattr(pipe.transformer.config, option, None) for option in options]
+    found = [side for side in pixels if side] + [side * scale for side in latents if isinstance(side, (int, float))]
+    if not found:
+        raise ValueError(
+            f"{name}: got none, and the default of {type(pipe).__name__} cannot be told; give height and width."
+        )
+    return int(found[0])
+
+
+def _default_frames(pipe: Any) -> int:
+    """The frames of a call that does not say it; 1 of a pipeline that does not ask for them.
+
+    Raises:
+        ValueError: they cannot be told.
+    """
+    frames = _default(pipe, "num_frames")
+    if frames is None and {"num_frames", "video"} & set(_parameters(pipe)):
+        raise ValueError(
+            f"num_frames: got none, and the default of {type(pipe).__name__} cannot be told; give their number."
+        )
+    return frames or 1
 
 
 @dataclass(frozen=True)
@@ -86,5 +134,4 @@ def _default(pipe: Any, name: str) -> int | None:
 
 
 def _parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
-    """Of the pipeline's call; an outline of one names the class that it stands for."""
-    return inspect.signature(getattr(pipe, "pipeline_class", type(pipe)).__call__).parameters
+    return inspect.signature(type(pipe).__call__).parameters
