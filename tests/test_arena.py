@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def test_methods_that_make_no_sense_are_refused() -> None:
     pipe = tiny_pipeline()
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     with (
-        pytest.raises(ValueError, match="only 'euler' and 'ab2' are comparable"),
+        pytest.raises(ValueError, match="only 'euler' and 'ab2', even or not, are comparable"),
         applied(pipe, Method("a", "dense", 4, "unipc")),
     ):
         pass
@@ -256,3 +257,34 @@ def test_intervals_hold_the_mean_and_differences_are_paired() -> None:
     assert 1.0 <= low < mean < high <= 4.0
     noise = [10.0, -30.0, 55.0, 2.0]
     assert better_by([v + 1 for v in noise], noise) == pytest.approx((1.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize("solver", ["euler-even", "ab2-even", "ab2"])
+def test_even_grids_and_grids_of_the_pipelines_own(solver: Any) -> None:
+    pipe = tiny_pipeline()
+    with applied(pipe, Method("a", "dense", 4, solver)):
+        pipe.scheduler.set_timesteps(4)
+        asked = [1.0, 0.75, 0.5, 0.25]
+        even = [3 * sigma / (1 + 2 * sigma) for sigma in asked]  # shift 3
+        found = pipe.scheduler.sigmas[:-1].tolist()
+        assert (found == pytest.approx(even, abs=1e-6)) == solver.endswith("even")
+        pipe.scheduler.set_timesteps(sigmas=asked)  # pipelines that bring their own, such as FLUX's
+        assert pipe.scheduler.sigmas[:-1].tolist() == pytest.approx(even, abs=1e-6)
+        assert "sigmas" in inspect.signature(pipe.scheduler.set_timesteps).parameters
+
+
+def test_what_depends_on_the_pictures_is_counted_on_all_of_them(tmp_path: Path, pipe: Any) -> None:
+    config = RASConfig(step_ratios=(1, 1, 0.3, 0.3, 0.3, 0.3), refresh_tolerance=0.15)
+    methods = [Method("tolerance", "ras", 6, config=config)]
+    arena = Arena(tmp_path, SCENES, methods, CALL, 2, 6, 6)
+    arena.run(pipe)
+    first, second = arena.runs(arena.methods[2])
+    assert [first["count"], second["count"]] == [2, 1]
+    dense = arena.runs(arena.methods[0])[0]
+    rows = {row["name"]: row for row in report(arena, has_plot=False)["rows"]}
+    mean = (2 * first["token_steps"] + second["token_steps"]) / 3
+    assert rows["tolerance"]["token_steps"] == pytest.approx(mean, abs=1e-3)
+    assert rows["tolerance"]["flops_share"] == pytest.approx(first["flops"] / dense["flops"], abs=1e-4)
+    # a step of this model costs more than its share of tokens, never less
+    assert first["flops"] / dense["flops"] >= first["token_steps"] / 6
+    assert rows["tolerance"]["time_share"] == pytest.approx(first["seconds"] / dense["seconds"], abs=1e-3)

@@ -7,7 +7,7 @@ import dataclasses
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -22,7 +22,8 @@ from diffusers import (
 
 from ras_dit.config import RASConfig
 
-Solver = Literal["euler", "ab2", "heun", "unipc", "dpm++"]
+Solver = Literal["euler", "ab2", "heun", "unipc", "dpm++", "euler-even", "ab2-even"]
+"""``-even``: on a grid of even noise levels, 1 to 1 / steps, to which the pipeline's shift is applied once."""
 Cache = Literal["first_block", "taylorseer", "magcache", "pyramid", "faster", "dbcache"]
 
 
@@ -35,9 +36,16 @@ class AdamsBashforth2Scheduler(_Euler):  # type: ignore[misc]
     x += (s' - s) (v + (s' - s) / 2 * (v - v_last) / (s - s_last)); the first step is Euler's.
     """
 
-    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
+        timesteps: Sequence[float] | None = None,
+    ) -> None:
         """Begin a run."""
-        super().set_timesteps(*args, **kwargs)
+        super().set_timesteps(num_inference_steps, device, sigmas, mu, timesteps)
         self._last: tuple[torch.Tensor, float] | None = None
 
     def step(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, **options: Any) -> Any:
@@ -51,6 +59,36 @@ class AdamsBashforth2Scheduler(_Euler):  # type: ignore[misc]
             mean = model_output + (following - sigma) / 2 * (model_output - noise) / (sigma - earlier)
         self._last = (model_output, sigma)
         return super().step(mean, timestep, sample, **options)
+
+
+class _EvenGrid:
+    """Noise levels 1, 1 - 1 / S, ... 1 / S before the shift, where a pipeline asks for no others.
+
+    (The grid that Stable Diffusion 3's pipeline asks for spends its last evaluation on hardly a hundredth of the path;
+    few steps suffer from that.)
+    """
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
+        timesteps: Sequence[float] | None = None,
+    ) -> None:
+        """Begin a run."""
+        if num_inference_steps is not None and sigmas is None and timesteps is None:
+            sigmas = [1 - index / num_inference_steps for index in range(num_inference_steps)]
+        above: Any = super()
+        above.set_timesteps(num_inference_steps, device, sigmas, mu, timesteps)
+
+
+class EvenEulerScheduler(_EvenGrid, _Euler):  # type: ignore[misc]
+    """Euler on an even grid."""
+
+
+class EvenAdamsBashforth2Scheduler(_EvenGrid, AdamsBashforth2Scheduler):
+    """Adams-Bashforth 2 on an even grid."""
 
 
 class VisitingScheduler(AdamsBashforth2Scheduler):
@@ -120,6 +158,11 @@ class Method:
             raise ValueError(f"{self.name}: got a RAS config and a step cache; give one of them.")
 
     @property
+    def is_adaptive(self) -> bool:
+        """Whether what it computes depends on the pictures."""
+        return self.cache is not None or (self.config is not None and self.config.refresh_tolerance is not None)
+
+    @property
     def slug(self) -> str:
         """Its folder's name."""
         return re.sub(r"[^a-z0-9.+]+", "-", self.name.lower()).strip("-")
@@ -168,7 +211,8 @@ def applied(pipe: Any, method: Method, calibrate: Callable[[], Any] | None = Non
 
 
 def scheduler_of(scheduler: Any, solver: Solver, visited: tuple[int, ...] = ()) -> Any:
-    """A fresh scheduler of this order on the noise levels of a pipeline's own, or on some of them.
+    """A fresh scheduler of this order: ``euler``, ``ab2`` and ``heun`` on the noise levels of the pipeline's own (or on
+    some of them), ``unipc`` and ``dpm++`` on those that they make of its shift, the others on an even grid.
 
     Raises:
         ValueError: the pipeline's scheduler is no flow-matching Euler one, or uses what the solver cannot.
@@ -181,6 +225,9 @@ def scheduler_of(scheduler: Any, solver: Solver, visited: tuple[int, ...] = ()) 
             f"solver: got {solver!r} on {type(scheduler).__name__}; other solvers than 'euler' (the pipeline's own) "
             "need a pipeline with FlowMatchEulerDiscreteScheduler."
         )
+    if solver in ("euler-even", "ab2-even"):
+        even: Any = EvenEulerScheduler if solver == "euler-even" else EvenAdamsBashforth2Scheduler
+        return even.from_config(config)
     if visited:
         visiting = VisitingScheduler.from_config(config)
         visiting.visited = visited
@@ -188,7 +235,9 @@ def scheduler_of(scheduler: Any, solver: Solver, visited: tuple[int, ...] = ()) 
     if solver == "ab2":
         return AdamsBashforth2Scheduler.from_config(config)
     if config.get("use_dynamic_shifting"):
-        raise ValueError(f"solver: got {solver!r}; with use_dynamic_shifting only 'euler' and 'ab2' are comparable.")
+        raise ValueError(
+            f"solver: got {solver!r}; with use_dynamic_shifting only 'euler' and 'ab2', even or not, are comparable."
+        )
     if solver == "heun":
         return FlowMatchHeunDiscreteScheduler(num_train_timesteps=config.num_train_timesteps, shift=config.shift)
     kind = UniPCMultistepScheduler if solver == "unipc" else DPMSolverMultistepScheduler
@@ -209,6 +258,8 @@ def _cached(pipe: Any, method: Method, calibrate: Callable[[], Any] | None) -> I
             yield
         return
     options = dict(method.cache.options)
+    if method.cache.kind == "taylorseer":  # diffusers keeps what it predicts from in bfloat16 otherwise
+        options["taylor_factors_dtype"] = next(pipe.transformer.parameters()).dtype
     if method.cache.kind == "magcache":
         options["num_inference_steps"] = method.steps
         options["mag_ratios"] = _magnitude_ratios(pipe, method.steps, calibrate)

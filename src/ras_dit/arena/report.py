@@ -76,10 +76,11 @@ def report(arena: Arena, has_plot: bool = True, perceptual: Perceptual | None = 
 
 def _row(arena: Arena, method: Method, found: Measured) -> dict[str, Any]:
     runs, reference = arena.runs(method), arena.runs(arena.methods[0])
-    # the fastest call is the one that other work on the machine disturbed least
-    fastest, dense_fastest = (min(run["seconds"] for run in calls) for calls in (runs, reference))
+    fastest, dense_fastest = _fastest(runs), _fastest(reference)
     flops_share = runs[0]["flops"] / reference[0]["flops"]
-    token_steps = runs[0]["token_steps"]
+    token_steps = None
+    if runs[0]["token_steps"] is not None:
+        token_steps = sum(run["token_steps"] * run["count"] for run in runs) / sum(run["count"] for run in runs)
     if token_steps is None:  # evaluations of a dense run, whatever a cache left of them
         token_steps = arena.methods[0].steps * flops_share if method.cache is not None else float(evaluations(method))
     per_picture = {name: values for name, values in found.per_picture.items() if not is_to_itself(name, method.slug)}
@@ -96,6 +97,12 @@ def _row(arena: Arena, method: Method, found: Measured) -> dict[str, Any]:
         },
         "per_picture": {name: [shortened(value) for value in values] for name, values in per_picture.items()},
     }
+
+
+def _fastest(runs: list[dict[str, Any]]) -> float:
+    """Seconds of the call that other work on the machine disturbed least, of those with the most pictures."""
+    most = max(run["count"] for run in runs)
+    return float(min(run["seconds"] for run in runs if run["count"] == most))
 
 
 def evaluations(method: Method) -> int:

@@ -155,6 +155,8 @@ class Arena:
     def _paint_and_save(self, pipe: Any, method: Method, indices: range) -> None:
         try:
             self._paint_timed(pipe, method, indices)
+        except torch.OutOfMemoryError:
+            raise  # of the machine, not of the method
         except (TypeError, ValueError, AttributeError, AssertionError, RuntimeError, LookupError) as error:
             if method.cache is None:
                 raise  # ours and the dense runs have to work; peers may not fit the model
@@ -167,15 +169,16 @@ class Arena:
             seconds = time.perf_counter() - started
             token_steps = None if handle is None else handle.trace.token_steps
             notes = [] if handle is None else list(handle.summary().notes)
-        flops = self._count_flops(pipe, method) if indices.start == 0 else None
+        counted = indices if method.is_adaptive else indices[:1]
+        flops = self._count_flops(pipe, method, counted) if indices.start == 0 else None
         for index, image in zip(indices, images, strict=True):
             save_png(image, self.picture_path(method, index))
         record = {"first": indices.start, "count": len(indices), "seconds": seconds, "token_steps": token_steps}
         record |= {"flops": flops, "notes": notes}
         save_text(json.dumps(record) + "\n", self.folder / method.slug / f"run-{indices.start:05d}.json")
 
-    def _count_flops(self, pipe: Any, method: Method) -> float:
-        """FLOPs of the transformer for the first scene, as torch counts them."""
+    def _count_flops(self, pipe: Any, method: Method, indices: Sequence[int]) -> float:
+        """FLOPs of the transformer for a picture of these, as torch counts them."""
         counter = FlopCounter()
 
         def enter(*_: Any) -> None:
@@ -184,17 +187,18 @@ class Arena:
         def leave(*_: Any) -> None:
             counter.__exit__(None, None, None)
 
-        with applied(pipe, method, calibrate=lambda: self._paint(pipe, method, [0])), sdpa_kernel(SDPBackend.MATH):
+        calibrated = applied(pipe, method, calibrate=lambda: self._paint(pipe, method, indices[:1]))
+        with calibrated, sdpa_kernel(SDPBackend.MATH):
             hooks = [
                 pipe.transformer.register_forward_pre_hook(enter),
                 pipe.transformer.register_forward_hook(leave, always_call=True),
             ]
             try:
-                self._paint(pipe, method, [0])
+                self._paint(pipe, method, indices)
             finally:
                 for hook in hooks:
                     hook.remove()
-        return counter.total
+        return counter.total / len(indices)
 
 
 class FlopCounter(TorchDispatchMode):

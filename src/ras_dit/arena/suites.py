@@ -40,6 +40,12 @@ def dense_methods(num_steps: int = NUM_STEPS) -> list[Method]:
         for solver, name in solvers
         for steps in _counts((20, 17, 14, 12, 9, 6), num_steps)
     ]
+    even: tuple[tuple[Solver, str], ...] = (("euler-even", "Euler"), ("ab2-even", "AB2"))
+    found += [
+        Method(f"{name}, {steps} even steps", "dense", steps, solver)
+        for solver, name in even
+        for steps in _counts((17, 12, 9, 6), num_steps)
+    ]
     heun = [Method(f"Heun, {steps} steps", "dense", steps, "heun") for steps in _counts((9, 6, 4), num_steps)]
     return [*found, *heun]
 
@@ -81,6 +87,17 @@ def baseline_methods(num_steps: int = NUM_STEPS) -> list[Method]:
     return found
 
 
+TAYLORSEER: dict[str, dict[str, Any]] = {
+    "": {},
+    " of attention and MLP": {
+        "cache_identifiers": [r"^\w*(blocks|layers)\.\d+\.(attn\d?|ff|ff_context|ffn|mlp|feed_forward)$"]
+    },
+    " lite": {"use_lite_mode": True},
+}
+"""What it predicts: diffusers' default is the output of attention alone; its authors' (arXiv 2503.06923) that of every
+attention and MLP; diffusers' lite mode that of the whole transformer."""
+
+
 def cache_methods(num_steps: int = NUM_STEPS) -> list[Method]:
     """Step caches of diffusers and cache-dit, over their thresholds."""
     found = [
@@ -94,11 +111,12 @@ def cache_methods(num_steps: int = NUM_STEPS) -> list[Method]:
     ]
     found += [
         Method(
-            f"TaylorSeer order {order}, every {interval}",
+            f"TaylorSeer{name} order {order}, every {interval}",
             "cache",
             num_steps,
-            cache=StepCache("taylorseer", {"cache_interval": interval, "max_order": order}),
+            cache=StepCache("taylorseer", {"cache_interval": interval, "max_order": order} | options),
         )
+        for name, options in TAYLORSEER.items()
         for order in (1, 2)
         for interval in (2, 3, 4)
     ]
