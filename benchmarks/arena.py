@@ -20,6 +20,7 @@ from benchmarks import record
 from ras_dit.arena import SUITES, Arena, Method, report, suite
 from ras_dit.arena.metrics import better_by
 from ras_dit.arena.perceptual import Perceptual, Weights
+from ras_dit.arena.report import plot
 from ras_dit.arena.suites import NUM_STEPS
 from ras_dit.cli.scenes import read_scenes
 from ras_dit.embedded import EMBEDDED_SIZES, GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH
@@ -83,9 +84,31 @@ PAIRS = [
             for order in (1, 2)
         },
         "skipping only, T 6, order 2": ("UniPC 2, 6 steps", "DPM-Solver++ 2M, 6 steps", "Euler, 6 steps"),
-        "preset quality": ("Euler, 17 steps", "UniPC 2, 17 steps", "Euler, 20 steps", "DBCache 0.08 with TaylorSeer"),
-        "preset balanced": ("Euler, 12 steps", "UniPC 2, 12 steps", "MagCache 0.12", "DBCache 0.32", "preset regions"),
-        "preset fast": ("Euler, 9 steps", "UniPC 2, 9 steps", "UniPC 2, 12 steps", "RAS, T 8.75, order 1"),
+        "preset quality": (
+            *("Euler, 17 steps", "UniPC 2, 17 steps", "Euler, 20 steps", "DBCache 0.08 with TaylorSeer"),
+            *("TaylorSeer of attention and MLP order 1, every 2", "TaylorSeer lite order 1, every 2"),
+            *("AB2, 17 even steps", "Euler, 17 even steps"),
+        ),
+        "preset balanced": (
+            *("Euler, 12 steps", "UniPC 2, 12 steps", "MagCache 0.12", "MagCache 0.06", "DBCache 0.32"),
+            *("TaylorSeer of attention and MLP order 1, every 3", "TaylorSeer of attention and MLP order 2, every 3"),
+            *("TaylorSeer lite order 1, every 3", "AB2, 12 even steps", "Euler, 12 even steps", "preset regions"),
+        ),
+        "preset fast": (
+            *("Euler, 9 steps", "UniPC 2, 9 steps", "UniPC 2, 12 steps", "RAS, T 8.75, order 1"),
+            *("TaylorSeer of attention and MLP order 1, every 4", "TaylorSeer lite order 1, every 4"),
+            *("AB2, 9 even steps", "Euler, 9 even steps"),
+        ),
+        "skipping only, T 17, order 2": (
+            *("AB2, 17 even steps", "TaylorSeer of attention and MLP order 1, every 2", "UniPC 2, 17 steps"),
+        ),
+        "skipping only, T 11, order 2": (
+            *("AB2, 12 even steps", "TaylorSeer of attention and MLP order 1, every 3", "UniPC 2, 12 steps"),
+        ),
+        "skipping only, T 6, order 1": (
+            *("AB2, 6 even steps", "Euler, 6 even steps", "TaylorSeer of attention and MLP order 1, every 4"),
+            "UniPC 2, 6 steps",
+        ),
         "preset regions": ("Euler, 12 steps", "UniPC 2, 14 steps", "MagCache 0.06", "regions, no K/V forecast"),
         "ablation: nothing": tuple(
             method.name for method in SUITES["options"](NUM_STEPS) if method.name != "ablation: nothing"
@@ -144,6 +167,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=NUM_STEPS, help="of the dense run; others ask how the presets do")
     parser.add_argument("--size", type=int, default=EMBEDDED_SIZES[0], choices=EMBEDDED_SIZES)
     parser.add_argument("--result", help="name of the results file; the plot is not copied then")
+    parser.add_argument("--plot", action="store_true", help="draw the plot anew from the results file, and no more")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--lpips-weights", type=Path, help="torchvision's VGG16 or AlexNet")
     parser.add_argument("--inception-weights", type=Path, help="torch-fidelity's InceptionV3")
@@ -155,6 +179,9 @@ def main() -> None:
     ending = (f"_{a.size}" if is_large else "") + (f"_{a.steps}_steps" if is_other_length else "")
     folder = a.folder or Path(f"outputs/arena{ending}")
     name = a.result or f"arena_embedded{ending}"
+    if a.plot:
+        plot(record.read(name)["rows"], IMAGE.with_stem(IMAGE.stem + ending))
+        return
     pipe = ras_dit.load_embedded(device=a.device, size=a.size)
     pipe.set_progress_bar_config(disable=True)
     scenes = read_scenes(None, a.pictures, is_embedded=True)

@@ -68,6 +68,7 @@ def quality_blocks(result: dict[str, Any]) -> dict[str, str]:
         "arena": arena_origin(result) + "\n\n" + arena_table(others),
         "paired": paired_table(result["paired"]),
         "random": random_block(),
+        "peers": peers_block(),
         "failures": failures or "None.\n",
         "sensitivity": sensitivity_block(result) + more_pictures_block(),
         "ablation": arena_table(chosen(result, "ablation")),
@@ -80,6 +81,14 @@ def random_block() -> str:
     result = record.read("arena_embedded_t6")
     rows = [row for row in result["rows"] if row["token_steps"] < 7]
     return f"{arena_origin(result)}\n\n{arena_table(rows)}\n{paired_table(result['paired'])}"
+
+
+def peers_block() -> str:
+    """Step caches at their best and dense solvers on even grids, beside the presets, all of one run."""
+    result = record.read("arena_embedded_peers")
+    rows = [row for row in result["rows"] if row["name"] != "converged"]
+    failures = "".join(f"* {name} does not run: {why}\n" for name, why in result["failures"].items())
+    return f"{arena_origin(result)}\n\n{arena_table(rows)}\n{paired_table(result['paired'])}\n{failures}"
 
 
 def large_blocks() -> dict[str, str]:
@@ -220,6 +229,29 @@ def inpainting_table() -> str:
         mean, low, high = row["psnr"]
         over = "{:+.1f} ({:+.1f} to {:+.1f})".format(*row["better_by"])
         lines.append(f"| {row['name']} | {row['token_steps']:.2f} | {mean:.1f} ({low:.1f} to {high:.1f}) | {over} |")
+    return "\n".join([*lines, ""])
+
+
+def losses_table() -> str:
+    """What is lost to old keys and values, and what to tokens that are not computed."""
+    result = record.read("losses_embedded")
+    lines = [
+        f"The embedded model, {result['num_pictures']} pictures, PSNR in dB to the dense run with 95 % bootstrap "
+        f"intervals, and what mending gains picture by picture. ({record.origin(result)})",
+        "",
+        "| plan | T | mended in the region steps | PSNR to dense | gained |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in result["rows"]:
+        mean, low, high = row["psnr"]
+        gained = _difference(row["gained"]) if row["mended"] else ""
+        cells = (
+            f"{row['token_steps']:.2f}",
+            row["mended"] or "nothing",
+            f"{mean:.1f} ({low:.1f} to {high:.1f})",
+            gained,
+        )
+        lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
 
 

@@ -87,6 +87,7 @@ def main() -> None:
             "lengths": arena_tables.lengths_block(),
             "fitted": arena_tables.fitted_block(),
             "dynamics": arena_tables.dynamics_table(),
+            "losses": arena_tables.losses_table(),
             "inpainting": arena_tables.inpainting_table(),
         },
         "docs/performance.md": {

@@ -288,3 +288,49 @@ def test_what_depends_on_the_pictures_is_counted_on_all_of_them(tmp_path: Path, 
     # a step of this model costs more than its share of tokens, never less
     assert first["flops"] / dense["flops"] >= first["token_steps"] / 6
     assert rows["tolerance"]["time_share"] == pytest.approx(first["seconds"] / dense["seconds"], abs=1e-3)
+
+
+def test_a_folder_is_of_one_model_and_times_are_of_one_process(tmp_path: Path, pipe: Any) -> None:
+    def arena(*methods: Method) -> Arena:
+        return Arena(tmp_path, SCENES[:1], methods, CALL, 1, 4, 4)
+
+    arena().run(pipe)
+    later = Method("3 steps", "dense", 3)
+    arena(later).run(pipe)
+    (dense,), (run,) = (arena(later).runs(method) for method in arena(later).methods[::2])
+    assert dense["dense_seconds"] == dense["seconds"]
+    assert run["dense_seconds"] not in (dense["seconds"], run["seconds"])
+    row = report(arena(later), has_plot=False)["rows"][2]
+    assert row["time_share"] == pytest.approx(run["seconds"] / run["dense_seconds"], abs=1e-3)
+    weight = next(pipe.transformer.parameters())
+    before = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            weight.mul_(0.95)
+        with pytest.raises(ValueError, match=r"pictures of another model \(transformer differ"):
+            arena(later).run(pipe)
+    finally:
+        with torch.no_grad():
+            weight.copy_(before)
+    arena(later).run(pipe)
+
+
+def test_memory_that_runs_out_is_no_fault_of_a_method(
+    tmp_path: Path, pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seer = Method("seer", "cache", 4, cache=StepCache("taylorseer", {"cache_interval": 2}))
+    arena = Arena(tmp_path, SCENES[:1], [seer], CALL, 1, 4, 4)
+    paint = Arena._paint
+
+    def without_memory(self: Arena, pipe: Any, method: Method, indices: Any) -> Any:
+        if method is seer:
+            raise torch.OutOfMemoryError
+        return paint(self, pipe, method, indices)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Arena, "_paint", without_memory)
+        with pytest.raises(torch.OutOfMemoryError):
+            arena.run(pipe)
+    assert arena.failure(seer) is None
+    arena.run(pipe)
+    assert arena.picture_path(seer, 0).is_file()

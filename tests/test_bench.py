@@ -260,6 +260,24 @@ def test_what_is_measured_stays_when_a_run_is_interrupted(tmp_path: Path, monkey
     assert [row["size"] for row in case["crossover"]["eager"]["rows"]] == ["64x64"]
 
 
+def test_figures_of_other_code_or_options_are_not_compared_with_new_ones() -> None:
+    def rows(mode: str, seconds: float) -> dict[str, Any]:
+        return {"rows": [{"mode": mode, "name": "dense", "median": seconds}]}
+
+    results = Results(None, {"code": "a"})
+    results.keep("mid", "eager", {"steps": 28, "backend": None}, rows("eager", 2.0))
+    results.keep("mid", "compiled", {"steps": 28, "backend": "inductor"}, rows("compiled", 1.0))
+    case = results.cases["mid"]
+    assert [(row["mode"], row["speedup"]) for row in case["rows"]] == [("eager", 0.5), ("compiled", 1.0)]
+    results.environment = {"code": "b"}
+    results.keep("mid", "eager", {"steps": 28, "backend": None}, rows("eager", 2.0))
+    assert [(row["mode"], row["speedup"]) for row in case["rows"]] == [("eager", 1.0)]
+    results.keep("mid", "crossover eager", {"steps": 6, "backend": None}, {"crossover": {"rows": []}})
+    assert set(case["finished"]) == {"eager", "crossover eager"}
+    results.keep("mid", "compiled", {"steps": 6, "backend": "inductor"}, rows("compiled", 0.2))
+    assert set(case["finished"]) == {"compiled", "crossover eager"}
+
+
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     for text, message in (("[", "is no JSON"), ('{"schema": 1}', "holds something else")):
         (tmp_path / "other.json").write_text(text)

@@ -19,8 +19,9 @@ from diffusers import (
 )
 
 import ras_dit
-from families import flux, pixart
+from families import flux, ltx, pixart
 from ras_dit import RASConfig
+from ras_dit.models.ltx import LTX
 from ras_dit.plan import build_plan
 from test_static_memory import addresses
 from tiny import REGION, inputs, run, tiny_pipeline, tiny_transformer
@@ -237,3 +238,55 @@ def test_numbers_of_numpy_are_numbers_and_infinite_ones_are_refused() -> None:
     assert RASConfig.from_json(ratios.to_json()) == ratios
     with pytest.raises(ValueError, match="starvation_scale"):
         RASConfig(starvation_scale=float("inf"))
+
+
+def test_tokens_that_are_sampled_are_no_references() -> None:
+    """VisualCloze's rows of pictures are all denoised, though their position ids tell them apart as references do."""
+    pipe = flux.build()
+    prepare = pipe.prepare_latents
+
+    def in_two_rows(*args: Any, **kwargs: Any) -> Any:
+        latents, ids = prepare(*args, **kwargs)
+        half = len(ids) // 2
+        ids = ids.clone()
+        ids[half:, 0] = 1
+        ids[half:, 1] -= ids[half, 1].clone()
+        return latents, ids
+
+    pipe.prepare_latents = in_two_rows
+    call = {**flux.call(height=6, width=8), "num_inference_steps": 8}
+    dense = pipe(**call).images
+    for config in (REGION, RASConfig.preset("balanced")):
+        with (
+            pytest.warns(ras_dit.RASWarning, match="steps more tokens than those of the picture"),
+            ras_dit.accelerate(pipe, config) as handle,
+        ):
+            assert torch.equal(pipe(**call).images, dense)
+        assert set(kinds(handle)) == {"dense"}
+
+
+def test_position_ids_with_a_batch_dimension_run_dense() -> None:
+    pipe = flux.build()
+    prepare = pipe.prepare_latents
+
+    def with_batch(*args: Any, **kwargs: Any) -> Any:
+        latents, ids = prepare(*args, **kwargs)
+        return latents, ids[None]
+
+    pipe.prepare_latents = with_batch
+    call = flux.call(height=6, width=8)
+    dense = pipe(**call).images
+    with pytest.warns(ras_dit.RASWarning, match="batch dimension"), ras_dit.accelerate(pipe, REGION) as handle:
+        assert torch.equal(pipe(**call).images, dense)
+    assert set(kinds(handle)) == {"dense"}
+
+
+def test_ltx_with_coordinates_beside_a_size_that_is_none_is_refused() -> None:
+    transformer = ltx.build().transformer
+
+    def reason(frames: int, height: int, width: int) -> str | None:
+        sizes = {"num_frames": frames, "height": height, "width": width}
+        return LTX.check(transformer, {**sizes, "hidden_states": torch.zeros(1, 72, 8)})
+
+    assert reason(2, 6, 6) is None
+    assert "not one video of the size given" in str(reason(1, 1, 1))

@@ -518,7 +518,10 @@ def test_a_whole_tuning(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     outcome = job.run(pipe, 12, 3)
     assert all(path.stat().st_mtime_ns == before for path, before in references.items()), "painted once"
     assert len(outcome.trials) == 15
-    assert [found.label for found in outcome.baselines][1].endswith("second order (AB2)")
+    labels = [found.label for found in outcome.baselines]
+    assert [label.partition("second order ")[2] for label in labels] == ["", "(AB2)", "(UniPC)"]
+    chosen_cost = outcome.verdict.validated.cost
+    assert chosen_cost <= int(labels[0].split()[0]) / job.steps + 1e-6, "fewer steps, but no less compute"
 
     chosen = outcome.verdict.chosen
     assert chosen is not None
@@ -562,6 +565,16 @@ def test_measured_costs_are_of_what_ran(pipe: Any, tmp_path: Path) -> None:
     assert whole.per_picture["psnr"] == [MAX_PSNR] * 4, "the dense run is its own reference"
     assert whole.costs["flops"] == 1.0
     assert bench.measure(Method("c", "dense", 3), on).costs["flops"] == 0.5
+
+
+def test_the_first_dense_call_of_a_process_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    painted: list[int] = []
+    monkeypatch.setattr(Bench, "_paint", lambda self, scenes, steps: painted.append(steps))
+    bench = Bench(None, {}, 6, 1, (PSNR,), is_timed=True)
+    bench._time_dense([])
+    assert painted == [6, 6]
+    bench._time_dense([])
+    assert painted == [6, 6, 6]
 
 
 def test_what_cannot_be_tuned_is_refused(pipe: Any, tmp_path: Path) -> None:

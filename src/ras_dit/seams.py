@@ -49,18 +49,12 @@ class PatchedMethod:
         if not self.is_installed():
             self._install()
 
-    def restore_in(self, attributes: dict[str, Any], is_plain: bool = False) -> None:
-        """Put back what was there before, in the instance's attributes or a copy of them.
-
-        Args:
-            attributes: of the instance.
-            is_plain: take out the patches of other sessions on the same instance, too; otherwise only those under this
-                one that were released in the meantime.
-        """
+    def restore_in(self, attributes: dict[str, Any]) -> None:
+        """Put back what was there before and was not released since, in the attributes of the instance or a copy."""
         if attributes.get(self._name) is not self._patched:
             return
         patch = self
-        while (under := getattr(patch._original, "of", None)) is not None and (is_plain or under._is_released):
+        while (under := getattr(patch._original, "of", None)) is not None and under._is_released:
             patch = under
         if patch._had_own:
             attributes[self._name] = patch._original
@@ -78,17 +72,19 @@ class PatchedMethod:
 
 
 class PlainCopies:
-    """While in place, `copy.deepcopy` of an instance gives what it would give without patches.
+    """While in place, `copy.deepcopy` of an instance gives what it would give without our patches.
 
     A wrapper that is copied along would still call the original instance: pipelines that sample sound beside the
     video, or every frame by itself, copy their scheduler.
 
     Args:
         owner: the instance.
+        patches: its patched methods; those of other sessions on the same instance are taken out as well.
     """
 
-    def __init__(self, owner: Any) -> None:
+    def __init__(self, owner: Any, patches: list[PatchedMethod]) -> None:
         self._owner = owner
+        self._patches = patches
         self._is_released = False
         self._under = vars(owner).get("__deepcopy__")  # of another session on the same instance
 
@@ -96,9 +92,11 @@ class PlainCopies:
             plain = object.__new__(type(owner))
             memo[id(owner)] = plain
             attributes = {name: value for name, value in vars(owner).items() if name != "__deepcopy__"}
-            for value in list(attributes.values()):
-                if isinstance(patch := getattr(value, "of", None), PatchedMethod):
-                    patch.restore_in(attributes, is_plain=True)
+            copies: PlainCopies | None = self
+            while copies is not None:
+                for patch in copies._patches:
+                    patch.restore_in(attributes)
+                copies = None if copies._under is None else copies._under.of
             plain.__dict__.update(copy.deepcopy(attributes, memo))
             return plain
 

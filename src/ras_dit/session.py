@@ -106,7 +106,7 @@ class Session:
             PatchedMethod(scheduler, "set_timesteps", self._observed_set_timesteps),
             PatchedMethod(scheduler, "step", lambda step: observing(step, self._observe, self._adjusted, self._refuse)),
         ]
-        self._scheduler_patches = [*patches, PlainCopies(scheduler)]
+        self._scheduler_patches = [*patches, PlainCopies(scheduler, patches)]
 
     def close(self) -> None:
         """Take everything back out; the pipeline is as it was."""

@@ -303,6 +303,8 @@ class Generation:
         """
         if model_output.ndim == 2:  # rows of one video, without a batch dimension
             model_output, sample = model_output[None], sample[None]
+        if self.index == 0 and self._steps_references(sample):
+            self.refuse("The scheduler steps more tokens than those of the picture: the run was dense.")
         if self._num_images not in (0, model_output.shape[0]):
             self._why_all_dense = "The number of images changed in the middle of the run: the rest of it was dense."
         self._num_images = model_output.shape[0]
@@ -318,6 +320,12 @@ class Generation:
             self._release_layers()
         if self.is_over:
             self._finish()
+
+    def _steps_references(self, sample: torch.Tensor) -> bool:
+        """Whether what counts as reference tokens is sampled as well: its noise is nobody's to leave out then. (Tokens
+        in front of the grid are conditions, whose noise the pipeline throws away.)"""
+        is_sequence = sample.ndim == 3 and not self.grid.has_items and self.grid.num_before == 0
+        return self.num_extra > 0 and is_sequence and sample.shape[1] == self.grid.num_tokens + self.num_extra
 
     def refuse(self, reason: str) -> None:
         """From now on every evaluation is dense."""

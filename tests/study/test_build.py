@@ -193,6 +193,15 @@ def test_pairs_by_request(tmp_path: Path) -> None:
         find_pairs(tmp_path, "ras", "dense")
 
 
+def test_equal_names_of_other_requests_are_no_pair(tmp_path: Path) -> None:
+    for name, seed in (("ras", 0), ("dense", 7)):
+        paint(tmp_path / name / "fox.png", seed, {"prompt": "a fox", "seed": seed, "height": 24, "width": 24})
+    with pytest.raises(ValueError, match="have one name, but different prompts, seeds or sizes"):
+        find_pairs(tmp_path, "ras", "dense")
+    paint(tmp_path / "dense" / "fox.png", 7, {"prompt": "a fox", "seed": 0, "height": 24, "width": 24})
+    assert len(find_pairs(tmp_path, "ras", "dense")) == 1
+
+
 def test_pairs_of_an_arena(tmp_path: Path) -> None:
     scenes = [{"prompt": "a fox", "seed": 5}, {"prompt": "an owl", "seed": 6}]
     (tmp_path / "arena.json").write_text(json.dumps({"scenes": scenes, "call": {}, "batch": 8}))

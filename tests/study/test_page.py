@@ -228,6 +228,7 @@ def test_served_page_sends_votes(window: Browser, study: Study, tmp_path: Path) 
         wait_for_screen(window, 2)
         window.press("right")
         window.wait("document.querySelector('#trial .status').textContent.startsWith('Not sent yet')")
+        assert len(download(window, tmp_path / "copy")["votes"]) == 2  # a copy: they are sent all the same
         window.run("window.fetch = window.kept")
         wait_until(lambda: [len(ballot.votes) for ballot in heard] == [1, 2], "the second vote, sent again")
         assert window.logs() == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -105,16 +106,43 @@ class Arena:
         """
         for method in self.methods:
             self._check_method(method)
+        self._claim_pipeline(pipe)
         is_warm = False
         for start in range(0, len(self.scenes), self.batch):
             indices = range(start, min(start + self.batch, len(self.scenes)))
+            beside: float | None = None
             for method in self.methods:
                 if not self._is_painted(method, indices) and self.failure(method) is None:
                     if not is_warm:
                         self._paint(pipe, self.methods[0], indices)
                         is_warm = True
-                    self._paint_and_save(pipe, method, indices)
+                    if beside is None and method is not self.methods[0]:  # painted by an earlier process
+                        beside = self._seconds_of_dense(pipe, indices)
+                    seconds = self._paint_and_save(pipe, method, indices, beside)
+                    beside = seconds if beside is None else beside
                 on_call()
+
+    def _claim_pipeline(self, pipe: Any) -> None:
+        """Keep pictures of one folder to one model."""
+        scheduler = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
+        purpose = {
+            "pipeline": type(pipe).__name__,
+            "transformer": digest(pipe.transformer),
+            "dtype": str(pipe.transformer.dtype),
+            "scheduler": [type(pipe.scheduler).__name__, scheduler],
+        }
+        if others := claim_folder(self.folder / "pipeline.json", purpose):
+            raise ValueError(
+                f"{self.folder}: holds pictures of another model ({', '.join(others)} differ); give another folder, or "
+                "remove it."
+            )
+
+    def _seconds_of_dense(self, pipe: Any, indices: range) -> float:
+        """Of a dense call, which methods of the same process are timed beside."""
+        with applied(pipe, self.methods[0]):
+            started = time.perf_counter()
+            self._paint(pipe, self.methods[0], indices)
+            return time.perf_counter() - started
 
     def _check_method(self, method: Method) -> None:
         path = self.folder / method.slug / "method.json"
@@ -129,7 +157,8 @@ class Arena:
         return self.folder / method.slug / f"{index:05d}.png"
 
     def runs(self, method: Method) -> list[dict[str, Any]]:
-        """One record per call: first scene, seconds, token-steps (None where not counted), FLOPs per picture."""
+        """One record per call: first scene, seconds, those of a dense call beside it, token-steps (None where not
+        counted), FLOPs per picture."""
         return [json.loads(path.read_text()) for path in sorted((self.folder / method.slug).glob("run-*.json"))]
 
     def pictures(self, method: Method) -> torch.Tensor:
@@ -152,17 +181,19 @@ class Arena:
         path = self.folder / method.slug / "failure.txt"
         return path.read_text(encoding="utf-8") if path.is_file() else None
 
-    def _paint_and_save(self, pipe: Any, method: Method, indices: range) -> None:
+    def _paint_and_save(self, pipe: Any, method: Method, indices: range, beside: float | None) -> float | None:
+        """Seconds of the call; None if the method cannot paint."""
         try:
-            self._paint_timed(pipe, method, indices)
+            return self._paint_timed(pipe, method, indices, beside)
         except torch.OutOfMemoryError:
             raise  # of the machine, not of the method
         except (TypeError, ValueError, AttributeError, AssertionError, RuntimeError, LookupError) as error:
             if method.cache is None:
                 raise  # ours and the dense runs have to work; peers may not fit the model
             save_text(f"{type(error).__name__}: {error}", self.folder / method.slug / "failure.txt")
+            return None
 
-    def _paint_timed(self, pipe: Any, method: Method, indices: range) -> None:
+    def _paint_timed(self, pipe: Any, method: Method, indices: range, beside: float | None) -> float:
         with applied(pipe, method, calibrate=lambda: self._paint(pipe, method, indices[:1])) as handle:
             started = time.perf_counter()
             images = self._paint(pipe, method, indices)
@@ -174,8 +205,9 @@ class Arena:
         for index, image in zip(indices, images, strict=True):
             save_png(image, self.picture_path(method, index))
         record = {"first": indices.start, "count": len(indices), "seconds": seconds, "token_steps": token_steps}
-        record |= {"flops": flops, "notes": notes}
+        record |= {"dense_seconds": seconds if beside is None else beside, "flops": flops, "notes": notes}
         save_text(json.dumps(record) + "\n", self.folder / method.slug / f"run-{indices.start:05d}.json")
+        return seconds
 
     def _count_flops(self, pipe: Any, method: Method, indices: Sequence[int]) -> float:
         """FLOPs of the transformer for a picture of these, as torch counts them."""
@@ -199,6 +231,17 @@ class Arena:
                 for hook in hooks:
                     hook.remove()
         return counter.total / len(indices)
+
+
+def digest(model: torch.nn.Module) -> str:
+    """Twelve digits of a model's class, the names and shapes of its weights, and some of their values."""
+    found = hashlib.sha256(type(model).__name__.encode())
+    for name, tensor in model.state_dict().items():
+        found.update(f"{name} {tuple(tensor.shape)}".encode())
+        is_plain = type(tensor) is torch.Tensor and tensor.is_floating_point() and tensor.device.type != "meta"
+        if is_plain and tensor.numel():
+            found.update(str(float(tensor.flatten()[:: 1 + tensor.numel() // 64].double().sum())).encode())
+    return found.hexdigest()[:12]
 
 
 class FlopCounter(TorchDispatchMode):

@@ -80,6 +80,7 @@ class Results:
             result: ``about`` (facts of the case), and either ``rows`` of a mode, ``crossover``, or ``refused``.
         """
         found = self.cases.setdefault(case, {"rows": [], "checks": {}, "crossover": {}, "refused": {}, "finished": {}})
+        _drop_others(found, part, self._claim(options))
         found.update(result.get("about", {}))
         mode = part.removeprefix("crossover ")
         found["refused"].pop(part, None)
@@ -103,6 +104,23 @@ class Results:
         if self.path is not None:
             whole = {"schema": SCHEMA, "environment": self.environment, "cases": self.cases}
             save_text(json.dumps(whole, indent=1) + "\n", self.path)
+
+
+def _drop_others(case: dict[str, Any], part: str, claim: Mapping[str, Any]) -> None:
+    """Take out what other code, another machine or other options measured: it would be compared with what is new."""
+    is_crossover = part.startswith("crossover ")
+    shared = {name: value for name, value in claim.items() if name != "backend"}  # which compiled modes alone have
+    for other, theirs in list(case["finished"].items()):
+        is_alike = {name: value for name, value in theirs.items() if name != "backend"} == shared
+        if other.startswith("crossover ") != is_crossover or is_alike:
+            continue
+        del case["finished"][other]
+        case["refused"].pop(other, None)
+        if is_crossover:
+            case["crossover"].pop(other.removeprefix("crossover "), None)
+        else:
+            case["rows"] = [row for row in case["rows"] if row["mode"] != other]
+            case["checks"].pop(other, None)
 
 
 def compare(case: dict[str, Any]) -> None:

@@ -16,6 +16,13 @@ def grid(transformer: Any, arguments: Arguments) -> TokenGrid:
     return grid_of_ids(arguments["img_ids"], patch_size=2)
 
 
+def check(transformer: Any, arguments: Arguments) -> str | None:
+    """Position ids may have a batch dimension in diffusers, which warns of it."""
+    if arguments["img_ids"].ndim != 2:
+        return "img_ids with a batch dimension are not supported: the run was dense. Pass them as [tokens, 3]."
+    return None
+
+
 GATHER: dict[str, dict[str | int, TokenSelect]] = {
     "": {
         "hidden_states": TokenSelect(),
@@ -59,6 +66,7 @@ FLUX = TokenPlan(
     linears=LINEARS,
     text_rows={"encoder_hidden_states": 1, "txt_ids": 0},
     reuses_references=True,
+    check=check,
     caveats=("Reference tokens (Kontext) are computed in every step, but for `reference_reuse`.",),
 )
 

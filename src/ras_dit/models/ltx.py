@@ -36,6 +36,15 @@ def grid_of_coordinates(coordinates: torch.Tensor, patch_size: int, patch_frames
     return TokenGrid(height, width, patch_size, num_frames, patch_frames, num_before=num_before)
 
 
+def check(transformer: Any, arguments: Arguments) -> str | None:
+    """Coordinates beside a size: the pipeline of long videos gives a size of 1 x 1 x 1 then."""
+    if arguments.get("num_frames") is None:
+        return None
+    if grid(transformer, arguments).num_tokens != arguments["hidden_states"].shape[1]:
+        return "LTX-Video with latents that are not one video of the size given is not supported: the run was dense."
+    return None
+
+
 LTX = TokenPlan(
     transformer="LTXVideoTransformer3DModel",
     family="LTX-Video 0.9",
@@ -60,4 +69,5 @@ LTX = TokenPlan(
         "caption_projection.*": "text",
     },
     cross_attention=("transformer_blocks.*.attn2",),
+    check=check,
 )

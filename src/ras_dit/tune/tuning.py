@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -138,7 +139,7 @@ class Tuning:
             candidates = candidates_of(search.trials, self.target)
             with progress("validating", min(3, len(candidates))) as advance:
                 verdict = judge.choose(candidates, lambda: advance("validating"))
-            with progress("dense runs at this cost", 2) as advance:
+            with progress("dense runs at this cost", 3) as advance:
                 baselines = self._baselines(judge, verdict, advance)
         return Outcome(verdict, tuple(search.trials), baselines)
 
@@ -204,13 +205,16 @@ class Tuning:
             search.search_plans(plan_trials, lambda trial: advance(standing()))
 
     def _baselines(self, judge: Validation, verdict: Verdict, advance: Callable[[str], None]) -> tuple[Validated, ...]:
-        """What anybody gets by taking fewer steps: as many as the choice's cost pays for."""
+        """What anybody gets by taking fewer steps: as many as the choice's cost pays for, rounded up."""
         if verdict.validated is None:
             return ()
-        steps = max(1, round(self.steps * verdict.validated.cost))
+        steps = max(1, math.ceil(self.steps * verdict.validated.cost - 1e-6))
         methods = [Method(f"{steps} dense steps", "dense", steps)]
-        if type(judge.bench.pipe.scheduler).__name__ == "FlowMatchEulerDiscreteScheduler":
+        scheduler = judge.bench.pipe.scheduler
+        if type(scheduler).__name__ == "FlowMatchEulerDiscreteScheduler":
             methods.append(Method(f"{steps} dense steps, second order (AB2)", "dense", steps, solver="ab2"))
+            if not scheduler.config.get("use_dynamic_shifting"):
+                methods.append(Method(f"{steps} dense steps, second order (UniPC)", "dense", steps, solver="unipc"))
         found = []
         for method in methods:
             found.append(judge.validate(method.name, method))

@@ -99,7 +99,7 @@
     anchor.download = `votes-${name ? name + "-" : ""}${state.voter.slice(0, 8)}.json`;
     anchor.click();
     setTimeout(() => URL.revokeObjectURL(anchor.href), 60000);
-    state.isKept = true;
+    if (!collect) state.isKept = true; // votes that are sent stay until they have arrived
     keep();
     showStatus("");
   }
