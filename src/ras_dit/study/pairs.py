@@ -84,8 +84,8 @@ def _partners(ours: dict[str, Path], against: dict[str, Path], first: Path, seco
             requests_of = [_request(ours[name]), _request(against[name])]
             if None not in requests_of and requests_of[0] != requests_of[1]:
                 raise ValueError(
-                    f"study: {ours[name]} and {against[name]} have one name, but different prompts, seeds or sizes; paint "
-                    "the same requests into both folders."
+                    f"study: {ours[name]} and {against[name]} have one name, but different prompts, seeds or sizes; "
+                    "paint the same requests into both folders."
                 )
         return [Pair(Path(name).stem, ours[name], against[name]) for name in ours]
     requests = [{name: _request(path) for name, path in found.items()} for found in (ours, against)]
