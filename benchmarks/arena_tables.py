@@ -258,7 +258,7 @@ def losses_table() -> str:
 DIGEST = (
     "dense",
     *("preset quality", "Euler, 17 steps", "UniPC 2, 17 steps", "authors, 0.5, 28 steps"),
-    *("TaylorSeer order 1, every 2", "DBCache 0.08 with TaylorSeer"),
+    "DBCache 0.08 with TaylorSeer",
     *("preset balanced", "preset regions", "Euler, 12 steps", "UniPC 2, 12 steps", "authors, 0.25, 28 steps"),
     *("MagCache 0.06", "MagCache 0.12", "DBCache 0.16", "DBCache 0.32"),
     *("preset fast", "RAS, T 8.75, order 1", "Euler, 9 steps", "UniPC 2, 9 steps", "authors, 0.125, 28 steps"),
@@ -267,13 +267,23 @@ DIGEST = (
 """What a reader of the README needs first: the presets and, of each budget, what could be had instead."""
 
 
+DIGEST_OF_PEERS = (
+    *(f"TaylorSeer of attention and MLP order 1, every {interval}" for interval in (2, 3, 4)),
+    *("preset quality", "preset balanced", "preset fast"),
+)
+
+
 def quality_digest(result: dict[str, Any]) -> str:
     """The rows a reader needs first; all of them are in docs/quality.md."""
     rows = [row for row in result["rows"] if row["name"] in DIGEST]
+    peers = record.read("arena_embedded_peers")
+    beside = [row for row in peers["rows"] if row["name"] in DIGEST_OF_PEERS]
     return (
         arena_origin(result)
         + "\n\n"
         + arena_table(rows)
+        + f"\nTaylorSeer as its authors have it, in a run of its own on the same pictures ({record.origin(peers)}):\n\n"
+        + arena_table(beside)
         + f"\nAll {len(result['rows'])} methods, and what to make of them: [docs/quality.md](docs/quality.md).\n"
     )
 
