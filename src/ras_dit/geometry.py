@@ -125,7 +125,7 @@ _WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def _words(values: torch.Tensor, count: int) -> torch.Tensor:
     """Values with so many neighbours in the last dimension seen as one number, where memory allows it: to cut noise up
-    then moves fewer, larger ones (on a CPU, that took most of the time between two evaluations)."""
+    then moves fewer, larger ones."""
     word = _WORDS.get(count * values.element_size())
     is_apart = values.stride(-1) != 1 or values.storage_offset() % count or any(s % count for s in values.stride()[:-1])
     if count == 1 or word is None or is_apart or values.requires_grad or torch.compiler.is_compiling():
