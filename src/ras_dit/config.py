@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -321,13 +321,7 @@ class RASConfig:
         Raises:
             ValueError: no JSON, or options that `from_dict` refuses.
         """
-        try:
-            options = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"RASConfig: got text that is no JSON ({error}); allowed: an object of options."
-            ) from error
-        return cls.from_dict(options)
+        return cls._from_text(text, json.loads, "JSON")
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
@@ -335,11 +329,15 @@ class RASConfig:
     @classmethod
     def from_yaml(cls, text: str) -> RASConfig:
         """The inverse of `to_yaml`; errors as of `from_json`."""
+        return cls._from_text(text, yaml.safe_load, "YAML")
+
+    @classmethod
+    def _from_text(cls, text: str, parse: Callable[[str], Any], kind: str) -> RASConfig:
         try:
-            options = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            options = parse(text)
+        except (json.JSONDecodeError, yaml.YAMLError) as error:
             raise ValueError(
-                f"RASConfig: got text that is no YAML ({error}); allowed: a mapping of options."
+                f"RASConfig: got text that is no {kind} ({error}); allowed: options and values."
             ) from error
         return cls.from_dict(options)
 

@@ -303,7 +303,7 @@ class Generation:
         """
         if model_output.ndim == 2:  # rows of one video, without a batch dimension
             model_output, sample = model_output[None], sample[None]
-        if self.index == 0 and self._steps_references(sample):
+        if self.index == 0 and self.plan.has_savings and self._steps_references(sample):
             self.refuse("The scheduler steps more tokens than those of the picture: the run was dense.")
         if self._num_images not in (0, model_output.shape[0]):
             self._why_all_dense = "The number of images changed in the middle of the run: the rest of it was dense."

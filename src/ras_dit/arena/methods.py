@@ -28,6 +28,7 @@ Cache = Literal["first_block", "taylorseer", "magcache", "pyramid", "faster", "d
 
 
 _Euler: Any = FlowMatchEulerDiscreteScheduler  # diffusers has no types
+_Levels = Sequence[float] | None  # pipelines look for ``sigmas`` among a scheduler's arguments
 
 
 class AdamsBashforth2Scheduler(_Euler):  # type: ignore[misc]
@@ -37,15 +38,10 @@ class AdamsBashforth2Scheduler(_Euler):  # type: ignore[misc]
     """
 
     def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: Any = None,
-        sigmas: Sequence[float] | None = None,
-        mu: float | None = None,
-        timesteps: Sequence[float] | None = None,
+        self, num_inference_steps: int | None = None, device: Any = None, sigmas: _Levels = None, **options: Any
     ) -> None:
         """Begin a run."""
-        super().set_timesteps(num_inference_steps, device, sigmas, mu, timesteps)
+        super().set_timesteps(num_inference_steps, device, sigmas, **options)
         self._last: tuple[torch.Tensor, float] | None = None
 
     def step(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, **options: Any) -> Any:
@@ -69,18 +65,13 @@ class _EvenGrid:
     """
 
     def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: Any = None,
-        sigmas: Sequence[float] | None = None,
-        mu: float | None = None,
-        timesteps: Sequence[float] | None = None,
+        self, num_inference_steps: int | None = None, device: Any = None, sigmas: _Levels = None, **options: Any
     ) -> None:
         """Begin a run."""
-        if num_inference_steps is not None and sigmas is None and timesteps is None:
+        if num_inference_steps is not None and sigmas is None:
             sigmas = [1 - index / num_inference_steps for index in range(num_inference_steps)]
         above: Any = super()
-        above.set_timesteps(num_inference_steps, device, sigmas, mu, timesteps)
+        above.set_timesteps(num_inference_steps, device, sigmas, **options)
 
 
 class EvenEulerScheduler(_EvenGrid, _Euler):  # type: ignore[misc]
@@ -100,9 +91,11 @@ class VisitingScheduler(AdamsBashforth2Scheduler):
 
     visited: tuple[int, ...] = ()
 
-    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+    def set_timesteps(
+        self, num_inference_steps: int | None = None, device: Any = None, sigmas: _Levels = None, **options: Any
+    ) -> None:
         """Begin a run over the visited points."""
-        super().set_timesteps(*args, **kwargs)
+        super().set_timesteps(num_inference_steps, device, sigmas, **options)
         kept, base = list(self.visited), vars(self)
         self.timesteps, self.sigmas = base["timesteps"][kept], base["sigmas"][[*kept, -1]]
 

@@ -240,7 +240,7 @@ def digest(model: torch.nn.Module) -> str:
         found.update(f"{name} {tuple(tensor.shape)}".encode())
         is_plain = type(tensor) is torch.Tensor and tensor.is_floating_point() and tensor.device.type != "meta"
         if is_plain and tensor.numel():
-            found.update(str(float(tensor.flatten()[:: 1 + tensor.numel() // 64].double().sum())).encode())
+            found.update(tensor.flatten()[:: 1 + tensor.numel() // 64].to("cpu", torch.float32).numpy().tobytes())
     return found.hexdigest()[:12]
 
 
