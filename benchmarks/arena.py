@@ -21,7 +21,7 @@ from ras_dit.arena import SUITES, Arena, Method, report, suite
 from ras_dit.arena.metrics import better_by
 from ras_dit.arena.perceptual import Perceptual, Weights
 from ras_dit.arena.report import plot
-from ras_dit.arena.suites import NUM_STEPS
+from ras_dit.arena.suites import GOALS, NUM_STEPS
 from ras_dit.cli.scenes import read_scenes
 from ras_dit.embedded import EMBEDDED_SIZES, GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH
 
@@ -29,8 +29,8 @@ IMAGE = Path(__file__).parent.parent / "docs" / "images" / "arena.png"
 
 
 def memory_methods() -> list[Method]:
-    """What the options that save memory cost in exactness, on the regions preset."""
-    regions = ras_dit.PRESETS["regions"].replace(kv_forecast=0.0)
+    """What the options that save memory cost in exactness, with region steps in all steps between dense ones."""
+    regions = GOALS[11.5].replace(solver_order=1, forecast_damping=0.8, kv_forecast=0.0)
     changes: dict[str, dict[str, object]] = {
         "as it is": {},
         "kept in float8_e4m3fn": {"kv_cache_dtype": "float8_e4m3fn"},
@@ -109,7 +109,28 @@ PAIRS = [
             *("AB2, 6 even steps", "Euler, 6 even steps", "TaylorSeer of attention and MLP order 1, every 4"),
             "UniPC 2, 6 steps",
         ),
-        "preset regions": ("Euler, 12 steps", "UniPC 2, 14 steps", "MagCache 0.06", "regions, no K/V forecast"),
+        "preset regions": (
+            *("Euler, 12 steps", "UniPC 2, 12 steps", "UniPC 2, 14 steps", "MagCache 0.06", "MagCache 0.12"),
+            *("preset balanced", "skipping only, T 11, order 1", "RAS, T 11.5, order 1", "regions, no K/V forecast"),
+            *("TaylorSeer of attention and MLP order 1, every 3", "DBCache 0.16 with TaylorSeer"),
+        ),
+        **{
+            f"regions midway, T {token_steps}, order {order}": (
+                *(f"RAS, T {token_steps}, order {order}", f"skipping only, T {skipping}, order {order}"),
+                *(f"UniPC 2, {dense} steps", f"UniPC 2, {dense + 2} steps", f"AB2, {dense} even steps", preset),
+                f"TaylorSeer of attention and MLP order 1, every {every}",
+                *(("MagCache 0.06", "DBCache 0.16 with TaylorSeer") if token_steps == 11.5 else ()),
+            )
+            for token_steps, skipping, dense, every, preset in (
+                (17, 17, 17, 2, "preset quality"),
+                (11.5, 11, 12, 3, "preset balanced"),
+                (8.75, 8, 9, 4, "preset fast"),
+            )
+            for order in (1, 2)
+        },
+        "midway: nothing": tuple(
+            method.name for method in SUITES["midway"](NUM_STEPS) if method.name.startswith("midway: ")
+        )[1:],
         "ablation: nothing": tuple(
             method.name for method in SUITES["options"](NUM_STEPS) if method.name != "ablation: nothing"
         ),
@@ -123,6 +144,8 @@ LARGE = (
     *(f"RAS, T {token_steps}, order 1" for token_steps in (17, 11.5, 8.75, 6)),
     *(f"skipping only, T {token_steps}, order 1" for token_steps in (17, 11, 8, 6)),
     *("preset quality", "preset balanced", "preset fast", "preset regions", "MagCache 0.12"),
+    *(f"regions midway, T {token_steps}, order 1" for token_steps in (17, 11.5, 8.75)),
+    *("TaylorSeer of attention and MLP order 1, every 3", "UniPC 2, 14 steps"),
 )
 """Of the suites, what is painted at 256 x 256 if nothing else is chosen."""
 

@@ -7,11 +7,14 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from ras_dit.presets import PRESETS
 
 RESULTS = Path(__file__).parent / "results"
 SCHEMA = 1
@@ -47,7 +50,27 @@ def write(name: str, result: dict[str, Any]) -> Path:
 
 
 def read(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    """A result; rows of presets that had another plan when they were measured say so in their names."""
+    result: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    names = set()
+    for row in result.get("rows", ()):
+        config = row.get("config") or (row.get("method") or {}).get("config")
+        if config is not None:
+            row["name"] = _with_age(row["name"], config["step_ratios"])
+        names.add(row.get("name"))
+    for pair in result.get("paired", ()):
+        for side in ("ours", "other"):
+            former = f"{pair[side]}{FORMER}"
+            pair[side] = former if former in names else pair[side]
+    return result
+
+
+FORMER = ", former plan"
+
+
+def _with_age(name: str, step_ratios: Sequence[float]) -> str:
+    preset = PRESETS.get(name.removeprefix("preset "))
+    return name if preset is None or preset.step_ratios == tuple(step_ratios) else name + FORMER
 
 
 def origin(result: dict[str, Any]) -> str:

@@ -76,8 +76,10 @@ def test_a_listed_plan_fits_runs_of_any_length() -> None:
     assert [step.kind for step in plan] == ["dense", "region", "skip", "dense", "region"]
     assert [step.index for step in plan if step.captures] == [0, 3]
     longer = build_plan(config, 9, 40)
-    assert [step.num_active for step in longer] == [40, 20, 40, 20, 40, 0, 40, 10, 10], "4 of 9 dense, as 2 of 5"
-    assert [step.num_active for step in build_plan(config, 3, 40)] == [40, 0, 40]
+    assert [step.num_active for step in longer] == [40, 40, 20, 0, 40, 0, 40, 10, 10], "4 of 9 dense, as 2 of 5"
+    assert [step.num_active for step in build_plan(config, 3, 40)] == [40, 40, 10]
+    all_regions = build_plan(RASConfig(step_ratios=(1, 0.5, 0.5, 1, 0.25)), 9, 40)
+    assert [step.num_active for step in all_regions] == [40, 20, 40, 20, 40, 20, 40, 10, 10]
     assert build_plan(config, 1, 40)[0].kind == "dense"
     assert build_plan(config, 5, 40, dense_step=2)[2].kind == "dense"
     assert not build_plan(RASConfig(step_ratios=(1, 1)), 7, 40).has_savings
@@ -91,6 +93,20 @@ def test_a_stretched_plan_keeps_its_share_of_dense_steps(rest: list[float], num_
     assert dense[0] == 0
     assert len(dense) == math.ceil(ratios.count(1.0) * num_steps / len(ratios))
     assert {step.num_active / 40 for step in plan} <= {1.0, *ratios}
+
+
+@pytest.mark.parametrize("num_steps", [20, 28, 50, 100])
+def test_region_steps_stay_between_dense_ones_in_a_stretched_plan(num_steps: int) -> None:
+    ratios = tuple({"D": 1.0, "r": 0.5, ".": 0.0}[kind] for kind in "DDDD..r..D..r..D..r..D..r..D")
+    plan = build_plan(RASConfig(step_ratios=ratios), num_steps, 40)
+    kinds = "".join(step.kind[0] for step in plan)
+    num_dense, num_regions = math.ceil(8 * num_steps / 28), 4 * num_steps // 28
+    assert (kinds.count("d"), kinds.count("r")) == (num_dense, num_regions)
+    warm = num_steps * 3 // 28
+    assert kinds[:warm] == "d" * warm
+    later = kinds[warm:].replace("s", "")
+    assert "rrr" not in later
+    assert "ddd" not in later.lstrip("d")
 
 
 def test_a_listed_plan_runs() -> None:

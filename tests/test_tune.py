@@ -30,7 +30,7 @@ from ras_dit.files import alone_in
 from ras_dit.models import TOKEN_PLANS
 from ras_dit.tune import PSNR, SSIM, Floor, Metric, Target, Tuning, lpips, write_report
 from ras_dit.tune.measure import Bench, Measured, SceneSet
-from ras_dit.tune.plans import MOVES, check_ratios, config_of_ratios, described, neighbour, ratios_of
+from ras_dit.tune.plans import MOVES, check_ratios, config_of_ratios, described, neighbour, ratios_of, shift_region
 from ras_dit.tune.search import Search, known_for
 from ras_dit.tune.shape import FROM_STEP, GROWTHS, MAX_TAIL, Shape
 from ras_dit.tune.space import SPACE, UNSEARCHED, Run, Space, known_good
@@ -310,6 +310,25 @@ def test_shapes_by_hand() -> None:
     both = dataclasses.replace(front, tail=2, region_from=1.0)  # from the end: 14, then 4 before it
     assert [i for i, ratio in enumerate(both.ratios(16)) if ratio == 1] == [0, 1, 2, 4, 8, 10, 14]
     assert set(both.ratios(16)) == {0, 1}
+
+
+def test_region_steps_between_dense_ones_by_hand() -> None:
+    midway = Shape(warmup_steps=2, gap=6, sample_ratio=0.5, regions_between=1)
+    dense, regions = {0, 1, 7, 13, 19}, {4, 10, 16, 21}  # the last stretch ends with the run
+    assert midway.ratios(24) == tuple(1 if i in dense else 0.5 if i in regions else 0 for i in range(24))
+    assert Shape.nearest(midway.ratios(24)) == midway
+    thirds = dataclasses.replace(midway, regions_between=2, region_from=0.25)
+    assert [i for i, ratio in enumerate(thirds.ratios(16)) if ratio == 0.5] == [5, 9, 11, 14, 15]
+    close = dataclasses.replace(midway, gap=2, regions_between=3)
+    assert 0 not in close.ratios(9)[2:], "no more of them than there are steps"
+
+
+def test_a_region_step_moves_among_skipped_ones() -> None:
+    ratios = (1.0, 0.0, 0.5, 0.0, 1.0)
+    moved = {shift_region(ratios, Random(seed)) for seed in range(20)}
+    assert moved == {(1.0, 0.5, 0.0, 0.0, 1.0), (1.0, 0.0, 0.0, 0.5, 1.0)}
+    assert shift_region((1.0, 0.5, 1.0), Random(0)) is None
+    assert shift_region((1.0, 0.0, 1.0), Random(0)) is None
 
 
 @settings(max_examples=100, deadline=None)

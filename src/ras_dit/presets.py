@@ -7,17 +7,19 @@ from collections.abc import Iterable
 from ras_dit.config import RASConfig
 
 
-def listed(dense: Iterable[int], ratio: float = 0.0, begins: int = 8, num_steps: int = 28) -> tuple[float, ...]:
+def listed(
+    dense: Iterable[int], ratio: float = 0.0, regions: Iterable[int] | None = None, num_steps: int = 28
+) -> tuple[float, ...]:
     """A plan for ``step_ratios``.
 
     Args:
         dense: evaluations over all tokens.
-        ratio: share of the tokens in the others.
-        begins: the first evaluation that may be a region step; those before it are skipped, unless dense.
+        ratio: share of the tokens in region steps.
+        regions: those evaluations; None for all from the eighth on that are not dense. All others are skipped.
         num_steps: evaluations of the run.
     """
-    is_dense = set(dense)
-    return tuple(1.0 if i in is_dense else ratio if i >= begins else 0.0 for i in range(num_steps))
+    is_dense, is_region = set(dense), set(range(8, num_steps) if regions is None else regions)
+    return tuple(1.0 if i in is_dense else ratio if i in is_region else 0.0 for i in range(num_steps))
 
 
 PRESETS: dict[str, RASConfig] = {
@@ -39,9 +41,9 @@ PRESETS: dict[str, RASConfig] = {
         forecast_damping=0.7,
     ),
     "regions": RASConfig(
-        step_ratios=listed((0, 1, 2, 3, 6, 11, 17, 23), 0.203),
+        step_ratios=listed((0, 1, 2, 4, 9, 14, 20, 26), 0.5, regions=(6, 12, 17, 22, 24)),
         forecast_order=1,
-        forecast_damping=0.8,
+        forecast_damping=0.6,
         forecast_below=0.93,
         kv_forecast=0.8,
     ),

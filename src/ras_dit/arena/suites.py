@@ -176,6 +176,19 @@ GOALS: dict[float, RASConfig] = {
 }
 """Plans at equal compute with the paper's ratios, found by search on pictures that are not in the arena."""
 
+MIDWAY: dict[float, RASConfig] = {
+    17.0: PRESETS["regions"].replace(
+        step_ratios=listed((0, 1, 2, 3, 4, 5, 7, 9, 12, 15, 18, 21, 23, 26), 0.5, (10, 13, 16, 19, 24, 25))
+    ),
+    11.5: PRESETS["regions"].replace(
+        step_ratios=listed((0, 1, 2, 3, 4, 9, 14, 20, 26), 0.5, regions=(6, 11, 17, 22, 24))
+    ),
+    8.75: PRESETS["regions"].replace(
+        step_ratios=listed((0, 1, 2, 4, 9, 17, 25), 0.55, regions=(6, 13, 21)), forecast_damping=0.8
+    ),
+}
+"""Plans whose region steps stand midway between dense ones, all others skipped; found by search likewise."""
+
 SKIPPING: dict[float, tuple[int, ...]] = {
     17.0: (0, 1, 2, 3, 4, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 26),
     11.5: (0, 1, 2, 3, 5, 8, 12, 16, 20, 23, 25),
@@ -245,14 +258,46 @@ def option_methods(num_steps: int = NUM_STEPS) -> list[Method]:
         "forecasts from the beginning": {"forecast_below": 1.0},
         "forecasts of any reach": {"forecast_reach": None},
         "skipped steps instead of region steps": {"step_ratios": listed(_DENSE)},
-        "region steps from step 4 on": {"step_ratios": listed(_DENSE, 0.175, 4)},
-        "every third step dense": {"step_ratios": listed((0, 1, *range(4, 28, 3)), 0.083, 2)},
-        "the authors' dense steps": {"step_ratios": listed((0, 1, 2, 3, 12, 20), 0.25, 4)},
+        "region steps from step 4 on": {"step_ratios": listed(_DENSE, 0.175, range(4, 28))},
+        "every third step dense": {"step_ratios": listed((0, 1, *range(4, 28, 3)), 0.083, range(2, 28))},
+        "the authors' dense steps": {"step_ratios": listed((0, 1, 2, 3, 12, 20), 0.25, range(4, 28))},
     }
     changes = {"nothing": {}, **changes}
     return [
         Method(f"ablation: {name}", "ras", num_steps, config=base.replace(**change)) for name, change in changes.items()
     ]
+
+
+def midway_methods(num_steps: int = NUM_STEPS) -> list[Method]:
+    """Region steps midway between dense ones, and one thing changed at a time in the plan of T = 11.5."""
+    found = []
+    for token_steps, config in MIDWAY.items():
+        for order in (1, 2):
+            name = f"regions midway, T {_budget(token_steps, num_steps):g}, order {order}"
+            found.append(Method(name, "ras", num_steps, config=config.replace(solver_order=order)))
+    base, dense, between = MIDWAY[11.5], (0, 1, 2, 3, 4, 9, 14, 20, 26), range(5, 28)
+    changes: dict[str, dict[str, object]] = {
+        "nothing": {},
+        "all steps between are region steps": {"step_ratios": listed(dense, 0.132, between)},
+        "twice as many region steps, half as large": {
+            "step_ratios": listed(dense, 0.25, regions=(6, 7, 10, 12, 16, 18, 22, 23, 24, 25))
+        },
+        "region steps skipped": {"step_ratios": listed(dense)},
+        "region steps dense": {"step_ratios": listed((*dense, 6, 11, 17, 22, 24))},
+        "random tokens": {"importance": "random"},
+        "oldest tokens first": {"importance": "round_robin"},
+        "no K/V forecast": {"kv_forecast": 0.0},
+        "K/V forecast 0.5": {"kv_forecast": 0.5},
+        "K/V forecast 1.0": {"kv_forecast": 1.0},
+        "no forecast of noise": {"forecast_order": 0},
+        "forecast damping 1": {"forecast_damping": 1.0},
+        "forecasts from the beginning": {"forecast_below": 1.0},
+        "text reuse": {"text_reuse": True},
+        "cache in float8_e4m3fn": {"kv_cache_dtype": "float8_e4m3fn"},
+    }
+    for name, change in changes.items():
+        found.append(Method(f"midway: {name}", "ras", num_steps, config=base.replace(**change)))
+    return found
 
 
 SUITES: dict[str, Callable[[int], list[Method]]] = {
@@ -261,6 +306,7 @@ SUITES: dict[str, Callable[[int], list[Method]]] = {
     "baselines": baseline_methods,
     "caches": cache_methods,
     "goals": goal_methods,
+    "midway": midway_methods,
     "presets": preset_methods,
     "options": option_methods,
 }

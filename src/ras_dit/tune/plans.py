@@ -107,6 +107,15 @@ def shift_dense(ratios: Ratios, random: Random) -> Ratios | None:
     return _put(_put(ratios, index, ratios[other]), other, ratios[index])
 
 
+def shift_region(ratios: Ratios, random: Random) -> Ratios | None:
+    """A region step changes places with a skipped one before or after it."""
+    index = _pick(random, _regions(ratios))
+    other = None if index is None else index + random.choice((-1, 1))
+    if index is None or other is None or not 1 <= other < len(ratios) or ratios[other]:
+        return None
+    return _put(_put(ratios, index, 0.0), other, ratios[index])
+
+
 def add_dense(ratios: Ratios, random: Random) -> Ratios | None:
     """A step becomes dense."""
     index = _pick(random, [index for index, ratio in enumerate(ratios) if ratio < 1])
@@ -162,7 +171,10 @@ def trade(ratios: Ratios, random: Random) -> Ratios | None:
     return tuple(_clipped(ratio * factor) if 0 < ratio < 1 else ratio for ratio in changed)
 
 
-MOVES: tuple[Move, ...] = (shift_dense, shift_dense, add_dense, drop_dense, skip, unskip, scale, tilt, trade)
+MOVES: tuple[Move, ...] = (
+    *(shift_dense, shift_dense, shift_region, add_dense, drop_dense),
+    *(skip, unskip, scale, tilt, trade),
+)
 
 
 def neighbour(ratios: Ratios, random: Random) -> Ratios:

@@ -5,13 +5,15 @@ Noise levels near 1 say the least about each other, so that most of a plan's den
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
-from itertools import accumulate, product
+from itertools import accumulate, pairwise, product
 
 from ras_dit.tune.plans import Ratios
 
 GROWTHS = tuple(round(1 + 0.1 * tenth, 1) for tenth in range(11))
 MAX_TAIL = 3
+MAX_BETWEEN = 3
 FROM_STEP = 0.125
 """Region steps begin at a multiple of this share of the run."""
 
@@ -28,6 +30,7 @@ class Shape:
         region_from: share of the run from which on the steps between are region steps, in [0, 1]; before it they are
             skipped.
         sample_ratio: of region steps, in (0, 1).
+        regions_between: region steps between two dense ones, evenly spread, the rest skipped; None: all that lie there.
     """
 
     warmup_steps: int
@@ -36,12 +39,24 @@ class Shape:
     tail: int = 0
     region_from: float = 0.0
     sample_ratio: float = 0.1
+    regions_between: int | None = None
 
     def ratios(self, num_steps: int) -> Ratios:
         """The shares of a run of this many evaluations."""
         dense = self._dense(num_steps)
-        between = [self.sample_ratio if i >= self.region_from * num_steps else 0.0 for i in range(num_steps)]
-        return tuple(1.0 if index in dense else between[index] for index in range(num_steps))
+        regions = {i for i in self._regions(dense, num_steps) if i >= self.region_from * num_steps}
+        return tuple(
+            1.0 if index in dense else self.sample_ratio if index in regions else 0.0 for index in range(num_steps)
+        )
+
+    def _regions(self, dense: set[int], num_steps: int) -> set[int]:
+        """Where region steps may stand; the end of the run counts as a dense step."""
+        if self.regions_between is None:
+            return set(range(num_steps)) - dense
+        found, parts = set(), self.regions_between + 1
+        for begin, end in pairwise(sorted({*dense, num_steps})):
+            found |= {begin + round((end - begin) * part / parts) for part in range(1, parts)}
+        return found - dense - {num_steps}
 
     def _dense(self, num_steps: int) -> set[int]:
         dense, last, place, width = set(range(self.warmup_steps)), num_steps - 1.0, float(num_steps), float(self.gap)
@@ -67,8 +82,9 @@ class Shape:
         regions = [index for index, ratio in enumerate(ratios) if 0 < ratio < 1]
         gap = max(2, later[0] - warmup + 1) if later else length
         begin = regions[0] if regions else length
-        is_skipped = 0 in ratios[:begin]
-        begins = round(begin / length / FROM_STEP) * FROM_STEP if is_skipped else 0.0
+        spread = _num_between(ratios, begin)
+        is_skipped = 0 in ratios[: begin if spread is None else max(0, begin - gap)]
+        begins = (round if spread is None else int)(begin / length / FROM_STEP) * FROM_STEP if is_skipped else 0.0
         ratio = sum(ratios[index] for index in regions) / len(regions) if regions else 0.1
 
         def apart(shape: Shape) -> int:
@@ -77,6 +93,16 @@ class Shape:
             return sum(map(abs, accumulate((index in found) - (index in wanted) for index in range(length))))
 
         shapes = (
-            Shape(warmup, gap, growth, tail, begins, ratio) for tail, growth in product(range(MAX_TAIL + 1), GROWTHS)
+            Shape(warmup, gap, growth, tail, begins, ratio, spread)
+            for tail, growth in product(range(MAX_TAIL + 1), GROWTHS)
         )
         return min(shapes, key=apart)
+
+
+def _num_between(ratios: Ratios, begin: int) -> int | None:
+    """How many region steps most stretches between dense steps have; None where all steps after the first are."""
+    if 0 not in ratios[begin:]:
+        return None
+    dense = [index for index, ratio in enumerate(ratios) if ratio == 1] + [len(ratios)]
+    counts = [sum(0 < ratio < 1 for ratio in ratios[a:b]) for a, b in pairwise(dense)]
+    return Counter(min(count, MAX_BETWEEN) for count in counts if count).most_common(1)[0][0]

@@ -11,7 +11,7 @@ from ras_dit.config_checks import PLAN_OPTIONS
 from ras_dit.plan import build_plan
 from ras_dit.presets import PRESETS
 from ras_dit.tune.plans import config_of_ratios, ratios_of
-from ras_dit.tune.shape import FROM_STEP, GROWTHS, MAX_TAIL, Shape
+from ras_dit.tune.shape import FROM_STEP, GROWTHS, MAX_BETWEEN, MAX_TAIL, Shape
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -123,6 +123,7 @@ SHAPE_KNOBS: tuple[Knob, ...] = (
     Knob("tail", lambda run: Whole(0, MAX_TAIL)),
     Knob("region_from", lambda run: Real(0.0, 1.0, step=FROM_STEP)),  # 1: all steps between are skipped
     Knob("sample_ratio", lambda run: Real(0.02, 0.75, is_log=True), _has_regions),
+    Knob("regions_between", lambda run: Choice((None, *range(1, MAX_BETWEEN + 1))), _has_regions),
 )
 """The plan, as `Shape` has it; searched as the option ``step_ratios``."""
 
@@ -226,12 +227,14 @@ class Space:
 
 
 def known_good(space: Space) -> dict[str, RASConfig]:
-    """Configs to try first, by name: the base, the presets (two in second order too), evenly spaced lean regions."""
+    """Configs to try first, by name: the base, the presets (two in second order too), half of the tokens midway between
+    evenly spaced dense steps."""
     own = "defaults" if space.base == RASConfig() else "base"
     seeds = {own: space.base, **{f"preset {name}": config for name, config in PRESETS.items()}}
-    for every in (2, 3):
-        lean = RASConfig(warmup_steps=2, sample_ratio=0.1, kv_forecast=0.8, refresh_every=every)
-        seeds[f"lean regions, dense every {every}"] = lean
+    for every in (4, 6):
+        plan = Shape(2, every, sample_ratio=0.5, regions_between=1).ratios(space.run.num_steps)
+        midway = PRESETS["regions"].replace(step_ratios=plan)
+        seeds[f"dense every {every}, half of the tokens midway"] = midway
     if space.run.is_euler:
         for name in ("balanced", "regions"):
             seeds[f"preset {name}, second order"] = PRESETS[name].replace(solver_order=2)
