@@ -114,6 +114,11 @@ PAIRS = [
             *("preset balanced", "skipping only, T 11, order 1", "RAS, T 11.5, order 1", "regions, no K/V forecast"),
             *("TaylorSeer of attention and MLP order 1, every 3", "DBCache 0.16 with TaylorSeer"),
         ),
+        "preset regions_fast": (
+            *("Euler, 9 steps", "UniPC 2, 9 steps", "UniPC 2, 12 steps", "AB2, 9 even steps", "preset fast"),
+            *("preset balanced", "skipping only, T 8, order 1", "RAS, T 8.75, order 1", "MagCache 0.12"),
+            *("regions_fast, no K/V forecast", "TaylorSeer of attention and MLP order 1, every 4"),
+        ),
         **{
             f"regions midway, T {token_steps}, order {order}": (
                 *(f"RAS, T {token_steps}, order {order}", f"skipping only, T {skipping}, order {order}"),
@@ -144,7 +149,7 @@ LARGE = (
     *(f"RAS, T {token_steps}, order 1" for token_steps in (17, 11.5, 8.75, 6)),
     *(f"skipping only, T {token_steps}, order 1" for token_steps in (17, 11, 8, 6)),
     *("preset quality", "preset balanced", "preset fast", "preset regions", "MagCache 0.12"),
-    *(f"regions midway, T {token_steps}, order 1" for token_steps in (17, 11.5, 8.75)),
+    *("preset regions_fast", *(f"regions midway, T {token_steps}, order 1" for token_steps in (17, 11.5))),
     *("TaylorSeer of attention and MLP order 1, every 3", "UniPC 2, 14 steps"),
 )
 """Of the suites, what is painted at 256 x 256 if nothing else is chosen."""

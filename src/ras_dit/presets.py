@@ -47,5 +47,12 @@ PRESETS: dict[str, RASConfig] = {
         forecast_below=0.93,
         kv_forecast=0.8,
     ),
+    "regions_fast": RASConfig(
+        step_ratios=listed((0, 1, 2, 4, 9, 17, 25), 0.55, regions=(6, 13, 21)),
+        forecast_order=1,
+        forecast_damping=0.8,
+        forecast_below=0.93,
+        kv_forecast=0.8,
+    ),
 }
 """Presets by name; how they were chosen is in docs/quality.md."""

@@ -183,9 +183,7 @@ MIDWAY: dict[float, RASConfig] = {
     11.5: PRESETS["regions"].replace(
         step_ratios=listed((0, 1, 2, 3, 4, 9, 14, 20, 26), 0.5, regions=(6, 11, 17, 22, 24))
     ),
-    8.75: PRESETS["regions"].replace(
-        step_ratios=listed((0, 1, 2, 4, 9, 17, 25), 0.55, regions=(6, 13, 21)), forecast_damping=0.8
-    ),
+    8.75: PRESETS["regions_fast"],
 }
 """Plans whose region steps stand midway between dense ones, all others skipped; found by search likewise."""
 

@@ -27,7 +27,7 @@ _MEDIUM = Dimensions(
 )
 _TEXT = {"text reuse": {"text_reuse": True}}
 _TWO_CALLS = "classifier-free guidance, two calls"
-_PRESETS = ("quality", "balanced", "fast", "regions")
+_PRESETS = tuple(PRESETS)
 
 _CASES: tuple[Case, ...] = (
     Case(
