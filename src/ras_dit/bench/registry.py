@@ -8,6 +8,7 @@ from typing import Any
 
 from ras_dit.bench.architectures import Dimensions, Size
 from ras_dit.bench.cases import DTYPES, RATIOS, Case, Schedule
+from ras_dit.presets import PRESETS
 
 _SD3: Mapping[str, Any] = {
     "sample_size": 128,
