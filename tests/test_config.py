@@ -32,7 +32,6 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"forecast_midpoint": 1}, "forecast_midpoint"),
     ({"solver_order": 3}, "solver_order: got 3; allowed: 1 or 2"),
     ({"kv_forecast": -0.5}, "kv_forecast: got -0.5"),
-    ({"kv_forecast": 0.5, "kv_cache_dtype": "bfloat16"}, "kv_forecast: works on keys and values as they are computed"),
     ({"step_ratios": (0.5, 1)}, "step_ratios: got 0.5 first; allowed: 1"),
     ({"step_ratios": (1, 1.5)}, "step_ratios: got 1.5; allowed: one share"),
     ({"step_ratios": "1,0"}, "step_ratios: got '1,0'; allowed: a tuple of shares of the tokens"),

@@ -10,7 +10,7 @@ from diffusers import FlowMatchHeunDiscreteScheduler, UniPCMultistepScheduler
 
 import ras_dit
 from ras_dit import RASConfig
-from ras_dit.cache import KVAdvance, KVCache
+from ras_dit.cache import KVAdvance, KVCache, KVStorage
 from ras_dit.rows import RowIndex
 from tiny import REGION, inputs, run, tiny_pipeline
 
@@ -18,9 +18,12 @@ ROWS, HEADS, TOKENS, TEXT, WIDTH = 2, 3, 8, 4, 5
 LENGTH = TOKENS + TEXT
 
 
+@pytest.mark.parametrize("is_converted", [False, True], ids=["kept as computed", "kept on a device"])
 @pytest.mark.parametrize("is_shared", [True, False])
 @pytest.mark.parametrize("offset", [0, TEXT, torch.tensor([1, 3])], ids=["image first", "text first", "by row"])
-def test_keys_that_move_linearly_are_forecast_exactly(is_shared: bool, offset: int | torch.Tensor) -> None:
+def test_keys_that_move_linearly_are_forecast_exactly(
+    is_shared: bool, offset: int | torch.Tensor, is_converted: bool
+) -> None:
     """Two dense steps give the slopes; region steps and one more dense step follow, at uneven distances."""
     generator = torch.Generator().manual_seed(0)
     start, slope = torch.randn(2, ROWS, HEADS, LENGTH, WIDTH, generator=generator, dtype=torch.float64)
@@ -35,15 +38,16 @@ def test_keys_that_move_linearly_are_forecast_exactly(is_shared: bool, offset: i
     whole = RowIndex(torch.arange(TOKENS).expand(ROWS, -1), TOKENS, True).at(offset)
     since = torch.full((ROWS, TOKENS), 1.0, dtype=torch.float64)
     sigma = 1.0
-    cache = KVCache(at(1.0), -at(1.0))
-    cache.follow(None)
+    storage = KVStorage(device=torch.device("cpu")) if is_converted else KVStorage()
+    cache = KVCache(at(1.0), -at(1.0), storage=storage)
+    cache.follow(None, at(1.0), -at(1.0))
     for rows, now in ((None, 0.9), (first, 0.7), (second or first, 0.65), (None, 0.4), (first, 0.3)):
         advance = KVAdvance(now, sigma, since, damping=1.0)
         sigma = now
         if rows is None:
             cache.aim_whole(advance, whole)
-            dense = KVCache(at(now), -at(now))
-            dense.follow(cache)
+            dense = KVCache(at(now), -at(now), storage=storage)
+            dense.follow(cache, at(now), -at(now))
             cache, since = dense, torch.full_like(since, now)
             continue
         placed = rows.at(offset)
@@ -58,12 +62,12 @@ def test_keys_that_move_linearly_are_forecast_exactly(is_shared: bool, offset: i
 def test_damping_scales_the_slope_and_fresh_rows_learn_theirs() -> None:
     kept = torch.zeros(1, 1, 2, 1)
     cache = KVCache(kept.clone(), kept.clone())
-    cache.follow(None)
+    cache.follow(None, kept, kept)
     since = torch.full((1, 2), 1.0)
     whole = RowIndex(torch.arange(2)[None], 2, True)
     cache.aim_whole(KVAdvance(0.9, 1.0, since, 0.5), whole)
     dense = KVCache(kept + 1.0, kept + 1.0)
-    dense.follow(cache)
+    dense.follow(cache, kept + 1.0, kept + 1.0)
     assert dense.key_slope is not None
     assert dense.key_slope.flatten().tolist() == pytest.approx([-10.0, -10.0])
     dense.aim(RowIndex(torch.tensor([[1]]), 2, True), KVAdvance(0.8, 0.9, since * 0.9, 0.5))

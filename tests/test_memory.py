@@ -37,6 +37,7 @@ def kept_bytes(handle: Any) -> int:
         {"kv_forecast": 0.8},
         {"kv_cache_layers": 0.34, "kv_forecast": 0.8},
         {"kv_cache_layers": 0.67, "kv_cache_dtype": "float8_e5m2"},
+        {"kv_forecast": 0.8, "kv_cache_dtype": "float8_e4m3fn"},
     ],
 )
 def test_the_plan_says_how_large_the_cache_is(options: dict[str, Any]) -> None:
@@ -129,7 +130,8 @@ def test_grouped_attention_is_attention_with_repeated_keys(shape: tuple[int, ...
         torch.testing.assert_close(attention.grouped_attention(query, key, value, mask, scale=0.4), expected)
 
 
-def test_eight_bit_caches_stay_close_and_other_devices_exact() -> None:
+@pytest.mark.parametrize("forecast", [{}, {"kv_forecast": 0.8}], ids=["kept", "forecast"])
+def test_eight_bit_caches_stay_close_and_other_devices_exact(forecast: dict[str, float]) -> None:
     pipe = tiny_pipeline()
     results = {}
     for name, options in {
@@ -139,7 +141,7 @@ def test_eight_bit_caches_stay_close_and_other_devices_exact() -> None:
         "cpu": {"kv_cache_device": "cpu"},
         "half of the layers": {"kv_cache_layers": 0.67},
     }.items():
-        with ras_dit.accelerate(pipe, REGION.replace(**options)):  # type: ignore[arg-type]
+        with ras_dit.accelerate(pipe, REGION.replace(**options, **forecast)):  # type: ignore[arg-type]
             results[name] = run(pipe, **inputs(batch=2))
     error = {name: float((result - results["plain"]).norm()) for name, result in results.items()}
     assert error["cpu"] == 0

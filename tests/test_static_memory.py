@@ -40,6 +40,7 @@ def addresses(handle: Handle) -> list[int]:
         {},
         {"kv_forecast": 0.8, "forecast_order": 1},
         {"kv_cache_dtype": "float8_e4m3fn"},
+        {"kv_cache_dtype": "bfloat16", "kv_forecast": 0.8},
         {"kv_cache_layers": 0.5},
         {"text_reuse": True},
         {"warmup_steps": 1},

@@ -438,12 +438,27 @@ def test_what_costs_too_much_or_saves_nothing_is_not_run(tmp_path: Path) -> None
     assert "12 transformer evaluations" in budget.bench.why_not(RASConfig(refresh_steps=(40,)))
 
 
-def test_options_that_do_not_go_together_are_not_run(tmp_path: Path) -> None:
+def test_memory_options_of_the_base_go_with_everything(tmp_path: Path) -> None:
     half = search(tmp_path, base=RASConfig(kv_cache_dtype="bfloat16"))
     half.search_options(16)
-    refused = [t for t in half.trials if t.state == "not run"]
-    assert any("kv_forecast: works on keys and values as they are computed" in t.reason for t in refused)
     assert all(t.config.kv_cache_dtype == "bfloat16" for t in half.trials)
+    assert any(t.config.kv_forecast for t in half.trials)
+
+
+def test_options_that_do_not_go_together_are_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = Space.config
+
+    def without_second_order(space: Space, chosen: Any) -> RASConfig:
+        if chosen.get("solver_order") == 2:
+            raise ValueError("solver_order: not here.")
+        return make(space, chosen)
+
+    monkeypatch.setattr(Space, "config", without_second_order)
+    fussy = search(tmp_path)
+    fussy.search_options(20)
+    refused = [t for t in fussy.trials if t.state == "not run"]
+    assert any("solver_order: not here." in t.reason for t in refused)
+    assert len(fussy.trials) == 20
 
 
 # ---------------------------------------------------------------------- validation
@@ -600,7 +615,7 @@ def test_what_cannot_be_tuned_is_refused(pipe: Any, tmp_path: Path) -> None:
     from diffusers import FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler
 
     euler = pipe.scheduler
-    with pytest.raises(ValueError, match="--trials: got 3; allowed: at least 9, the known configs"):
+    with pytest.raises(ValueError, match="--trials: got 3; allowed: at least 10, the known configs"):
         tuning(tmp_path).run(pipe, 3, 0)
     pipe.scheduler = FlowMatchLCMScheduler()
     with pytest.raises(ValueError, match="adds fresh noise at every step, so that RAS runs dense"):

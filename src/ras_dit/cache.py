@@ -142,6 +142,7 @@ class KVCache:
         self.scale = scale
         self.num_heads = key.shape[1]
         self.length = key.shape[2]
+        self.dtype = key.dtype  # as computed
         self.key_slope: torch.Tensor | None = None
         self.value_slope: torch.Tensor | None = None
         self.advance: KVAdvance | None = None
@@ -167,6 +168,7 @@ class KVCache:
         key, value = (storage.reserve(like) for like in likes)
         cache = cls(key, value)
         cache._is_kept_by(storage)
+        cache.dtype = likes[0].dtype
         if forecasts:
             cache.key_slope, cache.value_slope = (storage.reserve(like) for like in likes)
         return cache
@@ -200,16 +202,17 @@ class KVCache:
             self.key_slope.zero_()  # type: ignore[union-attr]
             self.value_slope.zero_()  # type: ignore[union-attr]
         elif forecasts:
-            self._followed(self.key, self.key_slope, key)  # type: ignore[arg-type]
-            self._followed(self.value, self.value_slope, value)  # type: ignore[arg-type]
+            self._keep_slope(self.key_slope, self._followed(self.key, self.key_slope, key))  # type: ignore[arg-type]
+            self._keep_slope(self.value_slope, self._followed(self.value, self.value_slope, value))  # type: ignore[arg-type]
         self.key.copy_(self.storage.bounded(key))
         self.value.copy_(self.storage.bounded(value))
 
-    def follow(self, earlier: KVCache | None) -> None:
+    def follow(self, earlier: KVCache | None, key: torch.Tensor, value: torch.Tensor) -> None:
         """Forecast from now on: slopes go from an earlier cache of the same call to this one, or begin at zero.
 
         Args:
             earlier: aimed at this step by `aim_whole`. Its slopes are overwritten.
+            key, value: of this one, as computed.
         """
         if not self.keeps:
             return
@@ -218,14 +221,27 @@ class KVCache:
             return
         assert earlier.key_slope is not None
         assert earlier.value_slope is not None
-        self.key_slope = earlier._followed(earlier.key, earlier.key_slope, self.key)
-        self.value_slope = earlier._followed(earlier.value, earlier.value_slope, self.value)
+        key_slope = earlier._followed(earlier.key, earlier.key_slope, key)
+        value_slope = earlier._followed(earlier.value, earlier.value_slope, value)
+        self.key_slope, self.value_slope = self._stored(key_slope), self._stored(value_slope)
 
     def _followed(self, kept: torch.Tensor, slope: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
         """The slope from the values computed last to fresh ones: that of the forecast, and what it missed."""
         assert self.advance is not None
+        kept, slope, fresh = (self._as_computed(tensor) for tensor in (kept, slope, fresh))
         missed = fresh - kept.addcmul(slope, self.change)
         return slope.mul_(self.advance.damping).addcmul_(missed, self.per_sigma)
+
+    def _as_computed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Something kept, in the type and at the place of computing: a copy if it is converted for that."""
+        return tensor.to(device=self.change.device, dtype=self.dtype) if self.is_converted else tensor
+
+    def _stored(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self.storage.store(tensor) if self.is_converted else tensor
+
+    def _keep_slope(self, slope: torch.Tensor, learned: torch.Tensor) -> None:
+        if learned is not slope:
+            slope.copy_(self.storage.bounded(learned))
 
     def aim_whole(self, advance: KVAdvance, rows: RowIndex) -> None:
         """Lay out a dense step: all tokens are computed anew.
@@ -235,9 +251,9 @@ class KVCache:
             rows: all tokens of the grid, placed in this sequence.
         """
         self.advance = advance
-        self.change = advance.change.to(self.key.dtype)
+        self.change = advance.change.to(self.dtype)
         passed = advance.of_sequence(rows, self.length)  # a model that attends image by image shares one set (Mochi)
-        self.per_sigma = passed[: self.key.shape[0]].to(self.key.dtype)
+        self.per_sigma = passed[: self.key.shape[0]].to(self.dtype)
 
     def aim(self, rows: RowIndex, advance: KVAdvance | None = None) -> None:
         """Lay out where the rows of a region step go; `merge` and `mask_for` then only read tensors and numbers.
@@ -261,9 +277,9 @@ class KVCache:
             self.moving = self.index
             if is_uniform:
                 self.moving = rows.heads_index(rows.placed, self.num_heads, self.length)
-            self.change = self.advance.change.to(self.key.dtype)
+            self.change = self.advance.change.to(self.dtype)
             passed = self.advance.of_rows(rows, self.num_heads, self.length, self.is_flat)
-            self.per_sigma = passed.to(self.key.dtype)
+            self.per_sigma = passed.to(self.dtype)
 
     def merge(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Write a region step's rows [R, H, P, d] in place and return the full keys and values [R, H, length, d].
@@ -272,6 +288,8 @@ class KVCache:
         """
         if not self.keeps:
             return key, value
+        if self.is_converted:
+            return self._converted(self.key, self.key_slope, key), self._converted(self.value, self.value_slope, value)
         if self.advance is not None:
             assert self.key_slope is not None
             assert self.value_slope is not None
@@ -280,7 +298,9 @@ class KVCache:
         if self.operations is not None:
             self.operations.merge_rows(self.key, self.value, key, value, self.places)
             return self.key, self.value
-        return self._merged(self.key, key), self._merged(self.value, value)
+        self._write(self.key, key, self.index)
+        self._write(self.value, value, self.index)
+        return self.key, self.value
 
     def _carry(self, kept: torch.Tensor, slope: torch.Tensor, rows: torch.Tensor) -> None:
         """Move what is kept to the sigma of this step, in place, and learn the slopes of the rows that are fresh."""
@@ -295,11 +315,17 @@ class KVCache:
         learned = slope.index_select(dim, self.moving).mul_(self.advance.damping).addcmul_(missed, self.per_sigma)
         slope.index_copy_(dim, self.moving, learned)
 
-    def _merged(self, kept: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        if not self.is_converted:
-            self._write(kept, rows, self.index)
-            return kept
+    def _converted(self, kept: torch.Tensor, slope: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor:
+        """All keys or values as computed, of what is kept in another type or elsewhere, with these rows in place."""
         full = kept.to(device=rows.device, dtype=rows.dtype, copy=True)
+        if self.advance is not None:
+            assert slope is not None
+            moving = slope.to(device=rows.device, dtype=rows.dtype, copy=True)
+            self._carry(full, moving, rows)
+            self._write(full, rows, self.index)
+            slope.copy_(self.storage.bounded(moving))
+            kept.copy_(self.storage.bounded(full))  # all of it has moved
+            return full
         self._write(full, rows, self.index)
         stored = self.storage.bounded(rows).to(device=kept.device, dtype=kept.dtype)
         as_bytes = kept.dtype.itemsize == 1  # eight-bit floats cannot be indexed; their bytes can

@@ -180,11 +180,6 @@ def _check_choices(config: RASConfig) -> None:
         raise ValueError(f"token_multiple: got {multiple!r}; allowed: an int of at least 1, or None.")
     if not _is_number(config.solver_order, int) or config.solver_order not in (1, 2):
         raise ValueError(f"solver_order: got {config.solver_order!r}; allowed: 1 or 2.")
-    if config.kv_forecast and (config.kv_cache_dtype is not None or config.kv_cache_device is not None):
-        raise ValueError(
-            "kv_forecast: works on keys and values as they are computed; give it without kv_cache_dtype and "
-            "kv_cache_device."
-        )
     if config.kv_cache_dtype not in (None, *get_args(KVCacheDType)):
         dtypes = ", ".join(get_args(KVCacheDType))
         raise ValueError(f"kv_cache_dtype: got {config.kv_cache_dtype!r}; allowed: {dtypes}, or None.")

@@ -291,6 +291,7 @@ def midway_methods(num_steps: int = NUM_STEPS) -> list[Method]:
         "forecast damping 1": {"forecast_damping": 1.0},
         "forecasts from the beginning": {"forecast_below": 1.0},
         "text reuse": {"text_reuse": True},
+        "cache in float8_e4m3fn": {"kv_cache_dtype": "float8_e4m3fn"},
     }
     for name, change in changes.items():
         found.append(Method(f"midway: {name}", "ras", num_steps, config=base.replace(**change)))

@@ -6,10 +6,10 @@ Noise levels near 1 say the least about each other, so that most of a plan's den
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise, product
 
-from ras_dit.tune.plans import Ratios
+from ras_dit.tune.plans import MAX_RATIO, Ratios
 
 GROWTHS = tuple(round(1 + 0.1 * tenth, 1) for tenth in range(11))
 MAX_TAIL = 3
@@ -75,7 +75,8 @@ class Shape:
 
     @staticmethod
     def nearest(ratios: Ratios) -> Shape:
-        """The shape whose dense steps lie nearest to a plan's; of equal ones the simplest."""
+        """The shape whose dense steps lie nearest to a plan's, with regions as large together; of equal ones the
+        simplest."""
         length = len(ratios)
         warmup = next((index for index, ratio in enumerate(ratios) if ratio < 1), length)
         later = [index for index, ratio in enumerate(ratios) if ratio == 1 and index >= warmup]
@@ -96,7 +97,9 @@ class Shape:
             Shape(warmup, gap, growth, tail, begins, ratio, spread)
             for tail, growth in product(range(MAX_TAIL + 1), GROWTHS)
         )
-        return min(shapes, key=apart)
+        best = min(shapes, key=apart)
+        count = sum(0 < ratio < 1 for ratio in best.ratios(length))
+        return replace(best, sample_ratio=min(MAX_RATIO, ratio * len(regions) / count)) if count else best
 
 
 def _num_between(ratios: Ratios, begin: int) -> int | None:
