@@ -69,6 +69,7 @@ def quality_blocks(result: dict[str, Any]) -> dict[str, str]:
         "paired": paired_table(result["paired"]),
         "random": random_block(),
         "peers": peers_block(),
+        "midway": midway_block(),
         "failures": failures or "None.\n",
         "sensitivity": sensitivity_block(result) + more_pictures_block(),
         "ablation": arena_table(chosen(result, "ablation")),
@@ -84,11 +85,24 @@ def random_block() -> str:
 
 
 def peers_block() -> str:
-    """Step caches at their best and dense solvers on even grids, beside the presets, all of one run."""
+    """Region steps midway, step caches at their best and dense solvers on even grids, beside the presets, all of one
+    run."""
     result = record.read("arena_embedded_peers")
-    rows = [row for row in result["rows"] if row["name"] != "converged"]
+    rows = [row for row in result["rows"] if row["name"] != "converged" and not row["name"].startswith(CHANGED)]
+    pairs = [pair for pair in result["paired"] if not pair["ours"].startswith(CHANGED)]
     failures = "".join(f"* {name} does not run: {why}\n" for name, why in result["failures"].items())
-    return f"{arena_origin(result)}\n\n{arena_table(rows)}\n{paired_table(result['paired'])}\n{failures}"
+    return f"{arena_origin(result)}\n\n{arena_table(rows)}\n{paired_table(pairs)}\n{failures}"
+
+
+CHANGED = "midway: "
+"""Begins the names of plans with region steps midway that have one thing changed."""
+
+
+def midway_block() -> str:
+    """One thing changed at a time in a plan with region steps midway between dense ones."""
+    result = record.read("arena_embedded_peers")
+    pairs = [pair for pair in result["paired"] if pair["ours"].startswith(CHANGED)]
+    return f"{arena_table(chosen(result, CHANGED))}\n{paired_table(pairs)}"
 
 
 def large_blocks() -> dict[str, str]:
@@ -259,7 +273,7 @@ DIGEST = (
     "dense",
     *("preset quality", "Euler, 17 steps", "UniPC 2, 17 steps", "authors, 0.5, 28 steps"),
     "DBCache 0.08 with TaylorSeer",
-    *("preset balanced", "preset regions", "Euler, 12 steps", "UniPC 2, 12 steps", "authors, 0.25, 28 steps"),
+    *("preset balanced", "Euler, 12 steps", "UniPC 2, 12 steps", "authors, 0.25, 28 steps"),
     *("MagCache 0.06", "MagCache 0.12", "DBCache 0.16", "DBCache 0.32"),
     *("preset fast", "RAS, T 8.75, order 1", "Euler, 9 steps", "UniPC 2, 9 steps", "authors, 0.125, 28 steps"),
     *("skipping only, T 6, order 1", "RAS, T 6, order 1", "Euler, 6 steps", "UniPC 2, 6 steps"),
@@ -269,7 +283,7 @@ DIGEST = (
 
 DIGEST_OF_PEERS = (
     *(f"TaylorSeer of attention and MLP order 1, every {interval}" for interval in (2, 3, 4)),
-    *("preset quality", "preset balanced", "preset fast"),
+    *("preset quality", "preset balanced", "preset fast", "preset regions", "preset regions_fast"),
 )
 
 
@@ -282,7 +296,8 @@ def quality_digest(result: dict[str, Any]) -> str:
         arena_origin(result)
         + "\n\n"
         + arena_table(rows)
-        + f"\nTaylorSeer as its authors have it, in a run of its own on the same pictures ({record.origin(peers)}):\n\n"
+        + "\nThe presets with regions, and TaylorSeer as its authors have it, in a run of its own on the same pictures "
+        f"({record.origin(peers)}):\n\n"
         + arena_table(beside)
         + f"\nAll {len(result['rows'])} methods, and what to make of them: [docs/quality.md](docs/quality.md).\n"
     )

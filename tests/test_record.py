@@ -6,6 +6,31 @@ import subprocess
 from pathlib import Path
 
 from benchmarks import record
+from ras_dit import PRESETS
+
+
+def test_presets_that_had_another_plan_are_named_so(tmp_path, monkeypatch):
+    def row(name, ratios):
+        return {"name": name, "method": {"config": {"step_ratios": ratios}}}
+
+    today = list(PRESETS["fast"].step_ratios)
+    rows = [row("preset fast", today), row("preset balanced", [1, 0.5]), row("RAS, T 6", [1, 0.5]), {"name": "dense"}]
+    pairs = [{"ours": "preset balanced", "other": "preset fast"}, {"ours": "RAS, T 6", "other": "dense"}]
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    record.write("some", {"rows": rows, "paired": pairs})
+    result = record.read("some")
+    assert [row["name"] for row in result["rows"]] == [
+        "preset fast",
+        "preset balanced, former plan",
+        "RAS, T 6",
+        "dense",
+    ]
+    assert [(pair["ours"], pair["other"]) for pair in result["paired"]] == [
+        ("preset balanced, former plan", "preset fast"),
+        ("RAS, T 6", "dense"),
+    ]
+    record.write("speed", {"rows": [{"name": "fast", "config": {"step_ratios": []}}]})
+    assert record.read("speed")["rows"][0]["name"] == "fast, former plan"
 
 
 def _git(root: Path, *arguments: str) -> None:

@@ -224,7 +224,7 @@ def test_known_configs_have_a_place_in_the_space() -> None:
         if name.startswith("preset"):
             assert plan.token_steps == pytest.approx(wanted.token_steps, abs=0.3)
             dense, others = ([step.index for step in each if step.kind == "dense"] for each in (plan, wanted))
-            assert all(abs(a - b) <= 2 for a, b in zip(dense, others, strict=True)), "six numbers come near any plan"
+            assert all(abs(a - b) <= 2 for a, b in zip(dense, others, strict=True)), "seven numbers come near any plan"
         else:
             assert plan == wanted
         for option in ("importance", "solver_order", "forecast_order", "forecast_damping", "forecast_below"):
@@ -546,12 +546,12 @@ def test_a_whole_tuning(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
         patch.setattr(Bench, "measure", stops)
         with pytest.raises(KeyboardInterrupt):
-            job.run(pipe, 12, 3)
+            job.run(pipe, 20, 3)
     references = {path: path.stat().st_mtime_ns for path in (tmp_path / "references").rglob("*.safetensors")}
     assert len(references) == 4
-    outcome = job.run(pipe, 12, 3)
+    outcome = job.run(pipe, 20, 3)
     assert all(path.stat().st_mtime_ns == before for path, before in references.items()), "painted once"
-    assert len(outcome.trials) == 15
+    assert len(outcome.trials) == 23
     labels = [found.label for found in outcome.baselines]
     assert [label.partition("second order ")[2] for label in labels] == ["", "(AB2)", "(UniPC)"]
     chosen_cost = outcome.verdict.validated.cost

@@ -202,10 +202,12 @@ class RASConfig:
 
     @classmethod
     def preset(cls, name: str) -> RASConfig:
-        """The named preset: ``quality``, ``balanced``, ``fast`` or ``regions``. Their plans fit runs of any length.
+        """The named preset: ``quality``, ``balanced``, ``fast``, ``regions`` or ``regions_fast``. Their plans fit runs of
+        any length.
 
-        The first three compute some steps whole and forecast the others, which is what won on small pictures;
-        ``regions`` computes a fifth of the tokens in between.
+        The first three compute some steps whole, forecast the others and keep no keys and values; the last two compute
+        half of the tokens once between two whole steps, which comes nearer to the dense picture for as much compute,
+        and keep keys and values with their slopes (`Plan` says how many bytes).
         """
         from ras_dit.presets import PRESETS
 

@@ -263,7 +263,7 @@ def _spread_shares(ratios: tuple[float, ...], regions: list[int], num_steps: int
     places = [place for place, ratio in enumerate(ratios) if ratio]
     ranks = [rank for rank, place in enumerate(places) if ratios[place] == 1]
     num_dense = _num_dense(ratios, num_steps)
-    count = num_dense + len(regions) * num_steps // len(ratios)
+    count = min(num_steps, num_dense + round(len(regions) * num_steps / len(ratios)))
     is_dense = {number for number, _ in _placed(ranks, len(places) - 1, count, num_dense)}
     shares = [0.0] * num_steps
     for number, (index, place) in enumerate(_placed(places, len(ratios) - 1, num_steps, count)):
