@@ -117,7 +117,7 @@ PAIRS = [
         "preset regions_fast": (
             *("Euler, 9 steps", "UniPC 2, 9 steps", "UniPC 2, 12 steps", "AB2, 9 even steps", "preset fast"),
             *("preset balanced", "skipping only, T 8, order 1", "RAS, T 8.75, order 1", "MagCache 0.12"),
-            *("regions_fast, no K/V forecast", "TaylorSeer of attention and MLP order 1, every 4"),
+            "TaylorSeer of attention and MLP order 1, every 4",
         ),
         **{
             f"regions midway, T {token_steps}, order {order}": (

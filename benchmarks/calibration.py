@@ -25,7 +25,7 @@ from ras_dit.embedded import GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH, embedded_scene
 
 CALL = {"guidance_scale": GUIDANCE_SCALE, "max_sequence_length": MAX_SEQUENCE_LENGTH}
 FITTED = (
-    *("preset quality", "preset balanced", "preset fast", "preset regions"),
+    *("preset quality", "preset balanced", "preset fast", "preset regions", "preset regions_fast"),
     *("RAS, T 17, order 2", "RAS, T 11.5, order 2", "RAS, T 8.75, order 1"),
     *("skipping only, T 11, order 2", "skipping only, T 8, order 1", "skipping only, T 6, order 1"),
 )

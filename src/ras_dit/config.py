@@ -202,12 +202,10 @@ class RASConfig:
 
     @classmethod
     def preset(cls, name: str) -> RASConfig:
-        """The named preset: ``quality``, ``balanced``, ``fast``, ``regions`` or ``regions_fast``. Their plans fit runs of
-        any length.
+        """The named preset: ``quality``, ``balanced``, ``fast``, ``regions`` or ``regions_fast``, for runs of any length.
 
-        The first three compute some steps whole, forecast the others and keep no keys and values; the last two compute
-        half of the tokens once between two whole steps, which comes nearer to the dense picture for as much compute,
-        and keep keys and values with their slopes (`Plan` says how many bytes).
+        The first three compute some steps whole, forecast the others and keep no keys and values. The last two compute
+        half of the tokens once between two whole steps, and keep keys and values for that (`Plan` says how many bytes).
         """
         from ras_dit.presets import PRESETS
 

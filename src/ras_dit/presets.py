@@ -41,7 +41,7 @@ PRESETS: dict[str, RASConfig] = {
         forecast_damping=0.7,
     ),
     "regions": RASConfig(
-        step_ratios=listed((0, 1, 2, 4, 9, 14, 20, 26), 0.5, regions=(6, 12, 17, 22, 24)),
+        step_ratios=listed((0, 1, 2, 3, 4, 9, 14, 20, 26), 0.5, regions=(6, 11, 17, 22, 24)),
         forecast_order=1,
         forecast_damping=0.6,
         forecast_below=0.93,
@@ -52,7 +52,6 @@ PRESETS: dict[str, RASConfig] = {
         forecast_order=1,
         forecast_damping=0.8,
         forecast_below=0.93,
-        kv_forecast=0.8,
     ),
 }
 """Presets by name; how they were chosen is in docs/quality.md."""

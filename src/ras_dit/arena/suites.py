@@ -180,9 +180,7 @@ MIDWAY: dict[float, RASConfig] = {
     17.0: PRESETS["regions"].replace(
         step_ratios=listed((0, 1, 2, 3, 4, 5, 7, 9, 12, 15, 18, 21, 23, 26), 0.5, (10, 13, 16, 19, 24, 25))
     ),
-    11.5: PRESETS["regions"].replace(
-        step_ratios=listed((0, 1, 2, 3, 4, 9, 14, 20, 26), 0.5, regions=(6, 11, 17, 22, 24))
-    ),
+    11.5: PRESETS["regions"],
     8.75: PRESETS["regions_fast"],
 }
 """Plans whose region steps stand midway between dense ones, all others skipped; found by search likewise."""
