@@ -202,7 +202,7 @@ class RASConfig:
 
     @classmethod
     def preset(cls, name: str) -> RASConfig:
-        """The named preset: ``quality``, ``balanced``, ``fast``, ``regions`` or ``regions_fast``, for runs of any length.
+        """The preset ``quality``, ``balanced``, ``fast``, ``regions`` or ``regions_fast``, for runs of any length.
 
         The first three compute some steps whole, forecast the others and keep no keys and values. The last two compute
         half of the tokens once between two whole steps, and keep keys and values for that (`Plan` says how many bytes).
