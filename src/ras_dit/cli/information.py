@@ -100,15 +100,16 @@ def presets() -> None:
     from ras_dit.tune.plans import described
 
     table = Table(title="Presets", title_justify="left")
-    table.add_column("option")
-    for name in PRESETS:
-        table.add_column(name, justify="right")
-    for field, default in RASConfig().to_dict().items():
-        values = [preset.to_dict()[field] for preset in PRESETS.values()]
-        if any(value != default for value in values) or field in ("importance", "forecast_order", "forecast_damping"):
-            table.add_row(field, *(described(value) if field == "step_ratios" else str(value) for value in values))
+    table.add_column("preset", no_wrap=True)
+    table.add_column("options of 28 steps")
+    defaults = RASConfig().to_dict()
+    for name, preset in PRESETS.items():
+        options = preset.to_dict()
+        words = [described(preset.step_ratios)]
+        words += [f"{option} {value}" for option, value in options.items() if value != defaults[option]]
+        table.add_row(name, ", ".join(word for word in words if not word.startswith("step_ratios")))
     console = Console(highlight=False)
     console.print(table)
     console.print(
-        "Options that are not listed have their defaults; a share in (0, 1) scales with the length of the run."
+        "Options that are not listed have their defaults; plans are stretched or shrunk to runs of other lengths."
     )
