@@ -124,12 +124,13 @@ PAIRS = [
                 *(f"RAS, T {token_steps}, order {order}", f"skipping only, T {skipping}, order {order}"),
                 *(f"UniPC 2, {dense} steps", f"UniPC 2, {dense + 2} steps", f"AB2, {dense} even steps", preset),
                 f"TaylorSeer of attention and MLP order 1, every {every}",
+                *(f"authors, {ratio}, 28 steps", f"random, {ratio}"),
                 *(("MagCache 0.06", "DBCache 0.16 with TaylorSeer") if token_steps == 11.5 else ()),
             )
-            for token_steps, skipping, dense, every, preset in (
-                (17, 17, 17, 2, "preset quality"),
-                (11.5, 11, 12, 3, "preset balanced"),
-                (8.75, 8, 9, 4, "preset fast"),
+            for token_steps, skipping, dense, every, preset, ratio in (
+                (17, 17, 17, 2, "preset quality", 0.5),
+                (11.5, 11, 12, 3, "preset balanced", 0.25),
+                (8.75, 8, 9, 4, "preset fast", 0.125),
             )
             for order in (1, 2)
         },

@@ -69,7 +69,7 @@ FORMER = ", former plan"
 
 
 def _with_age(name: str, step_ratios: Sequence[float]) -> str:
-    preset = PRESETS.get(name.removeprefix("preset "))
+    preset = PRESETS.get(name.removeprefix("preset ").split(",")[0])  # "regions, no K/V forecast" is one of it
     return name if preset is None or preset.step_ratios == tuple(step_ratios) else name + FORMER
 
 

@@ -29,6 +29,8 @@ def test_presets_that_had_another_plan_are_named_so(tmp_path, monkeypatch):
         ("preset balanced, former plan", "preset fast"),
         ("RAS, T 6", "dense"),
     ]
+    record.write("speed", {"rows": [{"name": "fast, fitted", "config": {"step_ratios": [1, 0]}}]})
+    assert record.read("speed")["rows"][0]["name"] == "fast, fitted, former plan"
     record.write("speed", {"rows": [{"name": "fast", "config": {"step_ratios": []}}]})
     assert record.read("speed")["rows"][0]["name"] == "fast, former plan"
 
