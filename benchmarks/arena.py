@@ -209,7 +209,8 @@ def main() -> None:
     folder = a.folder or Path(f"outputs/arena{ending}")
     name = a.result or f"arena_embedded{ending}"
     if a.plot:
-        plot(record.read(name)["rows"], IMAGE.with_stem(IMAGE.stem + ending))
+        rows = [row for row in record.read(name)["rows"] if not row["name"].startswith(("ablation: ", "midway: "))]
+        plot(rows, IMAGE.with_stem(name.replace("arena_embedded", "arena")))
         return
     pipe = ras_dit.load_embedded(device=a.device, size=a.size)
     pipe.set_progress_bar_config(disable=True)
