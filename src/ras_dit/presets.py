@@ -15,7 +15,7 @@ def listed(
     Args:
         dense: evaluations over all tokens.
         ratio: share of the tokens in region steps.
-        regions: those evaluations; None for all from the eighth on that are not dense. All others are skipped.
+        regions: those evaluations; None for all from number 8 on that are not dense. All others are skipped.
         num_steps: evaluations of the run.
     """
     is_dense, is_region = set(dense), set(range(8, num_steps) if regions is None else regions)
