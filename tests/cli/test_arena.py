@@ -25,10 +25,11 @@ def test_an_arena_of_any_model(ras_dit: Run, model: str, tmp_path: Path) -> None
     assert "preset balanced" in out
     result = json.loads((tmp_path / "arena" / "results.json").read_text())
     assert [row["name"] for row in result["rows"]][:2] == ["dense", "converged"]
-    assert len(result["rows"]) == 7
+    num_methods = 2 + len(SUITES["presets"](8))
+    assert len(result["rows"]) == num_methods
     assert "subject" not in result["rows"][0]["metrics"], "only the embedded model's prompts have known subjects"
     painted = {path: path.stat().st_mtime_ns for path in (tmp_path / "arena").rglob("0*.png")}
-    assert len(painted) == 14
+    assert len(painted) == 2 * num_methods
     code, _, err = ras_dit(*words)
     assert code == 0, err
     assert all(path.stat().st_mtime_ns == before for path, before in painted.items())
