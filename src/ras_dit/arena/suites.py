@@ -258,9 +258,16 @@ def option_methods(num_steps: int = NUM_STEPS) -> list[Method]:
         "every third step dense": {"step_ratios": listed((0, 1, *range(4, 28, 3)), 0.083, range(2, 28))},
         "the authors' dense steps": {"step_ratios": listed((0, 1, 2, 3, 12, 20), 0.25, range(4, 28))},
     }
-    changes = {"nothing": {}, **changes}
+    return _one_changed("ablation", base, changes, num_steps)
+
+
+def _one_changed(
+    prefix: str, base: RASConfig, changes: Mapping[str, Mapping[str, object]], num_steps: int
+) -> list[Method]:
+    """A config as it is, and with one thing changed at a time."""
     return [
-        Method(f"ablation: {name}", "ras", num_steps, config=base.replace(**change)) for name, change in changes.items()
+        Method(f"{prefix}: {name}", "ras", num_steps, config=base.replace(**change))
+        for name, change in {"nothing": {}, **changes}.items()
     ]
 
 
@@ -271,15 +278,15 @@ def midway_methods(num_steps: int = NUM_STEPS) -> list[Method]:
         for order in (1, 2):
             name = f"regions midway, T {_budget(token_steps, num_steps):g}, order {order}"
             found.append(Method(name, "ras", num_steps, config=config.replace(solver_order=order)))
-    base, dense, between = MIDWAY[11.5], (0, 1, 2, 3, 4, 9, 14, 20, 26), range(5, 28)
+    base = MIDWAY[11.5]
+    dense, regions = ([i for i, ratio in enumerate(base.step_ratios) if ratio == share] for share in (1, 0.5))
     changes: dict[str, dict[str, object]] = {
-        "nothing": {},
-        "all steps between are region steps": {"step_ratios": listed(dense, 0.132, between)},
+        "all steps between are region steps": {"step_ratios": listed(dense, 0.132, range(5, 28))},
         "twice as many region steps, half as large": {
             "step_ratios": listed(dense, 0.25, regions=(6, 7, 10, 12, 16, 18, 22, 23, 24, 25))
         },
         "region steps skipped": {"step_ratios": listed(dense)},
-        "region steps dense": {"step_ratios": listed((*dense, 6, 11, 17, 22, 24))},
+        "region steps dense": {"step_ratios": listed((*dense, *regions))},
         "random tokens": {"importance": "random"},
         "oldest tokens first": {"importance": "round_robin"},
         "no K/V forecast": {"kv_forecast": 0.0},
@@ -291,9 +298,7 @@ def midway_methods(num_steps: int = NUM_STEPS) -> list[Method]:
         "text reuse": {"text_reuse": True},
         "cache in float8_e4m3fn": {"kv_cache_dtype": "float8_e4m3fn"},
     }
-    for name, change in changes.items():
-        found.append(Method(f"midway: {name}", "ras", num_steps, config=base.replace(**change)))
-    return found
+    return found + _one_changed("midway", base, changes, num_steps)
 
 
 SUITES: dict[str, Callable[[int], list[Method]]] = {
