@@ -184,6 +184,9 @@ def test_an_arena_paints_once_goes_on_and_reports(pipe: Any, tmp_path: Path, mon
     blind = [name for name, one in found["metrics"].items() if not one["is_told_apart"]]
     assert "subject" in blind
     assert f"Do not rank methods by {', '.join(blind)}:" in text(result)
+    titles = text(result).splitlines()[0].split(" | ")
+    assert "psnr_dense" in titles
+    assert titles[-1].startswith("check: subject"), "what cannot rank stands last"
     assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(result))
     assert (tmp_path / "table.md").read_text() == text(result)
     assert (tmp_path / "pareto.png").stat().st_size > 10_000

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL import Image
 
-PROMPT_KEYS = ("prompt", "negative_prompt", "seed", "steps", "guidance", "height", "width")
+PROMPT_KEYS = ("prompt", "negative_prompt", "seed", "steps", "guidance", "height", "width", "num_frames")
 
 
 @contextmanager
@@ -39,15 +39,26 @@ def _umask() -> int:
     return mask
 
 
-def save_png(image: Image.Image, path: Path, metadata: Mapping[str, Any] | None = None) -> None:
-    """Write a PNG with text chunks; values that are no strings are written as JSON."""
+def save_png(
+    image: Image.Image | Sequence[Image.Image], path: Path, metadata: Mapping[str, Any] | None = None, fps: int = 16
+) -> None:
+    """Write a PNG with text chunks; values that are no strings are written as JSON.
+
+    Args:
+        image: a picture, or the frames of a video, which make an animated PNG: browsers play it, nothing is lost.
+        path: where.
+        metadata: the text chunks.
+        fps: frames per second of a video.
+    """
     from PIL.PngImagePlugin import PngInfo
 
     chunks = PngInfo()
     for key, value in (metadata or {}).items():
         chunks.add_itxt(key, value if isinstance(value, str) else json.dumps(value))
+    first, *others = image if isinstance(image, Sequence) else [image]
+    animated = {"save_all": True, "append_images": others, "duration": 1000 / fps, "loop": 0} if others else {}
     with whole_file(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=chunks)
+        first.save(temporary, format="PNG", pnginfo=chunks, **animated)
 
 
 def save_text(text: str, path: Path) -> None:
@@ -212,7 +223,7 @@ def _read_object(path: Path, number: int, line: str, keys: Sequence[str]) -> dic
         raise ValueError(
             f"--prompts-file: {path}, line {number}: got {', '.join(unknown)}; allowed{why}: {', '.join(keys)}."
         )
-    for key in ("seed", "steps", "height", "width"):
+    for key in ("seed", "steps", "height", "width", "num_frames"):
         if key in entry and type(entry[key]) is not int:
             raise ValueError(f"--prompts-file: {path}, line {number}: {key}: got {entry[key]!r}; allowed: an int.")
     if "guidance" in entry and type(entry["guidance"]) not in (int, float):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +101,26 @@ class Trace:
         counts = self.times_computed()[index].float()
         counts = counts.mean(dim=0) if counts.ndim == 3 else counts
         return draw_heatmap(counts, num_steps=len(self.steps), image=image, size=size)
+
+    def heatmaps(self, frames: Sequence[Image.Image], *, index: int = 0) -> list[Image.Image]:
+        """The map of each frame of a video over it, in the colours of the whole; of a picture one map.
+
+        A latent frame stands for several frames; each gets the map of the latent frame nearest to its place.
+
+        Args:
+            frames: of the video, or a picture alone.
+            index: which video of the batch.
+        """
+        from ras_dit.viz import draw_heatmap
+
+        counts = self.times_computed()[index]
+        counts = counts[None] if counts.ndim == 2 else counts
+        span = int(counts.min()), int(counts.max())
+        last = max(len(frames) - 1, 1)
+        return [
+            draw_heatmap(counts[round(at * (len(counts) - 1) / last)], len(self.steps), frame, span=span)
+            for at, frame in enumerate(frames)
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         grid = self.grid

@@ -34,7 +34,11 @@ def colourise(values: torch.Tensor) -> Image.Image:
 
 
 def draw_heatmap(
-    times_computed: torch.Tensor, num_steps: int, image: Image.Image | None = None, size: int = 512
+    times_computed: torch.Tensor,
+    num_steps: int,
+    image: Image.Image | None = None,
+    size: int = 512,
+    span: tuple[int, int] | None = None,
 ) -> Image.Image:
     """How often each token was computed, bright where often.
 
@@ -47,6 +51,7 @@ def draw_heatmap(
         image: a picture to lay the map over; the result has its size, and no bar.
         size: longer side of the map in pixels when there is no picture, at least 16; from 160 on a colour bar is added
             below it.
+        span: the counts that the darkest and the brightest colour stand for; None takes those of this map.
 
     Raises:
         ValueError: counts that are no [h, w] tensor, lie outside 0..num_steps, or a size that is too small.
@@ -58,8 +63,8 @@ def draw_heatmap(
         raise ValueError(f"heat map: got counts from {low} to {high}; allowed: 0 to num_steps={num_steps}.")
     if size < 16:
         raise ValueError(f"size: got {size}; allowed: at least 16 pixels.")
-    span = (times_computed - low) / (high - low) if high > low else times_computed / max(1, num_steps)
-    cells = colourise(span)
+    low, high = span or (low, high)
+    cells = colourise((times_computed - low) / (high - low) if high > low else times_computed / max(1, num_steps))
     if image is not None:
         over = cells.resize(image.size, Image.Resampling.NEAREST)
         grey = image.convert("L").convert("RGB")

@@ -57,9 +57,9 @@ def test_equals_the_library(ras_dit: Run, model: str, tmp_path: Path) -> None:
     ras_dit(*common, "--preset", "fast", "-o", tmp_path / "ras")
     pipe = load_pipeline(model, device="cpu")
     picture = Picture("a cat", steps=8, guidance=3.0)
-    dense = paint(pipe, picture)
+    (dense,) = paint(pipe, picture)
     with library.accelerate(pipe, "fast"):
-        accelerated = paint(pipe, picture)
+        (accelerated,) = paint(pipe, picture)
     for folder, expected in (("dense", dense), ("ras", accelerated)):
         (path,) = pictures(tmp_path / folder)
         assert np.array_equal(np.asarray(Image.open(path)), np.asarray(expected))
@@ -77,7 +77,7 @@ def test_pictures_by_any_name() -> None:
         def __call__(self, prompt: str, num_inference_steps: int, generator: object) -> BaseOutput:
             return Output([f"{prompt} in {num_inference_steps} steps"])
 
-    assert paint(Pipe(), Picture("a fox", steps=3)) == "a fox in 3 steps"
+    assert paint(Pipe(), Picture("a fox", steps=3)) == ["a fox in 3 steps"]
 
 
 def test_batch_resumes(ras_dit: Run, model: str, tmp_path: Path) -> None:

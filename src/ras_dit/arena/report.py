@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +115,18 @@ def evaluations(method: Method) -> int:
     return 2 * method.steps - 1 if method.solver == "heun" else method.steps
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table, most compute first, with a column for every metric that any row has."""
+def table(rows: list[dict[str, Any]], checks: Collection[str] = ()) -> str:
+    """A Markdown table, most compute first, with a column for every metric that any row has.
+
+    Args:
+        rows: of a result.
+        checks: metrics that find ruined pictures but cannot rank (`cannot_rank`); their columns stand last.
+    """
     columns = [name for name in COLUMNS if any(name in row["metrics"] for row in rows)]
+    columns.sort(key=lambda name: name in checks)
+    titles = [f"check: {name}" if name in checks else name for name in columns]
     lines = [
-        "| method | T | time | " + " | ".join(columns) + " |",
+        "| method | T | time | " + " | ".join(titles) + " |",
         "|---|---:|---:|" + "---:|" * len(columns),
     ]
     for row in sorted(rows, key=lambda row: -row["token_steps"]):
@@ -161,16 +169,21 @@ def sensitivity_table(found: dict[str, Any]) -> str:
         verdict = "yes" if one["is_told_apart"] else "no"
         cells = (name, f"{one['first']:.4g}", f"{one['second']:.4g}", _cell(one["difference"]), verdict)
         lines.append("| " + " | ".join(cells) + " |")
-    blind = [name for name, one in found["metrics"].items() if not one["is_told_apart"]]
+    blind = cannot_rank(found)
     advice = f"\nDo not rank methods by {', '.join(blind)}: half the steps look like all of them.\n" if blind else ""
     return "\n".join(lines) + "\n" + advice
+
+
+def cannot_rank(found: dict[str, Any] | None) -> list[str]:
+    """Metrics for which half the steps look like all of them, of what ``sensitivity`` says."""
+    return [] if found is None else [name for name, one in found["metrics"].items() if not one["is_told_apart"]]
 
 
 def text(result: dict[str, Any]) -> str:
     """All of a result as Markdown: the table, what failed, what was left out, what the metrics tell apart."""
     found = result["sensitivity"]
     apart = "" if found is None else "\nDo the metrics tell half the steps from all?\n\n" + sensitivity_table(found)
-    return table(result["rows"]) + failed(result["failures"]) + left_out(result["left_out"]) + apart
+    return table(result["rows"], cannot_rank(found)) + failed(result["failures"]) + left_out(result["left_out"]) + apart
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:

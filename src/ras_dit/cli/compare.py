@@ -30,11 +30,16 @@ def compare(
     guidance: options.Guidance = None,
     height: options.Height = None,
     width: options.Width = None,
+    frames: options.Frames = None,
+    fps: options.FPS = 16,
     negative_prompt: options.Negative = None,
     dtype: options.DType = "auto",
     device: options.Device = "auto",
 ) -> None:
-    """Paint one prompt dense and with RAS from the same seed: one PNG with the heat map, times, PSNR and SSIM."""
+    """Paint one prompt dense and with RAS from the same seed: one PNG with the heat map, times, PSNR and SSIM.
+
+    Of a video the PNG is an animated one.
+    """
     from ras_dit.cli.measure import measure
     from ras_dit.cli.pipelines import Picture, load_pipeline, resolved
     from ras_dit.cli.progress import runs_progress
@@ -44,45 +49,43 @@ def compare(
     check_file("--json", json_file)
     if repeats < 1:
         raise ValueError(f"--repeats: got {repeats}; allowed: at least 1.")
-    picture = Picture(prompt, seed, steps, guidance, height, width, negative_prompt)
-    pipe = load_pipeline(model, dtype, device)
+    picture = Picture(prompt, seed, steps, guidance, height, width, negative_prompt, num_frames=frames)
+    pipe = load_pipeline(model, dtype, device, allows_video=True)
     picture = resolved(pipe, model, picture)
     with runs_progress("comparing", 2 * (repeats + 1)) as advance:
         result = measure(pipe, picture, config, repeats=repeats, on_run=advance)
-    _save(result, config, model, output, json_file)
+    _save(result, config, model, output, json_file, fps)
     _print(result, output)
 
 
-def _save(result: Comparison, config: RASConfig, model: str, output: Path, json_file: Path | None) -> None:
+def _save(result: Comparison, config: RASConfig, model: str, output: Path, json_file: Path | None, fps: int) -> None:
     from ras_dit.cli.versions import versions
     from ras_dit.files import save_png, save_text
 
     record = {"model": model, "config": config.to_dict(), "versions": versions(), **result.to_dict()}
-    save_png(comparison_picture(result), output, record)
+    save_png(comparison_pictures(result), output, record, fps)
     if json_file is not None:
         save_text(json.dumps(record, indent=2) + "\n", json_file)
 
 
-def comparison_picture(result: Comparison) -> Image.Image:
-    """Dense | RAS | heat map over the picture, with the numbers below."""
+def comparison_pictures(result: Comparison) -> list[Image.Image]:
+    """Dense | RAS | heat map over the picture, with the numbers below: one picture, or one per frame of a video."""
     from ras_dit import viz
     from ras_dit.cli.measure import decibels, times
 
     counts = result.trace.times_computed()[0]
     summary = result.summary
     span = f"{int(counts.min())} (dark) to {int(counts.max())} (bright) of {summary.num_steps} evaluations"
-    return viz.comparison(
-        result.dense,
-        result.accelerated,
-        result.trace.heatmap(result.accelerated),
-        notes=(f"{result.dense_median:.2f} s", f"{result.ras_median:.2f} s", span),
-        caption=(
-            f"{result.picture.prompt} (seed {result.picture.seed})",
-            f"Measured speed-up {times(result.speedup)}, limit by FLOPs {times(summary.speedup_limit)}; "
-            f"T = {summary.token_steps:.1f} token-steps instead of {summary.num_steps}; "
-            f"PSNR {decibels(result.psnr)}, SSIM {result.ssim:.3f} against dense.",
-        ),
+    notes = (f"{result.dense_median:.2f} s", f"{result.ras_median:.2f} s", span)
+    caption = (
+        f"{result.picture.prompt} (seed {result.picture.seed})",
+        f"Measured speed-up {times(result.speedup)}, limit by FLOPs {times(summary.speedup_limit)}; "
+        f"T = {summary.token_steps:.1f} token-steps instead of {summary.num_steps}; "
+        f"PSNR {decibels(result.psnr)}, SSIM {result.ssim:.3f} against dense.",
     )
+    maps = result.trace.heatmaps(result.accelerated)
+    panels = zip(result.dense, result.accelerated, maps, strict=True)
+    return [viz.comparison(*panel, notes=notes, caption=caption) for panel in panels]
 
 
 def _print(result: Comparison, output: Path) -> None:

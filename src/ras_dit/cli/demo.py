@@ -73,7 +73,7 @@ def _save(results: Results, output: Path) -> Path:
             about = {"preset": preset, **result.to_dict()}
             save_png(result.dense, folder / f"{number}_dense.png", about)
             save_png(result.accelerated, folder / f"{number}_{preset}.png", about)
-            save_png(result.trace.heatmap(result.accelerated), folder / f"{number}_{preset}_heatmap.png", about)
+            save_png(result.trace.heatmap(result.accelerated[0]), folder / f"{number}_{preset}_heatmap.png", about)
     save_png(demo_sheet(results), output)
     return folder
 
@@ -84,13 +84,13 @@ def demo_sheet(results: Results) -> Image.Image:
     from ras_dit.cli.measure import decibels, times
 
     first = next(iter(results.values()))
-    rows = [[(r.dense, f"{r.picture.prompt}\ndense, {r.dense_median:.2f} s") for r in first]]
+    rows = [[(r.dense[0], f"{r.picture.prompt}\ndense, {r.dense_median:.2f} s") for r in first]]
     about = []
     for preset, comparisons in results.items():
         rows.append(
             [
                 (
-                    r.accelerated,
+                    r.accelerated[0],
                     f"{preset}, {r.ras_median:.2f} s ({times(r.speedup)})\nPSNR {decibels(r.psnr)}, SSIM {r.ssim:.3f}",
                 )
                 for r in comparisons
@@ -113,7 +113,7 @@ def demo_sheet(results: Results) -> Image.Image:
 def _heatmap(result: Comparison) -> tuple[Image.Image, str]:
     counts = result.trace.times_computed()[0]
     span = f"{int(counts.min())} to {int(counts.max())} of {result.summary.num_steps} times"
-    return result.trace.heatmap(result.accelerated), f"where the compute went:\n{span}, brighter is more"
+    return result.trace.heatmap(result.accelerated[0]), f"where the compute went:\n{span}, brighter is more"
 
 
 def _print(results: Results, output: Path, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""`ras-dit generate`: pictures from prompts, resumable."""
+"""`ras-dit generate`: pictures or videos from prompts, resumable."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class Batch:
     dtype: str
     folder: Path
     saves_trace: bool
+    fps: int
 
     def path(self, picture: Picture) -> Path:
         """The picture's file: its name holds a digest of everything asked for, so the same request is the same file."""
@@ -56,6 +57,8 @@ def generate(
     guidance: options.Guidance = None,
     height: options.Height = None,
     width: options.Width = None,
+    frames: options.Frames = None,
+    fps: options.FPS = 16,
     negative_prompt: options.Negative = None,
     dense: Annotated[bool, typer.Option("--dense", help="Without RAS.")] = False,
     trace: Annotated[bool, typer.Option("--trace", help="Save the trace (JSON) and the heat map, too.")] = False,
@@ -63,7 +66,11 @@ def generate(
     dtype: options.DType = "auto",
     device: options.Device = "auto",
 ) -> None:
-    """Paint prompts with RAS (or dense); PNGs carry their settings. A batch that was stopped resumes where it was."""
+    """Paint prompts with RAS (or dense); PNGs carry their settings. A batch that was stopped resumes where it was.
+
+    Videos become animated PNGs, which browsers play and in which nothing is lost; `ffmpeg -i film.png film.mp4` makes
+    them smaller.
+    """
     from ras_dit.files import check_folder, read_prompts
 
     if num_images < 1:
@@ -82,9 +89,10 @@ def generate(
         "height": height,
         "width": width,
         "negative_prompt": negative_prompt,
+        "num_frames": frames,
     }
     pictures = _pictures([{**common, **entry} for entry in entries], num_images)
-    batch = Batch(model, None if dense else config, dtype, output_dir, trace)
+    batch = Batch(model, None if dense else config, dtype, output_dir, trace, fps)
     due = [picture for picture in pictures if overwrite or not batch.path(picture).exists()]
     console = Console(soft_wrap=True, highlight=False)
     if len(due) < len(pictures):
@@ -105,7 +113,7 @@ def _paint_all(batch: Batch, pictures: list[Picture], device: str, console: Cons
     from ras_dit.cli.pipelines import load_pipeline
     from ras_dit.cli.progress import runs_progress
 
-    pipe = load_pipeline(batch.model, batch.dtype, device)
+    pipe = load_pipeline(batch.model, batch.dtype, device, allows_video=True)
     with runs_progress(f"{len(pictures)} picture(s)", sum(picture.steps for picture in pictures)) as advance:
         for picture in pictures:
             _paint_one(pipe, batch, picture, advance)
@@ -113,7 +121,7 @@ def _paint_all(batch: Batch, pictures: list[Picture], device: str, console: Cons
 
 
 def _paint_one(pipe: Any, batch: Batch, picture: Picture, advance: Callable[[], None]) -> None:
-    from ras_dit.cli.pipelines import paint, resolved
+    from ras_dit.cli.pipelines import makes_video, paint, resolved
     from ras_dit.cli.versions import versions
     from ras_dit.engine import accelerate
     from ras_dit.files import save_png, save_text
@@ -122,22 +130,23 @@ def _paint_one(pipe: Any, batch: Batch, picture: Picture, advance: Callable[[], 
     asked = resolved(pipe, batch.model, picture)
     summary = "dense"
     if batch.config is None:
-        image = paint(pipe, asked, advance)
+        frames = paint(pipe, asked, advance)
     else:
         with accelerate(pipe, batch.config) as handle:
-            image = paint(pipe, asked, advance)
+            frames = paint(pipe, asked, advance)
             summary = str(handle.summary())
         if batch.saves_trace:  # before the picture, which is what says that all is there
             save_text(handle.trace.to_json(), path.with_suffix(".trace.json"))
-            save_png(handle.trace.heatmap(image), path.with_suffix(".heatmap.png"))
+            save_png(handle.trace.heatmaps(frames), path.with_suffix(".heatmap.png"), fps=batch.fps)
     metadata = {
         **{key: value for key, value in asked.to_dict().items() if value is not None},
-        "height": image.height,
-        "width": image.width,
+        "height": frames[0].height,
+        "width": frames[0].width,
+        **({"num_frames": len(frames), "fps": batch.fps} if makes_video(type(pipe)) else {}),
         "model": batch.model,
         "dtype": batch.dtype,
         "config": batch.config and batch.config.to_dict(),
         "versions": versions(),
         "summary": summary,
     }
-    save_png(image, path, metadata)
+    save_png(frames, path, metadata, batch.fps)

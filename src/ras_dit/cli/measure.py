@@ -13,6 +13,7 @@ from ras_dit.cli.pipelines import Picture, paint
 from ras_dit.config import RASConfig
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
 
     from ras_dit.engine import Summary
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two pictures of one seed and what they took.
+    """Two pictures (or videos) of one seed and what they took.
 
     Attributes:
         picture: what was painted.
-        dense: by the plain pipeline.
+        dense: by the plain pipeline: a picture alone, or the frames of a video.
         accelerated: with RAS.
         trace: of the accelerated run.
         summary: likewise.
@@ -34,8 +35,8 @@ class Comparison:
     """
 
     picture: Picture
-    dense: Image.Image
-    accelerated: Image.Image
+    dense: list[Image.Image]
+    accelerated: list[Image.Image]
     trace: Trace
     summary: Summary
     dense_seconds: tuple[float, ...]
@@ -56,15 +57,17 @@ class Comparison:
 
     @property
     def psnr(self) -> float:
+        """PSNR in dB; of a video over all of its frames."""
         from ras_dit.quality import psnr
 
-        return psnr(self.dense, self.accelerated)
+        return psnr(_stacked(self.dense), _stacked(self.accelerated))
 
     @property
     def ssim(self) -> float:
+        """SSIM; of a video the mean over its frames."""
         from ras_dit.quality import ssim
 
-        return ssim(self.dense, self.accelerated)
+        return ssim(_stacked(self.dense), _stacked(self.accelerated))
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers, as JSON holds them; the PSNR of equal pictures is None."""
@@ -83,6 +86,14 @@ class Comparison:
             "ssim": self.ssim,
             "notes": [*self.summary.notes, *self.summary.advice],
         }
+
+
+def _stacked(frames: list[Image.Image]) -> torch.Tensor:
+    """Frames as uint8 [F, C, H, W]."""
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.stack([np.asarray(frame) for frame in frames])).movedim(-1, 1)
 
 
 def measure(

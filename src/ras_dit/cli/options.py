@@ -27,6 +27,7 @@ Seed = Annotated[int, typer.Option("--seed", "-s", help="Seed of the starting no
 Height = Annotated[int | None, typer.Option(help="Of the picture, in pixels; the model's default without it.")]
 Width = Annotated[int | None, typer.Option(help="Of the picture, in pixels; the model's default without it.")]
 Frames = Annotated[int | None, typer.Option(help="Of a video; the model's default without it.")]
+FPS = Annotated[int, typer.Option(min=1, max=240, help="Frames per second that a video is shown at.")]
 Steps = Annotated[int, typer.Option(help="Denoising steps.")]
 Guidance = Annotated[
     float | None,

@@ -1,4 +1,4 @@
-"""Loading pipelines, or only as much of them as a plan needs, and painting one picture."""
+"""Loading pipelines, or only as much of them as a plan needs, and painting one picture or video."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture to paint; None leaves a value to the pipeline."""
+    """One picture (or video) to paint; None leaves a value to the pipeline."""
 
     prompt: str
     seed: int = 0
@@ -32,21 +32,23 @@ class Picture:
     width: int | None = None
     negative_prompt: str | None = None
     max_sequence_length: int | None = None
+    num_frames: int | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps: got {self.steps}; allowed: at least 1.")
-        for name in ("height", "width"):
+        for name, unit in (("height", " of pixels"), ("width", " of pixels"), ("num_frames", "")):
             size = getattr(self, name)
             if size is not None and size < 1:
-                raise ValueError(f"{name}: got {size}; allowed: a number of pixels, at least 1.")
+                raise ValueError(f"{name}: got {size}; allowed: a number{unit}, at least 1.")
         if self.guidance is not None and not math.isfinite(self.guidance):
             raise ValueError(f"guidance: got {self.guidance}; allowed: a finite number.")
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed: got {self.seed}; allowed: an int of 64 bits.")
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Its fields; ``num_frames`` only where it is given, so that pictures are called what they always were."""
+        return {name: value for name, value in asdict(self).items() if name != "num_frames" or value is not None}
 
 
 def model_source(model: str) -> str:
@@ -142,8 +144,8 @@ def load_pipeline(model: str, dtype: str = "auto", device: str = "auto", *, allo
         index = DiffusionPipeline.load_config(source)
         if not allows_video and makes_video(_pipeline_class(index)):
             raise ValueError(
-                f"--model: {model!r} is a {index['_class_name']}, which makes video; this command writes pictures. Use "
-                "the library: ras_dit.enable(pipe, ...)."
+                f"--model: {model!r} is a {index['_class_name']}, which makes video; this command is for pictures. Use "
+                "ras-dit generate or compare, or the library: ras_dit.enable(pipe, ...)."
             )
         absent = _absent_text_encoders(index)
         pipe = DiffusionPipeline.from_pretrained(source, dtype=kind, **absent).to(place)
@@ -275,11 +277,22 @@ def resolved(pipe: Any, model: str, picture: Picture) -> Picture:
     return picture if picture.guidance is not None else replace(picture, guidance=guidance)
 
 
-def paint(pipe: Any, picture: Picture, on_step: Callable[[], None] | None = None) -> Image.Image:
-    """Call the pipeline for one picture. ``on_step`` is called after every denoising step, if the pipeline can."""
+def paint(pipe: Any, picture: Picture, on_step: Callable[[], None] | None = None) -> list[Image.Image]:
+    """Call the pipeline for one picture or video.
+
+    Args:
+        pipe: for pictures or for video.
+        picture: what to paint.
+        on_step: called after every denoising step, if the pipeline can.
+
+    Returns:
+        The picture alone, or the frames of the video.
+    """
     import torch
 
-    call = call_arguments(pipe, picture)
+    call = call_arguments(pipe, picture, picture.num_frames)
+    if makes_video(type(pipe)):
+        call["output_type"] = "pil"  # most of them give arrays otherwise
     if on_step is not None and "callback_on_step_end" in inspect.signature(pipe.__call__).parameters:
 
         def report(*_: Any) -> dict[str, Any]:
@@ -289,8 +302,8 @@ def paint(pipe: Any, picture: Picture, on_step: Callable[[], None] | None = None
         call["callback_on_step_end"] = report
     generator = torch.Generator("cpu").manual_seed(picture.seed)
     result = pipe(prompt=picture.prompt, num_inference_steps=picture.steps, generator=generator, **call)
-    image: Image.Image = result[0][0]  # its first field, whatever it is called (Kandinsky: image)
-    return image
+    painted: Image.Image | list[Image.Image] = result[0][0]  # its first field, whatever it is called (Kandinsky: image)
+    return painted if isinstance(painted, list) else [painted]
 
 
 def call_arguments(pipe: Any, picture: Picture, num_frames: int | None = None) -> dict[str, Any]:
