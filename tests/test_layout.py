@@ -46,6 +46,7 @@ ORDER = [
     "files",
     "engine",
     "calibration",
+    "plan_search",
     "embedded",
     "arena",
     "tune",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ras_dit.gain import DeviceRates
     from ras_dit.geometry import TokenGrid
     from ras_dit.plan import Cost, Plan, StepPlan, Work, build_plan
+    from ras_dit.plan_search import find_plan
     from ras_dit.presets import PRESETS
     from ras_dit.session import RASWarning, SmallGainWarning
     from ras_dit.trace import StepTrace, Trace
@@ -45,6 +46,7 @@ __all__ = [
     "calibrate",
     "disable",
     "enable",
+    "find_plan",
     "load_embedded",
     "plan_for",
 ]
@@ -58,6 +60,7 @@ _HOMES = {
     "gain": ("DeviceRates",),
     "geometry": ("TokenGrid",),
     "plan": ("Cost", "Plan", "StepPlan", "Work", "build_plan"),
+    "plan_search": ("find_plan",),
     "presets": ("PRESETS",),
     "session": ("RASWarning", "SmallGainWarning"),
     "trace": ("StepTrace", "Trace"),

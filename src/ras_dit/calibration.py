@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,28 @@ def calibrate(pipe: Any, config: RASConfig | str | Path | None = None, **call: A
     return DenseRun(pipe, config.solver_order, **call).fit(config)
 
 
+class SameCall:
+    """A call of a pipeline for its latents, over and over from the same noise.
+
+    Args:
+        pipe: any.
+        call: its arguments; without ``generator`` and ``latents`` the noise is that of seed 0.
+    """
+
+    def __init__(self, pipe: Any, call: Mapping[str, Any]) -> None:
+        if "latents" not in call:
+            call = {"generator": torch.Generator().manual_seed(0), **call}
+        self._pipe, self._call = pipe, {**call, "output_type": "latent"}
+        given = call.get("generator")
+        self._generators = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
+        self._states = [generator.get_state() for generator in self._generators]
+
+    def __call__(self) -> None:
+        for generator, state in zip(self._generators, self._states, strict=True):
+            generator.set_state(state)
+        self._pipe(**self._call)
+
+
 class DenseRun:
     """A dense run that forecasts are fitted to.
 
@@ -67,13 +89,7 @@ class DenseRun:
                 f"calibrate: got {type(pipe.scheduler).__name__}; allowed: FlowMatchEulerDiscreteScheduler, whose "
                 "steps show what noise would have led where."
             )
-        self._pipe, self._order = pipe, solver_order
-        if "latents" not in call:
-            call = {"generator": torch.Generator().manual_seed(0), **call}
-        self._call = {**call, "output_type": "latent"}
-        given = call.get("generator")
-        self._generators = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
-        self._states = [generator.get_state() for generator in self._generators]
+        self._pipe, self._order, self._again = pipe, solver_order, SameCall(pipe, call)
         recordings: list[Recording] = []
 
         def record(grid: TokenGrid, sigmas: list[float]) -> FittedForecast:
@@ -82,7 +98,7 @@ class DenseRun:
 
         with accelerate(pipe, RASConfig(sample_ratio=1.0, solver_order=solver_order)) as handle:
             handle._session.fitting = record
-            pipe(**self._call)
+            self._again()
         if len(recordings) != 1:
             raise ValueError(f"calibrate: got a call of {len(recordings)} runs in a row; allowed: a single one.")
         self._targets = recordings[0].targets
@@ -93,8 +109,6 @@ class DenseRun:
         check_fittable(config)
         if config.solver_order != self._order:
             raise ValueError(f"fit: got solver_order={config.solver_order}; allowed: {self._order}, that of this run.")
-        for generator, state in zip(self._generators, self._states, strict=True):
-            generator.set_state(state)
         fittings: list[Fitting] = []
 
         def fitting(grid: TokenGrid, sigmas: list[float]) -> FittedForecast:
@@ -104,7 +118,7 @@ class DenseRun:
         plain = config.replace(forecast_fit=())
         with accelerate(self._pipe, plain) as handle:
             handle._session.fitting = fitting
-            self._pipe(**self._call)
+            self._again()
             notes = " ".join(handle.trace.notes)
         if len(fittings) != 1 or not any(fittings[0].found):
             why = notes or "Its latents hold more than the tokens of a picture or video."

@@ -55,6 +55,7 @@ class Session:
         self.trace = Trace()
         self.plan: Plan | None = None
         self.fitting: Callable[[TokenGrid, list[float]], FittedForecast] | None = None  # while `calibrate` is at work
+        self.costed: Callable[[Plan], Plan] | None = None  # puts their cost to plans of such runs as the latest
         self.num_references = 0  # tokens beside the grid, in the latest run
         self._pipe = pipe
         self._operations = operations_for(config.kernels, device_of(pipe))
@@ -276,7 +277,7 @@ class Session:
             cost = plan_cost(plan, token_plan, transformer, num_text, num_extra, self.config, is_timed, num_padding)
             return with_prediction(replace(plan, cost=cost), self.config, model, len(latents), self.rates)
 
-        self.plan = costed(plan)
+        self.costed, self.plan = costed, costed(plan)
         if is_small(self.plan) and self._leaves_dense(self.plan):
             config = config.dense
             self.plan = costed(build_plan(config, len(plan), plan.num_tokens))

@@ -163,6 +163,22 @@ def test_calibrate(ras_dit: Run, model: str, tmp_path: Path, ending: str) -> Non
     assert "forecast_fit" not in err
 
 
+def test_calibrate_finds_the_plan_too(ras_dit: Run, model: str, tmp_path: Path) -> None:
+    prompts, config = tmp_path / "prompts.txt", tmp_path / "found.json"
+    prompts.write_text("a fox\na cat\n")
+    sizes = ("--steps", 12, "--height", 64, "--width", 64)
+    call = ("calibrate", "-m", model, "--prompts-file", prompts, "--preset", "regions", "-o", config, *sizes)
+    code, out, err = ras_dit(*call, "--cost", 0.6)
+    assert code == 0, err
+    assert "Plan: dense at 0-2" in out
+    found = RASConfig.load(config)
+    assert len(found.step_ratios) == 12
+    assert len(found.forecast_fit) == 4 * 12
+    code, _, err = ras_dit(*call, "--cost", 0.1)
+    assert code == 2
+    assert "cost: got 0.1, 1 dense evaluations of 12; allowed: at least 0." in err
+
+
 def test_seeds_of_the_file_are_calibrated_with(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seeds = []
 

@@ -51,6 +51,7 @@ Run = Callable[..., tuple[int, str, str]]
         (("calibrate", "--output", "fitted.txt"), "--output: got 'fitted.txt'"),
         (("calibrate", "--pictures", "0"), "--pictures: got 0"),
         (("calibrate", "--sample-ratio", "1"), "there is nothing to fit"),
+        (("calibrate", "--cost", "1.2"), "cost: got 1.2; allowed: a share of the dense run's FLOPs"),
         (("calibrate", "--model", "somebody/model"), "--prompts-file: got none"),
         (("generate", "a", "--height", "-64"), "height: got -64; allowed: a number of pixels"),
         (("generate", "a", "--width", "0"), "width: got 0"),

@@ -87,11 +87,10 @@ def baseline_methods(num_steps: int = NUM_STEPS) -> list[Method]:
     return found
 
 
+_OF_ALL = " of attention and MLP"
 TAYLORSEER: dict[str, dict[str, Any]] = {
     "": {},
-    " of attention and MLP": {
-        "cache_identifiers": [r"^\w*(blocks|layers)\.\d+\.(attn\d?|ff|ff_context|ffn|mlp|feed_forward)$"]
-    },
+    _OF_ALL: {"cache_identifiers": [r"^\w*(blocks|layers)\.\d+\.(attn\d?|ff|ff_context|ffn|mlp|feed_forward)$"]},
     " lite": {"use_lite_mode": True},
 }
 """What it predicts: diffusers' default is the output of attention alone; its authors' (arXiv 2503.06923) that of every
@@ -118,12 +117,15 @@ def cache_methods(num_steps: int = NUM_STEPS) -> list[Method]:
         )
         for name, options in TAYLORSEER.items()
         for order in (1, 2)
-        for interval in (2, 3, 4)
+        for interval in (2, 3, 4, *((6, 9) if name == _OF_ALL else ()))
     ]
     found += [
         Method(f"MagCache {threshold}", "cache", num_steps, cache=StepCache("magcache", {"threshold": threshold}))
         for threshold in (0.06, 0.12, 0.24)
     ]
+    for skipped in (5, 8):  # by default no more than 3 steps in a row
+        longer = StepCache("magcache", {"threshold": 0.5, "max_skip_steps": skipped})
+        found.append(Method(f"MagCache 0.5, up to {skipped} skipped", "cache", num_steps, cache=longer))
     found += [
         Method(
             f"Pyramid attention broadcast, every {interval}",
@@ -200,7 +202,7 @@ def goal_methods(num_steps: int = NUM_STEPS) -> list[Method]:
     found = []
     for token_steps, config in GOALS.items():
         for order in (1, 2):
-            name = f"RAS, T {_budget(token_steps, num_steps):g}, order {order}"
+            name = f"regions in every step, T {_budget(token_steps, num_steps):g}, order {order}"
             found.append(Method(name, "ras", num_steps, config=config.replace(solver_order=order)))
     for token_steps, of_28 in SKIPPING.items():
         config = GOALS[token_steps].replace(step_ratios=listed(of_28), kv_forecast=0.0)

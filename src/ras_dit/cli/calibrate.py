@@ -1,9 +1,9 @@
-"""`ras-dit calibrate`: fit a config's forecast to dense runs of a pipeline."""
+"""`ras-dit calibrate`: fit a config's forecast, and its plan if asked for, to dense runs of a pipeline."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,6 +25,10 @@ def calibrate(
     prompts_file: Annotated[
         Path | None, typer.Option(help="Prompts for other models, all in one call: .txt (one a line) or .jsonl.")
     ] = None,
+    cost: Annotated[
+        float | None,
+        typer.Option(help="Find the plan, too: the one nearest to dense runs for this share of their FLOPs."),
+    ] = None,
     seed: Annotated[
         int, typer.Option("--seed", "-s", help="Of the first picture; the others count on, but for seeds of the file.")
     ] = FIRST_SEED,
@@ -39,7 +43,8 @@ def calibrate(
     """Fit the forecast of a preset or config to dense runs of a model, and write it as a config.
 
     Paints some pictures twice, dense and by the config. The result is for this model, plan, number of steps and
-    guidance: `ras-dit generate --config outputs/calibrated.json`.
+    guidance: `ras-dit generate --config outputs/calibrated.json`. With --cost the plan is found first (seven more runs,
+    and some seconds to a minute of searching): with regions if the config has any, as --preset regions.
     """
     import warnings
 
@@ -51,30 +56,40 @@ def calibrate(
     from ras_dit.cli.progress import runs_progress
     from ras_dit.cli.scenes import read_scenes
     from ras_dit.files import check_file
+    from ras_dit.plan_search import check_cost, find_plan
+    from ras_dit.presets import described
     from ras_dit.session import SmallGainWarning
 
     warnings.simplefilter("ignore", SmallGainWarning)  # `ras-dit plan` is there to ask for it
     check_file("--output", output, ".json", ".yaml", ".yml")
     if pictures < 1:
         raise ValueError(f"--pictures: got {pictures}; allowed: at least 1.")
-    check_fittable(config)
+    if cost is None:
+        check_fittable(config)
+    else:
+        check_cost(cost)
     scenes = read_scenes(prompts_file, pictures, is_embedded=model in EMBEDDED, first_seed=seed)
     if frames is not None and frames < 1:
         raise ValueError(f"--frames: got {frames}; allowed: at least 1.")
     picture = Picture(scenes[0].prompt, seed, steps, guidance, height, width)
     pipe = load_pipeline(model, dtype, device, allows_video=True)
     picture = resolved(pipe, model, picture)
-    call = {
-        **call_arguments(pipe, picture, frames),
-        "prompt": [scene.prompt for scene in scenes],
-        "generator": [torch.Generator().manual_seed(scene.seed) for scene in scenes],
-        "num_inference_steps": steps,
-    }
-    with runs_progress("fitting", 2) as advance:
-        dense = DenseRun(pipe, config.solver_order, **call)
+    asked = call_arguments(pipe, picture, frames)
+
+    def call() -> dict[str, Any]:
+        generators = [torch.Generator().manual_seed(scene.seed) for scene in scenes]
+        prompts = [scene.prompt for scene in scenes]
+        return {**asked, "prompt": prompts, "generator": generators, "num_inference_steps": steps}
+
+    with runs_progress("fitting", 2 if cost is None else 19) as advance:
+        if cost is not None:
+            config = find_plan(pipe, cost, config, on_progress=advance, **call())
+        dense = DenseRun(pipe, config.solver_order, **call())
         advance()
         fitted = dense.fit(config)
         advance()
     fitted.save(output)
     console = Console()
+    if cost is not None:
+        console.print(f"Plan: {described(config.step_ratios)}.", markup=False, soft_wrap=True)
     console.print(f"Fitted to {len(scenes)} pictures of {steps} steps. Wrote {output}", markup=False, soft_wrap=True)

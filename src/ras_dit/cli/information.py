@@ -97,7 +97,7 @@ def models() -> None:
 
 def presets() -> None:
     """Show the values of the presets."""
-    from ras_dit.tune.plans import described
+    from ras_dit.presets import described
 
     table = Table(title="Presets", title_justify="left")
     table.add_column("preset", no_wrap=True)

@@ -47,31 +47,6 @@ def config_of_ratios(ratios: Ratios, base: RASConfig) -> RASConfig:
     return base.replace(**{name: defaults[name] for name in PLAN_OPTIONS}, step_ratios=ratios)
 
 
-def described(ratios: Ratios) -> str:
-    """A plan in a few words: ``dense at 0-3, 5 and 8, 2 region steps of 0.1 from 6 on, 1 skipped``."""
-    dense = [index for index, ratio in enumerate(ratios) if ratio == 1]
-    regions, skipped = _regions(ratios), ratios.count(0)
-    words = [f"dense at {_spans(dense)}"]
-    if regions:
-        low, high = (f"{end(ratios[index] for index in regions):.3g}" for end in (min, max))
-        share = low if low == high else f"{low} to {high}"
-        if len(regions) == 1:
-            words.append(f"a region step of {share} at {regions[0]}")
-        else:
-            words.append(f"{len(regions)} region steps of {share} from {regions[0]} on")
-    if skipped:
-        words.append(f"{skipped} skipped")
-    return ", ".join(words)
-
-
-def _spans(indices: list[int]) -> str:
-    """``0-3, 5 and 8`` of 0, 1, 2, 3, 5, 8."""
-    starts = [index for index in indices if index - 1 not in indices]
-    ends = [index for index in indices if index + 1 not in indices]
-    words = [f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True)]
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
-
-
 def _clipped(ratio: float) -> float:
     return min(MAX_RATIO, max(MIN_RATIO, ratio))
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ras_dit.config import RASConfig
+from ras_dit.presets import described
 from ras_dit.tune.measure import Measured
-from ras_dit.tune.plans import described
 from ras_dit.tune.target import Target
 
 Stage = Literal["known", "options", "plan"]

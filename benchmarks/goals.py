@@ -1,0 +1,128 @@
+"""Ours against whatever else costs as much, at four budgets: the shortest answer that the arena gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from ras_dit.arena.metrics import better_by
+
+Row = dict[str, Any]
+
+YARDSTICKS = ("psnr_dense", "psnr_converged")
+OURS = {
+    17.0: ("preset quality", "regions midway, T 17, order 2"),
+    11.5: ("preset regions", "regions midway, T 11.5, order 2"),
+    8.75: ("preset regions_fast", "preset regions_fast"),
+    6.0: ("skipping only, T 6, order 1", "skipping only, T 6, order 2"),
+}
+"""Ours by budget, on each yardstick; chosen on other pictures than the arena's."""
+
+
+def _is_as_cheap(row: Row, token_steps: float) -> bool:
+    return token_steps - 1.5 < row["token_steps"] <= math.ceil(token_steps) + 0.5
+
+
+def _as_cheap(group: str, is_wanted: Callable[[Row], bool] = lambda row: True) -> Callable[..., list[Row]]:
+    """Rows of a group that take about as many token-steps as ours."""
+
+    def find(rows: list[Row], ours: Row, token_steps: float) -> list[Row]:
+        found = [row for row in rows if row["group"] == group and is_wanted(row)]
+        return [row for row in found if _is_as_cheap(row, token_steps)]
+
+    return find
+
+
+def _is_euler(row: Row) -> bool:
+    return bool(row["method"]["solver"].startswith("euler"))
+
+
+def _is_second_order(row: Row) -> bool:
+    return not _is_euler(row) and not row["method"].get("visited")  # those visit the dense steps of a plan of ours
+
+
+def _as_fast(rows: list[Row], ours: Row, token_steps: float) -> list[Row]:
+    """Step caches that take the time of ours and up to 0.05 of the dense time more; if none is, the fastest one."""
+    caches = [row for row in rows if row["group"] == "cache"]
+    found = [row for row in caches if row["time_share"] <= ours["time_share"] + 0.05]
+    return found or sorted(caches, key=lambda row: row["time_share"])[:1]
+
+
+AGAINST: dict[str, Callable[..., list[Row]]] = {
+    "the authors' settings": _as_cheap("reference"),
+    "Euler": _as_cheap("dense", _is_euler),
+    "second-order solvers": _as_cheap("dense", _is_second_order),
+    "random or oldest tokens": _as_cheap("baseline"),
+    "step caches in as much time": _as_fast,
+}
+"""What ours has to beat. Of each kind the best one is taken, so that the comparison favours the others."""
+
+
+def goals(rows: list[Row]) -> list[dict[str, Any]]:
+    """For every budget, yardstick and kind: the best of that kind, and how much nearer ours is, picture by picture.
+
+    Args:
+        rows: of an arena, with ``per_picture``; what is missing among them is left out.
+
+    Returns:
+        ``token_steps``, ``yardstick``, ``ours``, ``kind``, ``other``, both times as shares of the dense run's, and the
+        ``difference`` in dB with its 95 % bootstrap interval.
+    """
+    by_name = {row["name"]: row for row in rows}
+    found = []
+    for token_steps, names in OURS.items():
+        for yardstick, name in zip(YARDSTICKS, names, strict=True):
+            ours = by_name.get(name)
+            for kind, rivals in AGAINST.items():
+                others = [] if ours is None else rivals(rows, ours, token_steps)
+                if ours is None or not others:
+                    continue
+                other = max(others, key=lambda row: row["metrics"][yardstick][0])
+                difference = better_by(ours["per_picture"][yardstick], other["per_picture"][yardstick])
+                found.append(
+                    {
+                        "token_steps": token_steps,
+                        "yardstick": yardstick,
+                        "ours": name,
+                        "kind": kind,
+                        "other": other["name"],
+                        "times": [ours["time_share"], other["time_share"]],
+                        "difference": [round(value, 3) for value in difference],
+                    }
+                )
+    return found
+
+
+def goals_table(found: list[dict[str, Any]]) -> str:
+    """Markdown, one table per yardstick: kinds by budgets."""
+    lines = []
+    titles = {"psnr_dense": "dense picture of 28 Euler steps", "psnr_converged": "converged picture"}
+    for yardstick in YARDSTICKS:
+        of_it = [one for one in found if one["yardstick"] == yardstick]
+        budgets = sorted({one["token_steps"] for one in of_it}, reverse=True)
+        lines += [
+            f"| nearer to the {titles[yardstick]} by, in dB | " + " | ".join(f"T = {b:g}" for b in budgets) + " |",
+            "| --- " * (1 + len(budgets)) + "|",
+            "| ours | " + " | ".join(_first(of_it, budget)["ours"] for budget in budgets) + " |",
+        ]
+        for kind in AGAINST:
+            cells = [
+                _cell(next((one for one in of_it if (one["token_steps"], one["kind"]) == (budget, kind)), None))
+                for budget in budgets
+            ]
+            lines.append(f"| over {kind} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _first(found: list[dict[str, Any]], budget: float) -> dict[str, Any]:
+    return next(one for one in found if one["token_steps"] == budget)
+
+
+def _cell(one: dict[str, Any] | None) -> str:
+    if one is None:
+        return ""
+    mean, low, high = one["difference"]
+    times = "; time {:.2f}, ours {:.2f}".format(*reversed(one["times"])) if "cache" in one["kind"] else ""
+    return f"**{mean:+.1f}** ({low:+.1f} to {high:+.1f})<br>{one['other']}{times}"

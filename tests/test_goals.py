@@ -1,0 +1,69 @@
+"""What the shortest table of the arena compares with what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from benchmarks.goals import goals, goals_table
+
+
+def row(
+    name: str, group: str, token_steps: float, psnr: list[float], time: float = 0.4, **method: Any
+) -> dict[str, Any]:
+    metrics = {"psnr_dense": psnr, "psnr_converged": psnr}
+    return {
+        "name": name,
+        "group": group,
+        "method": {"solver": "euler", **method},
+        "token_steps": token_steps,
+        "time_share": time,
+        "metrics": {key: [sum(values) / len(values)] for key, values in metrics.items()},
+        "per_picture": metrics,
+    }
+
+
+OURS = row("preset regions", "ras", 11.5, [40.0, 42.0, 41.0], 0.44)
+
+
+def of_kind(rows: list[dict[str, Any]], kind: str) -> list[str]:
+    return [one["other"] for one in goals(rows) if one["kind"] == kind and one["ours"] == "preset regions"]
+
+
+def test_the_best_of_a_kind_is_taken_and_only_of_as_much_compute() -> None:
+    rows = [
+        OURS,
+        row("Euler, 12 steps", "dense", 12, [30.0, 30.0, 30.0]),
+        row("Euler, 12 even steps", "dense", 12, [31.0, 31.0, 31.0], solver="euler-even"),
+        row("Euler, 14 steps", "dense", 14, [39.0, 39.0, 39.0]),
+        row("Euler, 9 steps", "dense", 9, [39.0, 39.0, 39.0]),
+    ]
+    assert of_kind(rows, "Euler") == ["Euler, 12 even steps"]
+    [found] = [one for one in goals(rows) if one["ours"] == "preset regions"]
+    assert found["yardstick"] == "psnr_dense"
+    assert found["token_steps"] == 11.5
+    assert found["difference"][0] == pytest.approx(10.0)
+    assert 9 <= found["difference"][1] <= 10 <= found["difference"][2] <= 11
+
+
+def test_a_solver_that_visits_the_steps_of_our_plan_is_none_of_theirs() -> None:
+    rows = [OURS, row("AB2 on those", "dense", 11, [38.0] * 3, solver="ab2", visited=[0, 1])]
+    assert of_kind(rows, "second-order solvers") == []
+    rows.append(row("UniPC 2, 12 steps", "dense", 12, [35.0] * 3, solver="unipc"))
+    assert of_kind(rows, "second-order solvers") == ["UniPC 2, 12 steps"]
+
+
+def test_caches_are_compared_by_time() -> None:
+    slow = row("slow", "cache", 11, [44.0] * 3, 0.6)
+    assert of_kind([OURS, slow], "step caches in as much time") == ["slow"]  # none is as fast: the fastest there is
+    rows = [OURS, slow, row("as fast", "cache", 13, [33.0] * 3, 0.48), row("faster", "cache", 8, [32.0] * 3, 0.3)]
+    assert of_kind(rows, "step caches in as much time") == ["as fast"]
+
+
+def test_the_table_says_who_is_ahead_and_of_caches_how_fast() -> None:
+    rows = [OURS, row("as fast", "cache", 13, [44.0] * 3, 0.48)]
+    table = goals_table(goals(rows))
+    assert "| ours | preset regions |" in table
+    assert "**-3.0**" in table
+    assert "as fast; time 0.48, ours 0.44" in table

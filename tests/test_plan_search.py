@@ -1,0 +1,166 @@
+"""Plans found on dense runs: what the simulation says is what would have happened, and the search keeps its limits."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UniPCMultistepScheduler
+
+import ras_dit
+from ras_dit import RASConfig
+from ras_dit.plan_search import Choices, RecordedRun, is_sound, max_gap, num_first, record_run, search
+from tiny import inputs, run, tiny_pipeline
+
+STEPS = 16
+SKIPS = (1.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0)
+REGIONS = RASConfig(sample_ratio=0.5, forecast_order=1)
+
+
+def call(**changes: Any) -> dict[str, Any]:
+    return inputs(**{"batch": 2, "num_inference_steps": STEPS, **changes})
+
+
+def deaf_pipeline() -> Any:
+    """Its noise follows the timestep and hears nothing of the latents."""
+    pipe = tiny_pipeline()
+    pattern = torch.randn(3, 1, 4, 16, 24, generator=torch.Generator().manual_seed(0))
+
+    def forward(hidden_states: torch.Tensor, timestep: torch.Tensor, **_: Any) -> tuple[torch.Tensor]:
+        at = timestep.flatten()[0] / 1000
+        noise = pattern[0] + (3 * at).sin() * pattern[1] + at**3 * pattern[2]
+        return (noise.expand_as(hidden_states),)
+
+    pipe.transformer.forward = forward
+    return pipe
+
+
+def test_the_simulation_is_exact_where_noise_hears_nothing_of_the_latents() -> None:
+    pipe = deaf_pipeline()
+    config = RASConfig(step_ratios=SKIPS, forecast_order=1, forecast_damping=0.7, forecast_below=0.93)
+    recorded = record_run(pipe, config, **call())
+    assert recorded.growth == pytest.approx([1.0] * STEPS, rel=1e-3), "errors stay as they are"
+    latents = call(output_type="latent")
+    dense = run(pipe, **latents)
+    with ras_dit.accelerate(pipe, config):
+        skipped = run(pipe, **latents)
+    squared = (skipped - dense).square().mean(dim=(1, 2, 3))
+    assert recorded.nearness(Choices(SKIPS), config) == pytest.approx(float(-10 * squared.log10().mean()), abs=1e-3)
+
+
+def test_growth_is_what_the_model_makes_of_an_error() -> None:
+    """Noise that is 0.4 of the latents: an error shrinks by 0.4 of every step that follows."""
+    pipe = tiny_pipeline()
+    pipe.transformer.forward = lambda hidden_states, **_: (0.4 * hidden_states,)
+    recorded = record_run(pipe, REGIONS, **call())
+    for index in (1, 3, 5, 13):
+        follows = [recorded.sigmas[i + 1] - recorded.sigmas[i] for i in range(index + 1, STEPS)]
+        expected = math.prod(1 + 0.4 * length for length in follows)
+        assert recorded.growth[index] == pytest.approx(expected, rel=0.02)
+
+
+def test_old_keys_cost_a_region_step_something() -> None:
+    """Keys and values that stay as they were cost something; carried on they cost less."""
+    recorded = record_run(deaf_pipeline(), REGIONS, **call())
+    regions = Choices(tuple(0.75 if share == 0 else share for share in SKIPS))
+    reused, carried = (recorded.nearness(regions, REGIONS.replace(kv_forecast=damping)) for damping in (0.0, 0.8))
+    assert (
+        recorded.nearness(Choices(SKIPS), REGIONS) < reused < carried < recorded.nearness(Choices((1.0,) * 16), REGIONS)
+    )
+
+
+def test_costs_are_those_of_the_plan() -> None:
+    pipe = tiny_pipeline()
+    recorded = record_run(pipe, REGIONS, **call())
+    shares = (1.0, 1.0, 1.0, 0.5, 0.25, 0.0, 1.0, *[0.75] * 9)
+    with ras_dit.accelerate(pipe, Choices(shares).config(REGIONS)) as handle:
+        run(pipe, **call())
+        assert handle.latest_plan is not None
+        assert recorded.cost(shares) == pytest.approx(1 / handle.latest_plan.speedup_limit)
+
+
+def test_the_plan_found_is_cheap_enough_better_than_regular_steps_and_found_again() -> None:
+    pipe = tiny_pipeline()
+    ticks: list[int] = []
+    found = ras_dit.find_plan(
+        pipe, 0.5, REGIONS, num_moves=200, on_progress=lambda: ticks.append(1), **call(num_inference_steps=STEPS)
+    )
+    assert len(ticks) == 17
+    assert found == ras_dit.find_plan(pipe, 0.5, REGIONS, num_moves=200, **call())
+    recorded = record_run(pipe, REGIONS, **call())
+    assert recorded.cost(found.step_ratios) <= 0.5
+    assert is_sound(found.step_ratios)
+    assert any(0 < share < 1 for share in found.step_ratios)
+    chosen = Choices(found.step_ratios, found.forecast_damping, found.forecast_below)
+    regular = search(recorded, REGIONS, 0.5, num_moves=0)
+    assert sum(regular.shares) == STEPS // 2
+    assert recorded.nearness(chosen, found) > recorded.nearness(regular, found) + 0.5
+    with ras_dit.accelerate(pipe, found) as handle:
+        run(pipe, **call())
+        assert [step.kind for step in handle.trace.steps].count("dense") == found.step_ratios.count(1)
+
+
+def test_a_config_without_regions_gets_a_plan_without() -> None:
+    found = ras_dit.find_plan(tiny_pipeline(), 0.5, "balanced", num_moves=100, **call())
+    assert set(found.step_ratios) == {0.0, 1.0}
+    assert found.kv_forecast == 0
+
+
+def test_it_repeats_the_noise_of_a_generator_and_leaves_the_pipeline_as_it_was() -> None:
+    pipe = tiny_pipeline()
+    arguments = {name: value for name, value in call().items() if name != "latents"}
+    generator = torch.Generator().manual_seed(4)
+    found = ras_dit.find_plan(pipe, 0.5, REGIONS, num_moves=50, generator=generator, **arguments)
+    again = ras_dit.find_plan(pipe, 0.5, REGIONS, num_moves=50, generator=torch.Generator().manual_seed(4), **arguments)
+    assert found == again
+    ras_dit.enable(pipe, REGIONS).disable()
+
+
+@pytest.mark.parametrize("num_steps", [4, 7, 10, 20, 28, 50, 100])
+def test_first_plans_are_sound(num_steps: int) -> None:
+    run_ = RecordedRun(
+        tuple(1 - i / num_steps for i in range(num_steps + 1)),
+        torch.randn(num_steps, 1, 6, 2, generator=torch.Generator().manual_seed(0)),
+        (1.0,) * num_steps,
+        {1.0: 1.0, 0.5: 0.5, 0.0: 0.0},
+    )
+    for cost in (0.8, 0.9):
+        found = search(run_, REGIONS, cost, num_moves=30)
+        assert is_sound(found.shares)
+        assert run_.cost(found.shares) <= cost
+    with pytest.raises(ValueError, match=r"cost: got 0.01, \d dense evaluations of .*; allowed: at least 0\."):
+        search(run_, REGIONS, 0.01)
+
+
+def test_what_counts_as_sound() -> None:
+    assert (num_first(28), max_gap(28)) == (3, 8)
+    plan = [1.0] * 28
+    assert is_sound(plan)
+    assert not is_sound([*plan[:2], 0.0, *plan[3:]]), "the first three are dense"
+    assert is_sound([*plan[:10], 0.5, 0.5, *plan[12:]])
+    assert not is_sound([*plan[:10], 0.5, 0.5, 0.5, *plan[13:]]), "three regions in a row"
+    assert is_sound([*plan[:10], *[0.0] * 7, *plan[17:]])
+    assert not is_sound([*plan[:10], *[0.0] * 8, *plan[18:]]), "too long without a dense one"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cost": 1.5}, "cost: got 1.5; allowed: a share"),
+        ({"config": RASConfig(sample_ratio=0.5, solver_order=2)}, "allowed: first-order steps, our rules"),
+        ({"config": RASConfig.reference(0.5)}, "allowed: first-order steps, our rules"),
+        ({"num_inference_steps": 3}, "got a run of 3 evaluations; allowed: at least 4"),
+    ],
+)
+def test_bad_input(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ras_dit.find_plan(tiny_pipeline(), **{"cost": 0.5, **call(), **changes})
+
+
+def test_other_schedulers_are_refused() -> None:
+    pipe = tiny_pipeline()
+    pipe.scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    with pytest.raises(ValueError, match="find_plan: got UniPCMultistepScheduler; allowed: FlowMatchEuler"):
+        ras_dit.find_plan(pipe, 0.5, **call())
