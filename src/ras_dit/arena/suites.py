@@ -123,9 +123,13 @@ def cache_methods(num_steps: int = NUM_STEPS) -> list[Method]:
         Method(f"MagCache {threshold}", "cache", num_steps, cache=StepCache("magcache", {"threshold": threshold}))
         for threshold in (0.06, 0.12, 0.24)
     ]
-    for skipped in (5, 8):  # by default no more than 3 steps in a row
-        longer = StepCache("magcache", {"threshold": 0.5, "max_skip_steps": skipped})
-        found.append(Method(f"MagCache 0.5, up to {skipped} skipped", "cache", num_steps, cache=longer))
+    for skipped in (5, 8):  # by default no more than 3 steps in a row, and none in the first fifth of a run
+        longer: dict[str, float] = {"threshold": 0.5, "max_skip_steps": skipped}
+        name = f"MagCache 0.5, up to {skipped} skipped"
+        found.append(Method(name, "cache", num_steps, cache=StepCache("magcache", longer)))
+        longer |= {"threshold": 1.0, "retention_ratio": 0.1}
+        name = f"MagCache 1, up to {skipped} skipped, in the first fifth too"
+        found.append(Method(name, "cache", num_steps, cache=StepCache("magcache", longer)))
     found += [
         Method(
             f"Pyramid attention broadcast, every {interval}",
