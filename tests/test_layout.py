@@ -46,6 +46,7 @@ ORDER = [
     "files",
     "engine",
     "calibration",
+    "dense_runs",
     "plan_search",
     "embedded",
     "arena",

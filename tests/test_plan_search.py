@@ -11,7 +11,8 @@ from diffusers import UniPCMultistepScheduler
 
 import ras_dit
 from ras_dit import RASConfig
-from ras_dit.plan_search import Choices, RecordedRun, is_sound, max_gap, num_first, record_run, search
+from ras_dit.dense_runs import Choices, RecordedRun, SameRuns
+from ras_dit.plan_search import NUM_TICKS, is_sound, max_gap, num_first, search
 from tiny import inputs, run, tiny_pipeline
 
 STEPS = 16
@@ -35,6 +36,10 @@ def deaf_pipeline() -> Any:
 
     pipe.transformer.forward = forward
     return pipe
+
+
+def record_run(pipe: Any, config: RASConfig, **arguments: Any) -> RecordedRun:
+    return SameRuns(pipe, config, arguments).recorded()
 
 
 def test_the_simulation_is_exact_where_noise_hears_nothing_of_the_latents() -> None:
@@ -87,7 +92,7 @@ def test_the_plan_found_is_cheap_enough_better_than_regular_steps_and_found_agai
     found = ras_dit.find_plan(
         pipe, 0.5, REGIONS, num_moves=200, on_progress=lambda: ticks.append(1), **call(num_inference_steps=STEPS)
     )
-    assert len(ticks) == 17
+    assert len(ticks) == NUM_TICKS
     assert found == ras_dit.find_plan(pipe, 0.5, REGIONS, num_moves=200, **call())
     recorded = record_run(pipe, REGIONS, **call())
     assert recorded.cost(found.step_ratios) <= 0.5
@@ -100,6 +105,24 @@ def test_the_plan_found_is_cheap_enough_better_than_regular_steps_and_found_agai
     with ras_dit.accelerate(pipe, found) as handle:
         run(pipe, **call())
         assert [step.kind for step in handle.trace.steps].count("dense") == found.step_ratios.count(1)
+
+
+def test_a_plan_that_is_better_already_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever really comes nearest, of the plans found and the config's own (only if that is as cheap)."""
+    own = RASConfig(step_ratios=SKIPS, forecast_order=1)
+    monkeypatch.setattr(SameRuns, "nearness", lambda _, config: 9.0 if config == own else 1.0)
+    assert ras_dit.find_plan(tiny_pipeline(), 0.45, own, num_moves=50, **call()) == own
+    assert ras_dit.find_plan(tiny_pipeline(), 0.4, own, num_moves=50, **call()) != own
+
+
+def test_nearness_of_a_run_is_that_of_its_latents() -> None:
+    pipe = tiny_pipeline()
+    runs = SameRuns(pipe, REGIONS, call())
+    dense = run(pipe, **call(output_type="latent"))
+    with ras_dit.accelerate(pipe, REGIONS):
+        other = run(pipe, **call(output_type="latent"))
+    squared = (other - dense).square().mean(dim=(1, 2, 3))
+    assert runs.nearness(REGIONS) == pytest.approx(float(-10 * squared.log10().mean()), abs=1e-3)
 
 
 def test_a_config_without_regions_gets_a_plan_without() -> None:

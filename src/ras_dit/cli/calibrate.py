@@ -43,8 +43,8 @@ def calibrate(
     """Fit the forecast of a preset or config to dense runs of a model, and write it as a config.
 
     Paints some pictures twice, dense and by the config. The result is for this model, plan, number of steps and
-    guidance: `ras-dit generate --config outputs/calibrated.json`. With --cost the plan is found first (seven more runs,
-    and some seconds to a minute of searching): with regions if the config has any, as --preset regions.
+    guidance: `ras-dit generate --config outputs/calibrated.json`. With --cost the plan is found first (about nine
+    more runs, and a minute or so of searching): with regions if the config has any, as --preset regions.
     """
     import warnings
 
@@ -56,7 +56,7 @@ def calibrate(
     from ras_dit.cli.progress import runs_progress
     from ras_dit.cli.scenes import read_scenes
     from ras_dit.files import check_file
-    from ras_dit.plan_search import check_cost, find_plan
+    from ras_dit.plan_search import NUM_TICKS, check_cost, find_plan
     from ras_dit.presets import described
     from ras_dit.session import SmallGainWarning
 
@@ -81,7 +81,7 @@ def calibrate(
         prompts = [scene.prompt for scene in scenes]
         return {**asked, "prompt": prompts, "generator": generators, "num_inference_steps": steps}
 
-    with runs_progress("fitting", 2 if cost is None else 19) as advance:
+    with runs_progress("fitting", 2 if cost is None else 2 + NUM_TICKS) as advance:
         if cost is not None:
             config = find_plan(pipe, cost, config, on_progress=advance, **call())
         dense = DenseRun(pipe, config.solver_order, **call())
