@@ -39,8 +39,8 @@ def find_plan(
     """Find a plan that stays near to this pipeline's own dense runs, for what it may cost.
 
     One dense run is recorded, six more leave out one evaluation each, and then plans are compared without the model.
-    The best ones of three searches are run, and the config's own plan beside them if it costs no more: the nearest is
-    taken. It belongs to this pipeline and number of steps; several pictures should be in the call, and other ones than
+    The best ones of three searches (one of them near to the config's own plan) are run, and that plan beside them if it
+    costs no more: the nearest is taken. It belongs to this pipeline and number of steps; several pictures should be in the call, and other ones than
     those that are to be judged by. `calibrate` may fit the plan's forecast afterwards; `ras-dit tune` searches by
     painting, which takes far longer and knows more.
 
@@ -89,7 +89,7 @@ def best_plan(
     found: list[Choices] = []
     for judged, start in ((recorded if has_regions else dense_alone, own), (recorded, None), (dense_alone, None)):
         if has_regions or judged is dense_alone:
-            found.append(search(judged, config, cost, num_moves, seed, start))
+            found.append(search(judged, config, cost, num_moves if start is None else num_moves // 5, seed, start))
         on_progress()
     candidates = [choices.config(config) for choices in dict.fromkeys(found)]
     if own.has_savings and 1 / runs.costed(own).speedup_limit <= cost + 1e-9:
@@ -118,7 +118,7 @@ def search(
     seed: int = 0,
     start: Plan | None = None,
 ) -> Choices:
-    """Simulated annealing over plans that cost no more than they may.
+    """Simulated annealing over plans that cost no more than they may; near to a given one, only what is better.
 
     Args:
         run: what plans are judged on.
@@ -126,24 +126,25 @@ def search(
         cost: FLOPs as a share of the dense run's.
         num_moves: changes that are tried.
         seed: of the changes.
-        start: a plan to begin from, if it is as cheap and sound; else, and without one, regularly spaced dense steps.
+        start: a plan to stay near to, if it is as cheap and sound; else, and without one, the search begins with
+            regularly spaced dense steps.
 
     Raises:
         ValueError: no plan is as cheap.
     """
     rng = random.Random(seed)
-    first = Choices(_first_plan(run.num_steps, cost))
+    first, is_near = Choices(_first_plan(run.num_steps, cost)), False
     if start is not None:
         shares = tuple(_nearest(run.costs, step.num_active / start.num_tokens) for step in start)
         if run.cost(shares) <= cost and is_sound(shares):
-            first = Choices(shares, config.forecast_damping, config.forecast_below)
+            first, is_near = Choices(shares, config.forecast_damping, config.forecast_below), True
     now = best = first
     nearness = best_nearness = run.nearness(now, config)
     for move in range(num_moves):
         changed = _changed(now, [share for share in run.costs if 0 < share < 1], rng)
         if run.cost(changed.shares) <= cost and is_sound(changed.shares):
             found = run.nearness(changed, config)
-            temperature = (1 - move / num_moves) ** 2 + 0.02  # in dB
+            temperature = 0.02 + (0.0 if is_near else (1 - move / num_moves) ** 2)  # in dB
             if found > nearness or rng.random() < math.exp((found - nearness) / temperature):
                 now, nearness = changed, found
             if found > best_nearness:
