@@ -40,9 +40,9 @@ def find_plan(
 
     One dense run is recorded, six more leave out one evaluation each, and then plans are compared without the model.
     The best ones of three searches (one of them near to the config's own plan) are run, and that plan beside them if it
-    costs no more: the nearest is taken. It belongs to this pipeline and number of steps; several pictures should be in the call, and other ones than
-    those that are to be judged by. `calibrate` may fit the plan's forecast afterwards; `ras-dit tune` searches by
-    painting, which takes far longer and knows more.
+    costs no more: the nearest is taken. It belongs to this pipeline and number of steps; several pictures should be in
+    the call, and other ones than those that are to be judged by. `calibrate` may fit the plan's forecast afterwards;
+    `ras-dit tune` searches by painting, which takes far longer and knows more.
 
     Args:
         pipe: a pipeline with FlowMatchEulerDiscreteScheduler, RAS not enabled on it.
