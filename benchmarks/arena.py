@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 import ras_dit
 from benchmarks import record
+from benchmarks.goals import goals
 from ras_dit.arena import SUITES, Arena, Method, report, suite
 from ras_dit.arena.metrics import better_by
 from ras_dit.arena.perceptual import Perceptual, Weights
@@ -45,25 +46,25 @@ PAIRS = [
     (ours, other)
     for ours, others in {
         **{
-            f"RAS, T {token_steps}, order 1": (f"skipping only, T {skipping}, order 1", *others)
+            f"regions in every step, T {token_steps}, order 1": (f"skipping only, T {skipping}, order 1", *others)
             for token_steps, skipping, others in (
                 (17, 17, ("Euler, 17 steps", "UniPC 2, 17 steps", "Euler, 14 steps")),
                 (11.5, 11, ("Euler, 12 steps", "UniPC 2, 12 steps", "authors, 0.25, 28 steps")),
             )
         },
-        "RAS, T 17, order 2": (
+        "regions in every step, T 17, order 2": (
             *("UniPC 2, 17 steps", "AB2, 17 steps", "DPM-Solver++ 2M, 17 steps", "Euler, 17 steps", "Euler, 20 steps"),
             *("authors, 0.5, 28 steps", "random, 0.5", "skipping only, T 17, order 2", "AB2 on those 17 steps"),
             *("TaylorSeer order 1, every 2", "DBCache 0.16", "RAS, tolerance 0.12"),
         ),
-        "RAS, T 11.5, order 2": (
+        "regions in every step, T 11.5, order 2": (
             *("UniPC 2, 12 steps", "UniPC 2, 14 steps", "AB2, 12 steps", "AB2, 14 steps", "DPM-Solver++ 2M, 14 steps"),
             *("Euler, 12 steps", "authors, 0.25, 28 steps", "random, 0.25", "round_robin, 0.25"),
             *("skipping only, T 11, order 2", "AB2 on those 11 steps", "MagCache 0.06", "MagCache 0.12"),
             *("DBCache 0.16", "DBCache 0.16 with TaylorSeer"),
         ),
         **{
-            f"RAS, T 8.75, order {order}": (
+            f"regions in every step, T 8.75, order {order}": (
                 *(
                     "UniPC 2, 9 steps",
                     "UniPC 2, 12 steps",
@@ -77,7 +78,7 @@ PAIRS = [
             for order in (1, 2)
         },
         **{
-            f"RAS, T 6, order {order}": (
+            f"regions in every step, T 6, order {order}": (
                 *("UniPC 2, 6 steps", "UniPC 2, 9 steps", "DPM-Solver++ 2M, 6 steps", "AB2, 6 steps", "Euler, 6 steps"),
                 *(f"random, T 6, order {order}", f"skipping only, T 6, order {order}", "AB2 on those 6 steps"),
             )
@@ -95,7 +96,7 @@ PAIRS = [
             *("TaylorSeer lite order 1, every 3", "AB2, 12 even steps", "Euler, 12 even steps", "preset regions"),
         ),
         "preset fast": (
-            *("Euler, 9 steps", "UniPC 2, 9 steps", "UniPC 2, 12 steps", "RAS, T 8.75, order 1"),
+            *("Euler, 9 steps", "UniPC 2, 9 steps", "UniPC 2, 12 steps", "regions in every step, T 8.75, order 1"),
             *("TaylorSeer of attention and MLP order 1, every 4", "TaylorSeer lite order 1, every 4"),
             *("AB2, 9 even steps", "Euler, 9 even steps"),
         ),
@@ -111,17 +112,19 @@ PAIRS = [
         ),
         "preset regions": (
             *("Euler, 12 steps", "UniPC 2, 12 steps", "UniPC 2, 14 steps", "MagCache 0.06", "MagCache 0.12"),
-            *("preset balanced", "skipping only, T 11, order 1", "RAS, T 11.5, order 1", "regions, no K/V forecast"),
+            *("preset balanced", "skipping only, T 11, order 1", "regions in every step, T 11.5, order 1"),
+            "regions, no K/V forecast",
             *("TaylorSeer of attention and MLP order 1, every 3", "DBCache 0.16 with TaylorSeer"),
         ),
         "preset regions_fast": (
             *("Euler, 9 steps", "UniPC 2, 9 steps", "UniPC 2, 12 steps", "AB2, 9 even steps", "preset fast"),
-            *("preset balanced", "skipping only, T 8, order 1", "RAS, T 8.75, order 1", "MagCache 0.12"),
-            "TaylorSeer of attention and MLP order 1, every 4",
+            *("preset balanced", "skipping only, T 8, order 1", "regions in every step, T 8.75, order 1"),
+            *("MagCache 0.12", "TaylorSeer of attention and MLP order 1, every 4"),
         ),
         **{
             f"regions midway, T {token_steps}, order {order}": (
-                *(f"RAS, T {token_steps}, order {order}", f"skipping only, T {skipping}, order {order}"),
+                f"regions in every step, T {token_steps}, order {order}",
+                f"skipping only, T {skipping}, order {order}",
                 *(f"UniPC 2, {dense} steps", f"UniPC 2, {dense + 2} steps", f"AB2, {dense} even steps", preset),
                 f"TaylorSeer of attention and MLP order 1, every {every}",
                 *(f"authors, {ratio}, 28 steps", f"random, {ratio}"),
@@ -147,7 +150,7 @@ PAIRS = [
 
 LARGE = (
     *("Euler, 14 steps", "UniPC 2, 12 steps", "UniPC 2, 9 steps", "UniPC 2, 6 steps", "authors, 0.25, 28 steps"),
-    *(f"RAS, T {token_steps}, order 1" for token_steps in (17, 11.5, 8.75, 6)),
+    *(f"regions in every step, T {token_steps}, order 1" for token_steps in (17, 11.5, 8.75, 6)),
     *(f"skipping only, T {token_steps}, order 1" for token_steps in (17, 11, 8, 6)),
     *("preset quality", "preset balanced", "preset fast", "preset regions", "MagCache 0.12"),
     *("preset regions_fast", *(f"regions midway, T {token_steps}, order 1" for token_steps in (17, 11.5))),
@@ -227,6 +230,8 @@ def main() -> None:
         arena.run(pipe, bar.update)
     result: dict[str, Any] = report(arena, perceptual=Perceptual.load(weights, a.device))
     result["paired"] = paired(result["rows"], pairs)
+    if not is_other_length:
+        result["goals"] = goals(result["rows"])
     for row in result["rows"]:
         row.pop("per_picture")  # they are in the folder's results.json
     print("wrote", record.write(name, {**record.environment(), **result}).name)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks import record
+from benchmarks.goals import goals_table
+from ras_dit.presets import described
 
 
 def arena_table(rows: list[dict[str, Any]]) -> str:
     """Rows of the arena, most compute first; 95 % bootstrap intervals in brackets."""
     lines = [
-        "| method | T | FLOPs | time | PSNR to converged | PSNR to dense | SSIM to dense | subject right |",
+        "| method | T | FLOPs | time | PSNR to converged | PSNR to dense | SSIM to dense | check: subject right |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in sorted(rows, key=lambda row: -row["token_steps"]):
@@ -59,63 +61,99 @@ def chosen(result: dict[str, Any], *beginnings: str) -> list[dict[str, Any]]:
     return [row for row in result["rows"] if row["name"].startswith(beginnings)]
 
 
-def quality_blocks(result: dict[str, Any]) -> dict[str, str]:
-    """The tables of docs/quality.md."""
-    apart = ("ablation", "cache ")
-    others = [row for row in result["rows"] if not row["name"].startswith(apart) and row["name"] != "converged"]
+APART = ("ablation: ", "midway: ", "cache ")
+"""Begin the names of the rows that have one thing changed, which get tables of their own."""
+
+
+def arena_blocks() -> dict[str, str]:
+    """The tables of docs/arena.md."""
+    result, large = record.read("arena_embedded"), record.read("arena_embedded_256")
     failures = "".join(f"* {name}: {why}\n" for name, why in result["failures"].items())
     return {
-        "arena": arena_origin(result) + "\n\n" + arena_table(others),
-        "paired": paired_table(result["paired"]),
-        "random": random_block(),
-        "peers": peers_block(),
-        "midway": midway_block(),
+        "arena": f"{arena_origin(result)}\n\n{arena_table(contestants(result))}",
+        "paired": paired_table([pair for pair in result["paired"] if not pair["ours"].startswith(APART)]),
         "failures": failures or "None.\n",
-        "sensitivity": sensitivity_block(result) + more_pictures_block(),
-        "ablation": arena_table(chosen(result, "ablation")),
-        "memory": arena_table(chosen(result, "cache ")),
+        "large": f"{arena_origin(large)}\n\n{arena_table(contestants(large))}",
+        "large-paired": paired_table(large["paired"]),
     }
 
 
-def random_block() -> str:
-    """Random tokens on our plan of T = 6, which were painted apart from the others."""
-    result = record.read("arena_embedded_t6")
-    rows = [row for row in result["rows"] if row["token_steps"] < 7]
-    return f"{arena_origin(result)}\n\n{arena_table(rows)}\n{paired_table(result['paired'])}"
+def contestants(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows that stand for a whole method."""
+    return [row for row in result["rows"] if not row["name"].startswith(APART) and row["name"] != "converged"]
 
 
-def peers_block() -> str:
-    """Region steps midway, step caches at their best and dense solvers on even grids, beside the presets, all of one
-    run."""
-    result = record.read("arena_embedded_peers")
-    rows = [row for row in result["rows"] if row["name"] != "converged" and not row["name"].startswith(CHANGED)]
-    pairs = [pair for pair in result["paired"] if not pair["ours"].startswith(CHANGED)]
-    failures = "".join(f"* {name} does not run: {why}\n" for name, why in result["failures"].items())
-    return f"{arena_origin(result)}\n\n{arena_table(rows)}\n{paired_table(pairs)}\n{failures}"
-
-
-CHANGED = "midway: "
-"""Begins the names of plans with region steps midway that have one thing changed."""
-
-
-def midway_block() -> str:
-    """One thing changed at a time in a plan with region steps midway between dense ones."""
-    result = record.read("arena_embedded_peers")
-    pairs = [pair for pair in result["paired"] if pair["ours"].startswith(CHANGED)]
-    return f"{arena_table(chosen(result, CHANGED))}\n{paired_table(pairs)}"
-
-
-def large_blocks() -> dict[str, str]:
-    """The tables of the model of 256 x 256, where its arena was run."""
-    if not (record.RESULTS / "arena_embedded_256.json").is_file():
-        return dict.fromkeys(("large", "large-paired", "large-sensitivity"), "Not run yet.\n")
-    result = record.read("arena_embedded_256")
-    rows = [row for row in result["rows"] if row["name"] != "converged"]
+def quality_blocks() -> dict[str, str]:
+    """The tables of docs/quality.md."""
+    result, large = record.read("arena_embedded"), record.read("arena_embedded_256")
     return {
-        "large": arena_origin(result) + "\n\n" + arena_table(rows),
-        "large-paired": paired_table(result["paired"]),
-        "large-sensitivity": sensitivity_block({**result, "left_out": {}}),
+        "goals": goals_block(result),
+        "midway": changes_table(result, "midway: "),
+        "ablation": changes_table(result, "ablation: "),
+        "sensitivity": sensitivity_block(result) + more_pictures_block(),
+        "large": large_table(large),
+        "large-sensitivity": sensitivity_block({**large, "left_out": {}}),
+        "memory": arena_table(chosen(result, "cache ")),
+        "lengths": lengths_block(),
+        "fitted": fitted_block(),
+        "plan-search": plan_search_block(),
+        "dynamics": dynamics_table(),
+        "losses": losses_table(),
+        "inpainting": inpainting_table(),
     }
+
+
+def goals_block(result: dict[str, Any]) -> str:
+    """Ours against the best of each kind of rival, at four budgets."""
+    return (
+        f"{result['num_pictures']} pictures of the embedded model, differences in PSNR picture by picture with 95 % "
+        "bootstrap intervals; of each kind of rival the best that costs as much. Times are shares of the dense run's. "
+        f"({record.origin(result)})\n\n{goals_table(result['goals'])}"
+    )
+
+
+def changes_table(result: dict[str, Any], prefix: str) -> str:
+    """A plan, and what becomes of it with one thing changed at a time: differences picture by picture."""
+    rows = {row["name"]: row for row in chosen(result, prefix)}
+    base = rows.pop(f"{prefix}nothing")
+    cells = f"{_interval(base, 'psnr_converged', 1)} | {_interval(base, 'psnr_dense', 1)}"
+    lines = [
+        "| changed | T | FLOPs | time | PSNR to converged, in dB | to dense |",
+        "| --- | --- | --- | --- | --- | --- |",
+        f"| nothing: PSNR itself | {_costs(base)} | {cells} |",
+    ]
+    pairs = {pair["other"]: pair for pair in result["paired"] if pair["ours"] == base["name"]}
+    for name, row in rows.items():
+        changed = [_difference([-x for x in (m, high, low)]) for m, low, high in _of(pairs[name])]
+        lines.append(f"| {name.removeprefix(prefix)} | {_costs(row)} | {' | '.join(changed)} |")
+    return "\n".join([*lines, ""])
+
+
+def _costs(row: dict[str, Any]) -> str:
+    return f"{row['token_steps']:.2f} | {row['flops_share']:.2f} | {row['time_share']:.2f}"
+
+
+def _of(pair: dict[str, Any]) -> list[list[float]]:
+    return [pair[name] for name in ("psnr_converged", "psnr_dense")]
+
+
+def large_table(result: dict[str, Any]) -> str:
+    """The presets on 1,024 tokens, and whatever they were compared with."""
+    rows = {row["name"]: row for row in result["rows"]}
+    lines = [
+        f"{result['num_pictures']} pictures of 1,024 tokens, converged run of {converged_steps(result)} steps. "
+        f"({record.origin(result)})",
+        "",
+        "| preset | T | FLOPs | time | PSNR to dense | against | time | to converged, difference in dB | to dense |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in chosen(result, "preset "):
+        own = f"{row['name'].removeprefix('preset ')} | {_costs(row)} | {_interval(row, 'psnr_dense', 1)}"
+        for pair in (pair for pair in result["paired"] if pair["ours"] == row["name"]):
+            differences = " | ".join(_difference(one) for one in _of(pair))
+            lines.append(f"| {own} | {pair['other']} | {rows[pair['other']]['time_share']:.2f} | {differences} |")
+            own = " |" * 4
+    return "\n".join([*lines, ""])
 
 
 METRICS = {
@@ -196,7 +234,7 @@ def paired_table(pairs: list[dict[str, Any]]) -> str:
     """How much better one method is than another, picture by picture."""
     lines = ["| ours | against | PSNR to converged, difference in dB | to dense |", "| --- | --- | --- | --- |"]
     for pair in pairs:
-        cells = [_difference(pair[name]) for name in ("psnr_converged", "psnr_dense")]
+        cells = [_difference(one) for one in _of(pair)]
         lines.append(f"| {pair['ours']} | {pair['other']} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
 
@@ -269,37 +307,11 @@ def losses_table() -> str:
     return "\n".join([*lines, ""])
 
 
-DIGEST = (
-    "dense",
-    *("preset quality", "Euler, 17 steps", "UniPC 2, 17 steps", "authors, 0.5, 28 steps"),
-    "DBCache 0.08 with TaylorSeer",
-    *("preset balanced", "Euler, 12 steps", "UniPC 2, 12 steps", "authors, 0.25, 28 steps"),
-    *("MagCache 0.06", "MagCache 0.12", "DBCache 0.16", "DBCache 0.32"),
-    *("preset fast", "RAS, T 8.75, order 1", "Euler, 9 steps", "UniPC 2, 9 steps", "authors, 0.125, 28 steps"),
-    *("skipping only, T 6, order 1", "RAS, T 6, order 1", "Euler, 6 steps", "UniPC 2, 6 steps"),
-)
-"""What a reader of the README needs first: the presets and, of each budget, what could be had instead."""
-
-
-DIGEST_OF_PEERS = (
-    *(f"TaylorSeer of attention and MLP order 1, every {interval}" for interval in (2, 3, 4)),
-    *("preset quality", "preset balanced", "preset fast", "preset regions", "preset regions_fast"),
-)
-
-
 def quality_digest(result: dict[str, Any]) -> str:
-    """The rows a reader needs first; all of them are in docs/quality.md."""
-    rows = [row for row in result["rows"] if row["name"] in DIGEST]
-    peers = record.read("arena_embedded_peers")
-    beside = [row for row in peers["rows"] if row["name"] in DIGEST_OF_PEERS]
+    """What a reader needs first: ours against the best of each kind of rival."""
     return (
-        arena_origin(result)
-        + "\n\n"
-        + arena_table(rows)
-        + "\nThe presets with regions, and TaylorSeer as its authors have it, in a run of its own on the same pictures "
-        f"({record.origin(peers)}):\n\n"
-        + arena_table(beside)
-        + f"\nAll {len(result['rows'])} methods, and what to make of them: [docs/quality.md](docs/quality.md).\n"
+        goals_block(result)
+        + f"\nAll {len(contestants(result))} methods, and what to make of them: [docs/quality.md](docs/quality.md).\n"
     )
 
 
@@ -358,3 +370,43 @@ def fitted_block() -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
+
+
+def plan_search_block() -> str:
+    """What plans found on dense runs are worth, and how well their simulation knows what plans do."""
+    result = record.read("plan_search_embedded")
+    lines = []
+    for part in result["parts"].values():
+        rows = {row["name"]: row for row in part["rows"]}
+        lines += [
+            f"**{part['num_steps']} steps**, found on {part['fit_pictures']} pictures, judged by "
+            f"{part['num_pictures']} others. ({record.origin(part)})",
+            "",
+            "| for the cost of | FLOPs | plan found | T | PSNR to dense, preset | found | difference in dB |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        for pair in part["paired"]:
+            found, preset = rows[pair["ours"]], rows[pair["other"]]
+            cells = (
+                preset["name"].removeprefix("preset "),
+                f"{preset['flops_share']:.2f}",
+                described(found["method"]["config"]["step_ratios"]),
+                f"{found['token_steps']:.2f}",
+                _interval(preset, "psnr_dense", 1),
+                _interval(found, "psnr_dense", 1),
+                _difference(pair["psnr_dense"]),
+            )
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+    known = result.get("agreement")
+    if known is None:
+        return "\n".join(lines)
+    steps = ", ".join(f"{known['growth'][index]:.2f} if made in step {index}" for index in (2, 4, 8, 15, 22))
+    lines += [
+        f"Of {len(known['plans'])} first-order plans of the arena the simulation's numbers and the PSNR to the dense "
+        f"picture go together with a correlation of {known['correlation']:.2f}; a line through them misses by "
+        f"{known['residual']:.1f} dB (standard deviation). By the end of a run of 28 evaluations an error has grown to "
+        f"this many times its size: {steps}.",
+        "",
+    ]
+    return "\n".join(lines)

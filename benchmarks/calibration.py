@@ -26,7 +26,8 @@ from ras_dit.embedded import GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH, embedded_scene
 CALL = {"guidance_scale": GUIDANCE_SCALE, "max_sequence_length": MAX_SEQUENCE_LENGTH}
 FITTED = (
     *("preset quality", "preset balanced", "preset fast", "preset regions", "preset regions_fast"),
-    *("RAS, T 17, order 2", "RAS, T 11.5, order 2", "RAS, T 8.75, order 1"),
+    *("regions in every step, T 17, order 2", "regions in every step, T 11.5, order 2"),
+    "regions in every step, T 8.75, order 1",
     *("skipping only, T 11, order 2", "skipping only, T 8, order 1", "skipping only, T 6, order 1"),
 )
 OTHERS = (*(f"UniPC 2, {steps} steps" for steps in (17, 12, 9, 6)), "MagCache 0.06", "MagCache 0.12")

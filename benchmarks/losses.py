@@ -109,11 +109,12 @@ def painted(pipe: Any, num_pictures: int) -> np.ndarray:
 
 def plans() -> dict[str, RASConfig]:
     """Plans with regions, of first order as the dense run is."""
-    regions = GOALS[11.5].replace(solver_order=1)
+    regions = RASConfig.preset("regions")
     return {
-        "RAS, T 11.5, order 1": regions,
-        "no K/V forecast": regions.replace(kv_forecast=0.0),
-        "RAS, T 8.75, order 1": GOALS[8.75].replace(solver_order=1),
+        "regions in every step, T 11.5, order 1": GOALS[11.5].replace(solver_order=1),
+        "preset regions": regions,
+        "regions, no K/V forecast": regions.replace(kv_forecast=0.0),
+        "preset regions_fast": RASConfig.preset("regions_fast"),
     }
 
 

@@ -77,19 +77,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if something would change")
     arguments = parser.parse_args()
-    arena = record.read("arena_embedded")
     speed = speed_tables.speed_table() + "\n"
     files = {
-        "README.md": {"speed": speed, "quality": arena_tables.quality_digest(arena)},
-        "docs/quality.md": {
-            **arena_tables.quality_blocks(arena),
-            **arena_tables.large_blocks(),
-            "lengths": arena_tables.lengths_block(),
-            "fitted": arena_tables.fitted_block(),
-            "dynamics": arena_tables.dynamics_table(),
-            "losses": arena_tables.losses_table(),
-            "inpainting": arena_tables.inpainting_table(),
-        },
+        "README.md": {"speed": speed, "quality": arena_tables.quality_digest(record.read("arena_embedded"))},
+        "docs/quality.md": arena_tables.quality_blocks(),
+        "docs/arena.md": arena_tables.arena_blocks(),
         "docs/performance.md": {
             "speed": speed,
             "profile": speed_tables.profile_table(),

@@ -58,7 +58,7 @@ def read(name: str) -> dict[str, Any]:
         if config is not None:
             row["name"] = _with_age(row["name"], config["step_ratios"])
         names.add(row.get("name"))
-    for pair in result.get("paired", ()):
+    for pair in (*result.get("paired", ()), *result.get("goals", ())):
         for side in ("ours", "other"):
             former = f"{pair[side]}{FORMER}"
             pair[side] = former if former in names else pair[side]
