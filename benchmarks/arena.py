@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 import ras_dit
 from benchmarks import record
+from benchmarks.arena_tables import APART
 from benchmarks.goals import goals
 from ras_dit.arena import SUITES, Arena, Method, report, suite
 from ras_dit.arena.metrics import better_by
@@ -188,6 +188,12 @@ def paired(rows: list[dict[str, Any]], pairs: list[tuple[str, str]]) -> list[dic
     return found
 
 
+def draw(rows: list[dict[str, Any]], name: str) -> None:
+    """The plot of a result in docs/images, without the rows that have one thing changed."""
+    whole = [row for row in rows if not row["name"].startswith(APART)]
+    plot(whole, IMAGE.with_stem(name.replace("arena_embedded", "arena")))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, help="outputs/arena, or outputs/arena_256")
@@ -212,8 +218,7 @@ def main() -> None:
     folder = a.folder or Path(f"outputs/arena{ending}")
     name = a.result or f"arena_embedded{ending}"
     if a.plot:
-        rows = [row for row in record.read(name)["rows"] if not row["name"].startswith(("ablation: ", "midway: "))]
-        plot(rows, IMAGE.with_stem(name.replace("arena_embedded", "arena")))
+        draw(record.read(name)["rows"], name)
         return
     pipe = ras_dit.load_embedded(device=a.device, size=a.size)
     pipe.set_progress_bar_config(disable=True)
@@ -236,7 +241,7 @@ def main() -> None:
         row.pop("per_picture")  # they are in the folder's results.json
     print("wrote", record.write(name, {**record.environment(), **result}).name)
     if a.result is None and not is_other_length:
-        shutil.copyfile(folder / "pareto.png", IMAGE.with_stem(IMAGE.stem + ending))
+        draw(result["rows"], name)
 
 
 if __name__ == "__main__":
