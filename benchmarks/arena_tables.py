@@ -261,7 +261,7 @@ def dynamics_table() -> str:
 
 
 def _difference(numbers: list[float]) -> str:
-    mean, low, high = numbers
+    mean, low, high = (round(number, 1) + 0.0 for number in numbers)  # no -0.0
     return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
