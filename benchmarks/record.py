@@ -50,8 +50,12 @@ def write(name: str, result: dict[str, Any]) -> Path:
 
 
 def read(name: str) -> dict[str, Any]:
-    """A result; rows of presets that had another plan when they were measured say so in their names."""
-    result: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    """A result, with methods by their names of today; rows of presets that had another plan when they were measured say
+    so in their names."""
+    text = (RESULTS / f"{name}.json").read_text(encoding="utf-8")
+    for before, today in RENAMED.items():
+        text = text.replace(f'"{before}', f'"{today}')
+    result: dict[str, Any] = json.loads(text)
     names = set()
     for row in result.get("rows", ()):
         config = row.get("config") or (row.get("method") or {}).get("config")
@@ -66,6 +70,8 @@ def read(name: str) -> dict[str, Any]:
 
 
 FORMER = ", former plan"
+RENAMED = {"RAS, T ": "regions in every step, T "}
+"""What methods were called in results of before, and are called today (beginnings of names)."""
 
 
 def _with_age(name: str, step_ratios: Sequence[float]) -> str:

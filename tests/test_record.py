@@ -9,7 +9,7 @@ from benchmarks import record
 from ras_dit import PRESETS
 
 
-def test_presets_that_had_another_plan_are_named_so(tmp_path, monkeypatch):
+def test_methods_go_by_their_names_of_today_and_presets_that_had_another_plan_say_so(tmp_path, monkeypatch):
     def row(name, ratios):
         return {"name": name, "method": {"config": {"step_ratios": ratios}}}
 
@@ -22,12 +22,12 @@ def test_presets_that_had_another_plan_are_named_so(tmp_path, monkeypatch):
     assert [row["name"] for row in result["rows"]] == [
         "preset fast",
         "preset balanced, former plan",
-        "RAS, T 6",
+        "regions in every step, T 6",
         "dense",
     ]
     assert [(pair["ours"], pair["other"]) for pair in result["paired"]] == [
         ("preset balanced, former plan", "preset fast"),
-        ("RAS, T 6", "dense"),
+        ("regions in every step, T 6", "dense"),
     ]
     record.write("speed", {"rows": [{"name": "fast, fitted", "config": {"step_ratios": [1, 0]}}]})
     assert record.read("speed")["rows"][0]["name"] == "fast, fitted, former plan"
