@@ -31,7 +31,7 @@ values were computed: a factor on the squared error, chosen for how well the sim
 embedded model really ran (`python -m benchmarks.plan_search` says how well)."""
 PROBES = (1, 2, 4, 8, 15, 22)
 """Evaluations of 28 that are left out, one at a time, to see how errors grow."""
-MAX_VALUES = 2**21
+MAX_VALUES = 2**20
 """Numbers of an evaluation's noise that are kept at most; of larger ones every second, third ... token."""
 
 
@@ -148,8 +148,7 @@ class SameRuns:
     def recorded(self, on_progress: Callable[[], None] = lambda: None) -> RecordedRun:
         """The dense run as plans are judged on it, and how errors grow; ``on_progress`` is called for every probe."""
         growths: dict[int, float] = {}
-        for probe in PROBES:
-            left_out = min(max(1, round(probe / 28 * self.num_steps)), self.num_steps - 2)
+        for left_out in probes(self.num_steps):
             if left_out not in growths:
                 shares = tuple(float(index != left_out) for index in range(self.num_steps))
                 other, _ = self._run(Choices(shares, 0.6, 1.0).config(self._config))
@@ -159,10 +158,9 @@ class SameRuns:
         plan = self.costed(build_plan(Choices(shares).config(self._config), len(shares), self.dense.grid.num_tokens))
         assert plan.cost is not None
         flops = [plan.cost.work_of[step.num_active].flops / plan.cost.dense_flops for step in plan]
-        every = -(-self.dense.noise[0].numel() // MAX_VALUES)
         return RecordedRun(
             tuple(self.dense.sigmas),
-            torch.stack([noise[:, ::every] for noise in self.dense.noise]),
+            torch.stack(self.dense.noise),
             _interpolated(growths, self.num_steps),
             {**dict(zip(shares, flops, strict=True)), 0.0: 0.0},
         )
@@ -170,7 +168,8 @@ class SameRuns:
     def nearness(self, config: RASConfig) -> float:
         """How near a config really comes, as `RecordedRun.nearness` has it."""
         other, _ = self._run(config)
-        squared = (other.latents[-1] - self.dense.latents[-1]).square().flatten(1).mean(dim=1)
+        last = self.num_steps - 1
+        squared = (other.latents[last] - self.dense.latents[last]).square().flatten(1).mean(dim=1)
         return float(-10 * (squared + 1e-12).log10().mean())
 
     def _run(self, config: RASConfig) -> tuple[NoiseRecorder, Callable[[Plan], Plan]]:
@@ -192,13 +191,25 @@ class SameRuns:
         return recorders[0], costed
 
 
+def probes(num_steps: int) -> list[int]:
+    """The evaluations to leave out, one at a time; in short runs some of them twice."""
+    return [min(max(1, round(probe / 28 * num_steps)), num_steps - 2) for probe in PROBES]
+
+
 class NoiseRecorder(FittedForecast):
-    """Leaves all noise as it is, and keeps it with the latents that Euler's steps make of it."""
+    """Leaves all noise as it is, and keeps it.
+
+    Attributes:
+        noise: of every evaluation, [B, N, D] float32 each; of every second, third ... token if they are very many.
+        latents: what Euler's steps make of all noise [B, N, D], after the evaluations that are probed and the last one.
+    """
 
     def __init__(self, grid: TokenGrid, sigmas: Sequence[float]) -> None:
         super().__init__((), grid, sigmas)
         self.noise: list[torch.Tensor] = []
-        self.latents: list[torch.Tensor] = []
+        self.latents: dict[int, torch.Tensor] = {}
+        num_steps = len(sigmas) - 1
+        self._keeps = {*probes(num_steps), num_steps - 1}
 
     def adjusted(
         self, index: int, model_output: torch.Tensor, sample: torch.Tensor, active: torch.Tensor | None
@@ -209,8 +220,10 @@ class NoiseRecorder(FittedForecast):
             raise ValueError(
                 "find_plan: got latents that hold more than the tokens of a picture or video; allowed: those alone."
             )
-        self.noise.append(noise)
-        self.latents.append(latents + (self.sigmas[index + 1] - self.sigmas[index]) * noise)
+        every = -(-noise.numel() // MAX_VALUES)
+        self.noise.append(noise[:, ::every].clone())
+        if index in self._keeps:
+            self.latents[index] = latents + (self.sigmas[index + 1] - self.sigmas[index]) * noise
         return model_output
 
 
@@ -220,7 +233,7 @@ def _growth(dense: NoiseRecorder, other: NoiseRecorder, left_out: int) -> float:
     def distance(index: int) -> torch.Tensor:
         return (other.latents[index] - dense.latents[index]).flatten(1).norm(dim=1).clamp_min(1e-12)
 
-    return float((distance(-1) / distance(left_out)).log().mean().exp())
+    return float((distance(len(dense.noise) - 1) / distance(left_out)).log().mean().exp())
 
 
 def _interpolated(growths: Mapping[int, float], num_steps: int) -> tuple[float, ...]:
