@@ -127,9 +127,9 @@ def cache_methods(num_steps: int = NUM_STEPS) -> list[Method]:
         longer: dict[str, float] = {"threshold": 0.5, "max_skip_steps": skipped}
         name = f"MagCache 0.5, up to {skipped} skipped"
         found.append(Method(name, "cache", num_steps, cache=StepCache("magcache", longer)))
-        longer |= {"threshold": 1.0, "retention_ratio": 0.1}
+        earlier = longer | {"threshold": 1.0, "retention_ratio": 0.1}
         name = f"MagCache 1, up to {skipped} skipped, in the first fifth too"
-        found.append(Method(name, "cache", num_steps, cache=StepCache("magcache", longer)))
+        found.append(Method(name, "cache", num_steps, cache=StepCache("magcache", earlier)))
     found += [
         Method(
             f"Pyramid attention broadcast, every {interval}",
