@@ -42,6 +42,8 @@ def memory_methods() -> list[Method]:
     return [Method(f"cache {name}", "ras", config=regions.replace(**change)) for name, change in changes.items()]
 
 
+SPARSE = "MagCache 1, up to 5 skipped, in the first fifth too"
+
 PAIRS = [
     (ours, other)
     for ours, others in {
@@ -84,7 +86,8 @@ PAIRS = [
             )
             for order in (1, 2)
         },
-        "skipping only, T 6, order 2": ("UniPC 2, 6 steps", "DPM-Solver++ 2M, 6 steps", "Euler, 6 steps"),
+        "skipping only, T 6, order 2": ("UniPC 2, 6 steps", "DPM-Solver++ 2M, 6 steps", "Euler, 6 steps", SPARSE),
+        "skipping only, T 8, order 1": (SPARSE,),
         "preset quality": (
             *("Euler, 17 steps", "UniPC 2, 17 steps", "Euler, 20 steps", "DBCache 0.08 with TaylorSeer"),
             *("TaylorSeer of attention and MLP order 1, every 2", "TaylorSeer lite order 1, every 2"),
@@ -108,7 +111,7 @@ PAIRS = [
         ),
         "skipping only, T 6, order 1": (
             *("AB2, 6 even steps", "Euler, 6 even steps", "TaylorSeer of attention and MLP order 1, every 4"),
-            "UniPC 2, 6 steps",
+            *("UniPC 2, 6 steps", SPARSE),
         ),
         "preset regions": (
             *("Euler, 12 steps", "UniPC 2, 12 steps", "UniPC 2, 14 steps", "MagCache 0.06", "MagCache 0.12"),

@@ -43,9 +43,9 @@ def _is_second_order(row: Row) -> bool:
 
 
 def _as_fast(rows: list[Row], ours: Row, token_steps: float) -> list[Row]:
-    """Step caches that take the time of ours and up to 0.05 of the dense time more; if none is, the fastest one."""
+    """Step caches that take no more than 1.1 times the time of ours; if none is as fast, the fastest one."""
     caches = [row for row in rows if row["group"] == "cache"]
-    found = [row for row in caches if row["time_share"] <= ours["time_share"] + 0.05]
+    found = [row for row in caches if row["time_share"] <= 1.1 * ours["time_share"]]
     return found or sorted(caches, key=lambda row: row["time_share"])[:1]
 
 

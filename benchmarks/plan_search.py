@@ -98,7 +98,7 @@ def agreement(pipe: Any, fit_pictures: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, action="append", help="lengths of runs; 12, 20 and 28 without it")
+    parser.add_argument("--steps", type=int, action="append", help="lengths of runs; 20 and 28 without it")
     parser.add_argument("--agreement", action="store_true", help="that alone")
     parser.add_argument("--pictures", type=int, default=16)
     parser.add_argument("--fit-pictures", type=int, default=8)
@@ -111,7 +111,7 @@ def main() -> None:
         result["agreement"] = agreement(pipe, a.fit_pictures)
         record.write(NAME, result)
         return
-    for num_steps in a.steps or (12, 20, 28):
+    for num_steps in a.steps or (20, 28):
         folder = Path(f"outputs/plan_search_{num_steps}")
         result["parts"][str(num_steps)] = part_of(pipe, num_steps, folder, a.pictures, a.fit_pictures)
         record.write(NAME, result)
