@@ -387,10 +387,12 @@ def plan_search_block() -> str:
         ]
         for pair in part["paired"]:
             found, preset = rows[pair["ours"]], rows[pair["other"]]
+            config = found["method"]["config"]
+            is_own = config == preset["method"]["config"]
             cells = (
                 preset["name"].removeprefix("preset "),
                 f"{preset['flops_share']:.2f}",
-                described(found["method"]["config"]["step_ratios"]),
+                "its own" if is_own else described(config["step_ratios"]),
                 f"{found['token_steps']:.2f}",
                 _interval(preset, "psnr_dense", 1),
                 _interval(found, "psnr_dense", 1),
