@@ -28,9 +28,10 @@ from ras_dit.arena.perceptual import Perceptual
 from ras_dit.config_checks import PLAN_OPTIONS
 from ras_dit.files import alone_in
 from ras_dit.models import TOKEN_PLANS
+from ras_dit.presets import described
 from ras_dit.tune import PSNR, SSIM, Floor, Metric, Target, Tuning, lpips, write_report
 from ras_dit.tune.measure import Bench, Measured, SceneSet
-from ras_dit.tune.plans import MOVES, check_ratios, config_of_ratios, described, neighbour, ratios_of, shift_region
+from ras_dit.tune.plans import MOVES, check_ratios, config_of_ratios, neighbour, ratios_of, shift_region
 from ras_dit.tune.search import Search, known_for
 from ras_dit.tune.shape import FROM_STEP, GROWTHS, MAX_TAIL, Shape
 from ras_dit.tune.space import SPACE, UNSEARCHED, Run, Space, known_good
