@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from ras_dit.config import RASConfig
-from ras_dit.engine import accelerate, resolve_config
+from ras_dit.engine import Handle, accelerate, resolve_config
 from ras_dit.fitted import NUM_TERMS, FittedForecast
 from ras_dit.geometry import TokenGrid
 from ras_dit.schedule import is_euler
 
+Watcher = TypeVar("Watcher", bound=FittedForecast)
 RIDGE = 1e-4
 """Of the mean squared term: keeps terms that are nearly the same from large shares of opposite signs."""
 NUM_ROUNDS = 4
@@ -65,10 +67,30 @@ class SameCall:
         self._generators = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
         self._states = [generator.get_state() for generator in self._generators]
 
-    def __call__(self) -> None:
+    def watched(
+        self, config: RASConfig, make: Callable[[TokenGrid, list[float]], Watcher]
+    ) -> tuple[list[Watcher], Handle]:
+        """Call the pipeline by a config, with something in the place of its fitted forecast.
+
+        Args:
+            config: to run by.
+            make: what to put there, from the grid and the noise levels of a run.
+
+        Returns:
+            What was put there, one for each run of the call, and the handle, disabled.
+        """
+        found: list[Watcher] = []
+
+        def fitting(grid: TokenGrid, sigmas: list[float]) -> Watcher:
+            found.append(make(grid, sigmas))
+            return found[-1]
+
         for generator, state in zip(self._generators, self._states, strict=True):
             generator.set_state(state)
-        self._pipe(**self._call)
+        with accelerate(self._pipe, config) as handle:
+            handle._session.fitting = fitting
+            self._pipe(**self._call)
+        return found, handle
 
 
 class DenseRun:
@@ -89,16 +111,8 @@ class DenseRun:
                 f"calibrate: got {type(pipe.scheduler).__name__}; allowed: FlowMatchEulerDiscreteScheduler, whose "
                 "steps show what noise would have led where."
             )
-        self._pipe, self._order, self._again = pipe, solver_order, SameCall(pipe, call)
-        recordings: list[Recording] = []
-
-        def record(grid: TokenGrid, sigmas: list[float]) -> FittedForecast:
-            recordings.append(Recording(grid, sigmas))
-            return recordings[-1]
-
-        with accelerate(pipe, RASConfig(sample_ratio=1.0, solver_order=solver_order)) as handle:
-            handle._session.fitting = record
-            self._again()
+        self._order, self._call = solver_order, SameCall(pipe, call)
+        recordings, _ = self._call.watched(RASConfig(sample_ratio=1.0, solver_order=solver_order), Recording)
         if len(recordings) != 1:
             raise ValueError(f"calibrate: got a call of {len(recordings)} runs in a row; allowed: a single one.")
         self._targets = recordings[0].targets
@@ -109,19 +123,10 @@ class DenseRun:
         check_fittable(config)
         if config.solver_order != self._order:
             raise ValueError(f"fit: got solver_order={config.solver_order}; allowed: {self._order}, that of this run.")
-        fittings: list[Fitting] = []
-
-        def fitting(grid: TokenGrid, sigmas: list[float]) -> FittedForecast:
-            fittings.append(Fitting(self._targets, grid, sigmas))
-            return fittings[-1]
-
         plain = config.replace(forecast_fit=())
-        with accelerate(self._pipe, plain) as handle:
-            handle._session.fitting = fitting
-            self._again()
-            notes = " ".join(handle.trace.notes)
+        fittings, handle = self._call.watched(plain, partial(Fitting, self._targets))
         if len(fittings) != 1 or not any(fittings[0].found):
-            why = notes or "Its latents hold more than the tokens of a picture or video."
+            why = " ".join(handle.trace.notes) or "Its latents hold more than the tokens of a picture or video."
             raise ValueError(f"calibrate: no evaluation of this call could be fitted. {why}")
         return plain.replace(forecast_fit=tuple(fittings[0].found))
 

@@ -278,11 +278,13 @@ class RASConfig:
         """A copy with some options changed (validated again).
 
         An option that describes the plan (`sample_ratio`, `refresh_every` ...) takes the place of ``step_ratios``, and
-        another plan loses the ``forecast_fit`` of this one.
+        those that of such options; another plan loses the ``forecast_fit`` of this one.
         """
         if any(name in (*PLAN_OPTIONS, "step_ratios") for name in changes):
             changes = {"forecast_fit": (), **changes}
-        if self.step_ratios and any(name in PLAN_OPTIONS for name in changes):
+        if changes.get("step_ratios"):
+            changes = {name: getattr(RASConfig(), name) for name in PLAN_OPTIONS} | changes
+        elif self.step_ratios and any(name in PLAN_OPTIONS for name in changes):
             changes = {"step_ratios": (), **changes}
         return RASConfig.from_dict({**self.to_dict(), **changes})
 

@@ -13,8 +13,6 @@ import torch
 from ras_dit import selection
 from ras_dit.calibration import SameCall
 from ras_dit.config import RASConfig
-from ras_dit.config_checks import PLAN_OPTIONS
-from ras_dit.engine import accelerate
 from ras_dit.fitted import FittedForecast
 from ras_dit.forecast import TokenHistory
 from ras_dit.geometry import TokenGrid
@@ -45,9 +43,7 @@ class Choices:
 
     def config(self, base: RASConfig) -> RASConfig:
         """A config of these choices, with everything else as in ``base``."""
-        defaults = RASConfig().to_dict()
         return base.replace(
-            **{name: defaults[name] for name in PLAN_OPTIONS},
             step_ratios=self.shares,
             forecast_order=1,
             forecast_damping=self.forecast_damping,
@@ -136,7 +132,7 @@ class SameRuns:
                 f"find_plan: got {type(pipe.scheduler).__name__}; allowed: FlowMatchEulerDiscreteScheduler, whose "
                 "steps show what noise leads to."
             )
-        self._pipe, self._config, self._again = pipe, config, SameCall(pipe, call)
+        self._config, self._call = config, SameCall(pipe, call)
         self.dense, self.costed = self._run(config.dense)
         if self.num_steps < 4:
             raise ValueError(f"find_plan: got a run of {self.num_steps} evaluations; allowed: at least 4.")
@@ -173,18 +169,10 @@ class SameRuns:
         return float(-10 * (squared + 1e-12).log10().mean())
 
     def _run(self, config: RASConfig) -> tuple[NoiseRecorder, Callable[[Plan], Plan]]:
-        recorders: list[NoiseRecorder] = []
-
-        def record(grid: TokenGrid, sigmas: list[float]) -> NoiseRecorder:
-            recorders.append(NoiseRecorder(grid, sigmas))
-            return recorders[-1]
-
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SmallGainWarning)
-            with accelerate(self._pipe, config) as handle:
-                handle._session.fitting = record
-                self._again()
-                costed = handle._session.costed
+            recorders, handle = self._call.watched(config, NoiseRecorder)
+        costed = handle._session.costed
         if len(recorders) != 1:
             raise ValueError(f"find_plan: got a call of {len(recorders)} runs in a row; allowed: a single one.")
         assert costed is not None

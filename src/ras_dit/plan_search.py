@@ -69,6 +69,7 @@ def find_plan(
     if config.rules == "reference" or config.solver_order == 2:
         raise ValueError("find_plan: got the authors' rules or solver_order=2; allowed: first-order steps, our rules.")
     runs = SameRuns(pipe, config, call)
+    first_plan(runs.num_steps, cost)  # refuses too low a cost before more runs are made
     on_progress()
     return best_plan(runs, runs.recorded(on_progress), config, cost, num_moves, seed, on_progress)
 
@@ -94,8 +95,11 @@ def best_plan(
     candidates = [choices.config(config) for choices in dict.fromkeys(found)]
     if own.has_savings and 1 / runs.costed(own).speedup_limit <= cost + 1e-9:
         candidates.insert(0, config)
-    near = [runs.nearness(candidate) for candidate in candidates]
-    for _ in range(NUM_CANDIDATES):
+    near = []
+    for candidate in candidates:
+        near.append(runs.nearness(candidate))
+        on_progress()
+    for _ in range(NUM_CANDIDATES - len(candidates)):  # searches that found the same, or a plan that costs too much
         on_progress()
     return candidates[near.index(max(near))]
 
@@ -133,7 +137,7 @@ def search(
         ValueError: no plan is as cheap.
     """
     rng = random.Random(seed)
-    first, is_near = Choices(_first_plan(run.num_steps, cost)), False
+    first, is_near = Choices(first_plan(run.num_steps, cost)), False
     if start is not None:
         shares = tuple(_nearest(run.costs, step.num_active / start.num_tokens) for step in start)
         if run.cost(shares) <= cost and is_sound(shares):
@@ -174,8 +178,12 @@ def is_sound(shares: Sequence[float]) -> bool:
     return True
 
 
-def _first_plan(num_steps: int, cost: float) -> tuple[float, ...]:
-    """As many dense evaluations as the cost allows, regularly spaced after the first ones."""
+def first_plan(num_steps: int, cost: float) -> tuple[float, ...]:
+    """As many dense evaluations as the cost allows, regularly spaced after the first ones.
+
+    Raises:
+        ValueError: they are too few for a plan that is sound.
+    """
     first, count = num_first(num_steps), math.floor(cost * num_steps + 1e-9)
     least = first
     while not is_sound(_spaced(num_steps, first, least)):

@@ -71,10 +71,10 @@ def calibrate(
     scenes = read_scenes(prompts_file, pictures, is_embedded=model in EMBEDDED, first_seed=seed)
     if frames is not None and frames < 1:
         raise ValueError(f"--frames: got {frames}; allowed: at least 1.")
-    picture = Picture(scenes[0].prompt, seed, steps, guidance, height, width)
+    picture = Picture(scenes[0].prompt, seed, steps, guidance, height, width, num_frames=frames)
     pipe = load_pipeline(model, dtype, device, allows_video=True)
     picture = resolved(pipe, model, picture)
-    asked = call_arguments(pipe, picture, frames)
+    asked = call_arguments(pipe, picture)
 
     def call() -> dict[str, Any]:
         generators = [torch.Generator().manual_seed(scene.seed) for scene in scenes]

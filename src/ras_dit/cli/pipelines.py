@@ -290,7 +290,7 @@ def paint(pipe: Any, picture: Picture, on_step: Callable[[], None] | None = None
     """
     import torch
 
-    call = call_arguments(pipe, picture, picture.num_frames)
+    call = call_arguments(pipe, picture)
     if makes_video(type(pipe)):
         call["output_type"] = "pil"  # most of them give arrays otherwise
     if on_step is not None and "callback_on_step_end" in inspect.signature(pipe.__call__).parameters:
@@ -306,8 +306,8 @@ def paint(pipe: Any, picture: Picture, on_step: Callable[[], None] | None = None
     return painted if isinstance(painted, list) else [painted]
 
 
-def call_arguments(pipe: Any, picture: Picture, num_frames: int | None = None) -> dict[str, Any]:
-    """What a picture (or video of so many frames) asks of a pipeline's call, beside prompt, steps and seed.
+def call_arguments(pipe: Any, picture: Picture) -> dict[str, Any]:
+    """What a picture or video asks of a pipeline's call, beside prompt, steps and seed.
 
     Raises:
         ValueError: the pipeline has no such option.
@@ -319,7 +319,7 @@ def call_arguments(pipe: Any, picture: Picture, num_frames: int | None = None) -
         "height": picture.height,
         "width": picture.width,
         "max_sequence_length": picture.max_sequence_length,
-        "num_frames": num_frames,
+        "num_frames": picture.num_frames,
     }
     call = {name: value for name, value in wanted.items() if value is not None}
     for name in call:

@@ -134,7 +134,7 @@ def tune(
     base = RASConfig() if config is None else RASConfig.load(config)
     if frames is not None and frames < 1:
         raise ValueError(f"--frames: got {frames}; allowed: at least 1.")
-    picture = Picture(first[0].prompt, 0, steps, guidance, height, width)
+    picture = Picture(first[0].prompt, 0, steps, guidance, height, width, num_frames=frames)
     pipe = load_pipeline(model, dtype, device, allows_video=True)
     picture = resolved(pipe, model, picture)
     tuning = Tuning(
@@ -142,7 +142,7 @@ def tune(
         target=target,
         calibration=first,
         validation=second,
-        call=call_arguments(pipe, picture, frames),
+        call=call_arguments(pipe, picture),
         steps=steps,
         reference=reference,  # type: ignore[arg-type]
         converged_steps=converged_steps,

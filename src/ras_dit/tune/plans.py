@@ -11,7 +11,6 @@ from random import Random
 from typing import TypeAlias
 
 from ras_dit.config import RASConfig
-from ras_dit.config_checks import PLAN_OPTIONS
 from ras_dit.plan import Plan
 
 Ratios: TypeAlias = tuple[float, ...]
@@ -43,8 +42,7 @@ def ratios_of(plan: Plan) -> Ratios:
 def config_of_ratios(ratios: Ratios, base: RASConfig) -> RASConfig:
     """Options that run this plan; all that is not of the plan is as in ``base``."""
     check_ratios(ratios)
-    defaults = RASConfig().to_dict()
-    return base.replace(**{name: defaults[name] for name in PLAN_OPTIONS}, step_ratios=ratios)
+    return base.replace(step_ratios=ratios)
 
 
 def _clipped(ratio: float) -> float:
