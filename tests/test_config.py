@@ -149,6 +149,10 @@ def test_options_of_the_plan_replace_a_listed_plan() -> None:
     listed = RASConfig(step_ratios=(1, 0.25, 0), solver_order=2)
     assert listed.has_savings
     assert listed.skips
+    ratio = RASConfig(sample_ratio=0.5, refresh_every=4, solver_order=2)
+    assert ratio.replace(step_ratios=(1, 0.25, 0)) == listed, "a listed plan takes the place of the other options"
+    with pytest.raises(ValueError, match=r"sample_ratio: got 0\.5; step_ratios say it"):
+        ratio.replace(step_ratios=(1, 0.25), sample_ratio=0.5)
     assert listed.replace(seed=3).step_ratios == (1, 0.25, 0)
     changed = listed.replace(sample_ratio=0.5)
     assert (changed.step_ratios, changed.sample_ratio, changed.solver_order) == ((), 0.5, 2)

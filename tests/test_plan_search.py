@@ -188,3 +188,12 @@ def test_other_schedulers_are_refused() -> None:
     pipe.scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
     with pytest.raises(ValueError, match="find_plan: got UniPCMultistepScheduler; allowed: FlowMatchEuler"):
         ras_dit.find_plan(pipe, 0.5, **call())
+
+
+def test_too_low_a_cost_is_refused_after_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def recorded(*_: Any) -> None:
+        raise AssertionError("more runs were made")
+
+    monkeypatch.setattr(SameRuns, "recorded", recorded)
+    with pytest.raises(ValueError, match=r"cost: got 0.1, 1 dense evaluations of 16; allowed: at least 0\."):
+        ras_dit.find_plan(tiny_pipeline(), 0.1, **call())
