@@ -1,13 +1,17 @@
 """The arena on the embedded model: ``python -m benchmarks.arena`` writes ``benchmarks/results/arena_embedded.json`` and
-``docs/images/arena.png``. It goes on where it stopped; ``--folder`` keeps the pictures. With ``--size 256`` a choice of
-methods paints 1,024 tokens, and the names end in ``_256``. ``--steps 50`` asks how the presets do in a run of another
-length, beside dense solvers with as many steps, and writes ``arena_embedded_50_steps.json``.
+``docs/images/arena.png``. It goes on where it stopped; ``--folder`` keeps the pictures. ``--add`` paints only what the
+results do not hold yet (new methods, changed ones) beside both references, and puts those rows among the others. With
+``--size 256`` a choice of methods paints 1,024 tokens, and the names end in ``_256``. ``--steps 50`` asks how the
+presets do in a run of another length, beside dense solvers with as many steps, and writes
+``arena_embedded_50_steps.json``.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,7 @@ from tqdm import tqdm
 import ras_dit
 from benchmarks import record
 from benchmarks.arena_tables import APART
-from benchmarks.goals import goals
+from benchmarks.goals import YARDSTICKS, goals
 from ras_dit.arena import SUITES, Arena, Method, report, suite
 from ras_dit.arena.metrics import better_by
 from ras_dit.arena.perceptual import Perceptual, Weights
@@ -42,6 +46,7 @@ def memory_methods() -> list[Method]:
     return [Method(f"cache {name}", "ras", config=regions.replace(**change)) for name, change in changes.items()]
 
 
+REFERENCES = ("dense", "converged")
 SPARSE = "MagCache 1, up to 5 skipped, in the first fifth too"
 
 PAIRS = [
@@ -191,6 +196,41 @@ def paired(rows: list[dict[str, Any]], pairs: list[tuple[str, str]]) -> list[dic
     return found
 
 
+def missing(methods: list[Method], earlier: dict[str, Any]) -> list[Method]:
+    """Methods that an earlier result does not hold, or holds with other options."""
+    known = [row["method"] for row in earlier["rows"]]
+    failed = earlier["failures"]
+    return [m for m in methods if json.loads(json.dumps(m.to_dict())) not in known and m.name not in failed]
+
+
+def merged(earlier: dict[str, Any], added: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Rows of both, in this order of names; each says at which commit it was made.
+
+    Args:
+        earlier: a result with ``per_picture`` in its rows.
+        added: a later one of other methods, on the same pictures and the same machine.
+        names: of all methods that are wanted.
+
+    Raises:
+        ValueError: they were not made alike.
+    """
+    for key in ("num_pictures", "call", "hardware", "versions"):
+        if earlier[key] != added[key]:
+            raise ValueError(
+                f"--add: got {key} {added[key]}; the result has {earlier[key]}. Rows side by side have to be made "
+                "alike: run the arena without --add."
+            )
+    rows = {row["name"]: {"commit": earlier["commit"], **row} for row in earlier["rows"]}
+    rows |= {row["name"]: {"commit": added["commit"], **row} for row in added["rows"] if row["name"] not in REFERENCES}
+    failures = earlier["failures"] | added["failures"]
+    return {
+        **added,
+        "rows": [rows[name] for name in (*REFERENCES, *names) if name in rows],
+        "failures": {name: why for name, why in failures.items() if name in names},
+        "sensitivity": earlier["sensitivity"],
+    }
+
+
 def draw(rows: list[dict[str, Any]], name: str) -> None:
     """The plot of a result in docs/images, without the rows that have one thing changed."""
     whole = [row for row in rows if not row["name"].startswith(APART)]
@@ -208,6 +248,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=NUM_STEPS, help="of the dense run; others ask how the presets do")
     parser.add_argument("--size", type=int, default=EMBEDDED_SIZES[0], choices=EMBEDDED_SIZES)
     parser.add_argument("--result", help="name of the results file; the plot is not copied then")
+    parser.add_argument("--add", action="store_true", help="paint only what the results file does not hold yet")
     parser.add_argument("--plot", action="store_true", help="draw the plot anew from the results file, and no more")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--lpips-weights", type=Path, help="torchvision's VGG16 or AlexNet")
@@ -233,16 +274,23 @@ def main() -> None:
         methods, pairs = [*suite(a.suites), *memory_methods()], PAIRS
     if only := a.only or (LARGE if is_large and not is_other_length else ()):
         methods = [method for method in methods if method.name in only]
+    earlier = record.read(name) if a.add else None
+    names = [method.name for method in methods]
+    if earlier is not None:
+        methods = missing(methods, earlier)
+        print("to be added:", ", ".join(method.name for method in methods) or "nothing")
     arena = Arena(folder, scenes, methods, call, a.batch, a.steps, a.converged_steps)
     with tqdm(total=arena.num_calls, desc="arena", unit="call") as bar:
         arena.run(pipe, bar.update)
-    result: dict[str, Any] = report(arena, perceptual=Perceptual.load(weights, a.device))
+    result: dict[str, Any] = {**record.environment(), **report(arena, perceptual=Perceptual.load(weights, a.device))}
+    for row in result["rows"]:  # all of it is in the folder's results.json
+        row["per_picture"] = {key: row["per_picture"][key] for key in YARDSTICKS if key in row["per_picture"]}
+    if earlier is not None:
+        result = merged(earlier, result, names)
     result["paired"] = paired(result["rows"], pairs)
     if not is_other_length:
         result["goals"] = goals(result["rows"])
-    for row in result["rows"]:
-        row.pop("per_picture")  # they are in the folder's results.json
-    print("wrote", record.write(name, {**record.environment(), **result}).name)
+    print("wrote", record.write(name, result).name)
     if a.result is None and not is_other_length:
         draw(result["rows"], name)
 

@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -40,13 +41,18 @@ def environment() -> dict[str, Any]:
 
 
 def write(name: str, result: dict[str, Any]) -> Path:
-    """Write ``results/<name>.json`` atomically."""
+    """Write ``results/<name>.json`` atomically, lists of numbers on one line each."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    temporary.write_text(on_one_line(json.dumps(result, indent=1)) + "\n", encoding="utf-8")
     os.replace(temporary, path)
     return path
+
+
+def on_one_line(text: str) -> str:
+    """JSON with every list of numbers on a line of its own."""
+    return re.sub(r"\[\n[\s\d.,eE+-]+\]", lambda found: "[" + " ".join(found[0][1:-1].split()) + "]", text)
 
 
 def read(name: str) -> dict[str, Any]:

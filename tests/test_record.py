@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
-from benchmarks import record
+import pytest
+
+from benchmarks import arena, record
 from ras_dit import PRESETS
+from ras_dit.arena import Method
 
 
 def test_methods_go_by_their_names_of_today_and_presets_that_had_another_plan_say_so(tmp_path, monkeypatch):
@@ -33,6 +37,47 @@ def test_methods_go_by_their_names_of_today_and_presets_that_had_another_plan_sa
     assert record.read("speed")["rows"][0]["name"] == "fast, fitted, former plan"
     record.write("speed", {"rows": [{"name": "fast", "config": {"step_ratios": []}}]})
     assert record.read("speed")["rows"][0]["name"] == "fast, former plan"
+
+
+def test_lists_of_numbers_stand_on_a_line_of_their_own_and_nothing_else_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    row = {"name": "[1,  \n2] [1,   2]", "per_picture": [1.5, -2.0, 1e-7], "nested": [[1, 2], [3, 4]], "none": []}
+    text = record.write("some", {"rows": [row]}).read_text()
+    assert json.loads(text) == {"rows": [row]}
+    assert "[1.5, -2.0, 1e-07]" in text
+
+
+def _result(rows, **others):
+    made = {"num_pictures": 2, "call": {}, "hardware": {"cores": 2}, "versions": {"torch": "2"}}
+    kept = {"failures": {}, "sensitivity": {"first": "dense"}}
+    rows = [{"name": name, "method": {"name": name, "steps": steps}, "time": steps} for name, steps in rows]
+    return made | kept | {"rows": rows} | others
+
+
+def test_rows_that_are_added_take_their_places_and_say_where_they_were_made():
+    earlier = _result([("dense", 28), ("converged", 200), ("b", 6), ("gone", 5), ("c", 7)], commit="old")
+    added = _result([("dense", 27), ("converged", 199), ("a", 3), ("c", 8)], commit="new", sensitivity=None)
+    result = arena.merged(earlier, added, ["a", "b", "c", "failed"])
+    found = [(row["name"], row["commit"], row["time"]) for row in result["rows"]]
+    assert found == [("dense", "old", 28), ("converged", "old", 200), ("a", "new", 3), ("b", "old", 6), ("c", "new", 8)]
+    assert (result["commit"], result["sensitivity"]) == ("new", {"first": "dense"})
+    again = arena.merged(result, _result([("dense", 28), ("a", 4)], commit="newer"), ["a", "b"])
+    assert [(row["name"], row["commit"]) for row in again["rows"][2:]] == [("a", "newer"), ("b", "old")]
+
+
+@pytest.mark.parametrize("other", [{"num_pictures": 3}, {"hardware": {"cores": 4}}, {"versions": {"torch": "3"}}])
+def test_rows_that_were_not_made_alike_are_not_put_side_by_side(other):
+    key = next(iter(other))
+    with pytest.raises(ValueError, match=f"got {key} .*run the arena without --add"):
+        arena.merged(_result([("dense", 28)], commit="old"), _result([], commit="new", **other), ["a"])
+
+
+def test_only_methods_that_are_not_there_yet_or_have_changed_are_painted():
+    same, changed, new, failed = (Method(name, "dense", 6) for name in ("same", "changed", "new", "failed"))
+    before = Method("changed", "dense", 5)
+    rows = [{"method": json.loads(json.dumps(method.to_dict()))} for method in (same, before)]
+    earlier = {"rows": rows, "failures": {"failed": "does not run"}}
+    assert arena.missing([same, changed, new, failed], earlier) == [changed, new]
 
 
 def _git(root: Path, *arguments: str) -> None:
