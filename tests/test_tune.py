@@ -31,7 +31,16 @@ from ras_dit.models import TOKEN_PLANS
 from ras_dit.presets import described
 from ras_dit.tune import PSNR, SSIM, Floor, Metric, Target, Tuning, lpips, write_report
 from ras_dit.tune.measure import Bench, Measured, SceneSet
-from ras_dit.tune.plans import MOVES, check_ratios, config_of_ratios, neighbour, ratios_of, shift_region
+from ras_dit.tune.plans import (
+    MOVES,
+    check_ratios,
+    config_of_ratios,
+    join,
+    neighbour,
+    ratios_of,
+    shift_region,
+    split,
+)
 from ras_dit.tune.search import Search, known_for
 from ras_dit.tune.shape import FROM_STEP, GROWTHS, MAX_TAIL, Shape
 from ras_dit.tune.space import SPACE, UNSEARCHED, Run, Space, known_good
@@ -330,6 +339,18 @@ def test_a_region_step_moves_among_skipped_ones() -> None:
     assert moved == {(1.0, 0.5, 0.0, 0.0, 1.0), (1.0, 0.0, 0.0, 0.5, 1.0)}
     assert shift_region((1.0, 0.5, 1.0), Random(0)) is None
     assert shift_region((1.0, 0.0, 1.0), Random(0)) is None
+
+
+def test_a_dense_step_becomes_two_region_steps_and_the_other_way_round() -> None:
+    parted = {split((1.0, 1.0, 0.0, 0.0), Random(seed)) for seed in range(20)}
+    assert parted == {(1.0, 0.5, 0.5, 0.0), (1.0, 0.5, 0.0, 0.5)}, "the first evaluation stays dense"
+    assert split((1.0, 1.0, 1.0), Random(0)) is split((1.0, 0.0, 0.0), Random(0)) is None
+    joined = {join((1.0, 0.5, 0.5, 0.0), Random(seed)) for seed in range(20)}
+    assert joined == {(1.0, 1.0, 0.0, 0.0), (1.0, 0.0, 1.0, 0.0)}
+    smaller = {join((1.0, 0.3, 0.3, 0.3), Random(seed)) for seed in range(20)}
+    assert smaller == {(1.0, 1.0, 0.0, 0.0), (1.0, 0.0, 1.0, 0.0), (1.0, 0.0, 0.0, 1.0)}
+    assert join((1.0, 0.5, 0.0), Random(0)) == (1.0, 1.0, 0.0), "nothing left to pay with"
+    assert join((1.0, 0.0, 1.0), Random(0)) is None
 
 
 @settings(max_examples=100, deadline=None)

@@ -144,9 +144,31 @@ def trade(ratios: Ratios, random: Random) -> Ratios | None:
     return tuple(_clipped(ratio * factor) if 0 < ratio < 1 else ratio for ratio in changed)
 
 
+def split(ratios: Ratios, random: Random) -> Ratios | None:
+    """A dense step becomes a region step of half the tokens, and a skipped step another."""
+    index, other = _pick(random, _later(ratios, 1)), _pick(random, _later(ratios, 0))
+    return None if index is None or other is None else _put(_put(ratios, index, 0.5), other, 0.5)
+
+
+def join(ratios: Ratios, random: Random) -> Ratios | None:
+    """A region step becomes dense, and others are skipped until it is paid for."""
+    index, others = _pick(random, _regions(ratios)), _regions(ratios)
+    if index is None:
+        return None
+    others.remove(index)
+    random.shuffle(others)
+    total = sum(ratios)
+    ratios = _put(ratios, index, 1.0)
+    for other in others:
+        if sum(ratios) <= total:
+            break
+        ratios = _put(ratios, other, 0.0)
+    return ratios
+
+
 MOVES: tuple[Move, ...] = (
     *(shift_dense, shift_dense, shift_region, add_dense, drop_dense),
-    *(skip, unskip, scale, tilt, trade),
+    *(skip, unskip, scale, tilt, trade, split, join),
 )
 
 
