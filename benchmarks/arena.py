@@ -157,12 +157,15 @@ PAIRS = [
 
 
 LARGE = (
-    *("Euler, 14 steps", "UniPC 2, 12 steps", "UniPC 2, 9 steps", "UniPC 2, 6 steps", "authors, 0.25, 28 steps"),
+    *("Euler, 14 steps", "authors, 0.25, 28 steps", *(f"UniPC 2, {steps} steps" for steps in (17, 14, 12, 9, 6))),
+    *(f"{solver}, {steps} even steps" for solver in ("Euler", "AB2") for steps in (12, 9, 6)),
     *(f"regions in every step, T {token_steps}, order 1" for token_steps in (17, 11.5, 8.75, 6)),
     *(f"skipping only, T {token_steps}, order 1" for token_steps in (17, 11, 8, 6)),
-    *("preset quality", "preset balanced", "preset fast", "preset regions", "MagCache 0.12"),
-    *("preset regions_fast", *(f"regions midway, T {token_steps}, order 1" for token_steps in (17, 11.5))),
-    *("TaylorSeer of attention and MLP order 1, every 3", "UniPC 2, 14 steps"),
+    *(f"regions midway, T {token_steps}, order 1" for token_steps in (17, 11.5, 8.75, 7, 6)),
+    *(f"preset {name}" for name in ras_dit.PRESETS),
+    *(f"TaylorSeer of attention and MLP order 1, every {interval}" for interval in (2, 3, 4, 6)),
+    *("MagCache 0.06", "MagCache 0.12", "MagCache 0.24", "MagCache 0.5, up to 5 skipped", SPARSE),
+    *(f"DBCache {threshold}{seer}" for threshold in (0.08, 0.16, 0.32) for seer in ("", " with TaylorSeer")),
 )
 """Of the suites, what is painted at 256 x 256 if nothing else is chosen."""
 
@@ -182,23 +185,34 @@ def length_methods(pipe: Any, num_steps: int) -> tuple[list[Method], list[tuple[
     return methods, pairs
 
 
-def paired(rows: list[dict[str, Any]], pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Differences picture by picture with 95 % bootstrap intervals, which are far narrower than those of the means."""
-    by_name = {row["name"]: row["per_picture"] for row in rows}
+def paired(
+    rows: list[dict[str, Any]], pairs: list[tuple[str, str]], earlier: list[dict[str, Any]] | None = None
+) -> list[dict[str, Any]]:
+    """Differences picture by picture with 95 % bootstrap intervals, which are far narrower than those of the means.
+
+    Args:
+        rows: of a result.
+        pairs: names of ours and another.
+        earlier: differences that were worked out before; they stay where a row does not hold its pictures' values.
+    """
+    by_name = {row["name"]: row.get("per_picture") for row in rows}
+    kept = {(one["ours"], one["other"]): one for one in earlier or ()}
     found = []
     for ours, other in pairs:
-        if ours in by_name and other in by_name:
-            differences = {
-                name: [round(value, 3) for value in better_by(by_name[ours][name], by_name[other][name])]
-                for name in ("psnr_converged", "psnr_dense")
-            }
-            found.append({"ours": ours, "other": other, **differences})
+        if ours not in by_name or other not in by_name:
+            continue
+        mine, others = by_name[ours], by_name[other]
+        if mine is None or others is None:
+            found += [kept[ours, other]] if (ours, other) in kept else []
+            continue
+        differences = {key: [round(value, 3) for value in better_by(mine[key], others[key])] for key in YARDSTICKS}
+        found.append({"ours": ours, "other": other, **differences})
     return found
 
 
-def missing(methods: list[Method], earlier: dict[str, Any]) -> list[Method]:
-    """Methods that an earlier result does not hold, or holds with other options."""
-    known = [row["method"] for row in earlier["rows"]]
+def missing(methods: list[Method], earlier: dict[str, Any], again: Sequence[str] = ()) -> list[Method]:
+    """Methods that an earlier result does not hold, or holds with other options, and those that are wanted again."""
+    known = [row["method"] for row in earlier["rows"] if row["method"]["name"] not in again]
     failed = earlier["failures"]
     return [m for m in methods if json.loads(json.dumps(m.to_dict())) not in known and m.name not in failed]
 
@@ -207,8 +221,9 @@ def merged(earlier: dict[str, Any], added: dict[str, Any], names: Sequence[str])
     """Rows of both, in this order of names; each says at which commit it was made.
 
     Args:
-        earlier: a result with ``per_picture`` in its rows.
-        added: a later one of other methods, on the same pictures and the same machine.
+        earlier: a result.
+        added: a later one of other methods, on the same pictures and the same machine; its rows take the place of those
+            of the same name.
         names: of all methods that are wanted.
 
     Raises:
@@ -249,6 +264,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=EMBEDDED_SIZES[0], choices=EMBEDDED_SIZES)
     parser.add_argument("--result", help="name of the results file; the plot is not copied then")
     parser.add_argument("--add", action="store_true", help="paint only what the results file does not hold yet")
+    parser.add_argument("--again", action="append", help="with --add: a method to paint though it is there")
     parser.add_argument("--plot", action="store_true", help="draw the plot anew from the results file, and no more")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--lpips-weights", type=Path, help="torchvision's VGG16 or AlexNet")
@@ -277,7 +293,7 @@ def main() -> None:
     earlier = record.read(name) if a.add else None
     names = [method.name for method in methods]
     if earlier is not None:
-        methods = missing(methods, earlier)
+        methods = missing(methods, earlier, a.again or ())
         print("to be added:", ", ".join(method.name for method in methods) or "nothing")
     arena = Arena(folder, scenes, methods, call, a.batch, a.steps, a.converged_steps)
     with tqdm(total=arena.num_calls, desc="arena", unit="call") as bar:
@@ -287,7 +303,7 @@ def main() -> None:
         row["per_picture"] = {key: row["per_picture"][key] for key in YARDSTICKS if key in row["per_picture"]}
     if earlier is not None:
         result = merged(earlier, result, names)
-    result["paired"] = paired(result["rows"], pairs)
+    result["paired"] = paired(result["rows"], pairs, None if earlier is None else earlier["paired"])
     if not is_other_length:
         result["goals"] = goals(result["rows"])
     print("wrote", record.write(name, result).name)

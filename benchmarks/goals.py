@@ -63,11 +63,14 @@ def goals(rows: list[Row]) -> list[dict[str, Any]]:
     """For every budget, yardstick and kind: the best of that kind, and how much nearer ours is, picture by picture.
 
     Args:
-        rows: of an arena, with ``per_picture``; what is missing among them is left out.
+        rows: of an arena, with ``per_picture`` where they are compared; methods that are missing are left out.
 
     Returns:
         ``token_steps``, ``yardstick``, ``ours``, ``kind``, ``other``, both times as shares of the dense run's, and the
         ``difference`` in dB with its 95 % bootstrap interval.
+
+    Raises:
+        ValueError: a row that is compared does not hold the values of its pictures.
     """
     by_name = {row["name"]: row for row in rows}
     found = []
@@ -79,6 +82,8 @@ def goals(rows: list[Row]) -> list[dict[str, Any]]:
                 if ours is None or not others:
                     continue
                 other = max(others, key=lambda row: row["metrics"][yardstick][0])
+                if without := [row["name"] for row in (ours, other) if yardstick not in row.get("per_picture", {})]:
+                    raise ValueError(f"goals: got no values per picture of {', '.join(without)}; paint them --again.")
                 difference = better_by(ours["per_picture"][yardstick], other["per_picture"][yardstick])
                 found.append(
                     {

@@ -67,3 +67,10 @@ def test_the_table_says_who_is_ahead_and_of_caches_how_fast() -> None:
     assert "| ours | preset regions |" in table
     assert "**-3.0**" in table
     assert "as fast; time 0.48, ours 0.44" in table
+
+
+def test_the_best_rival_is_not_passed_over_for_want_of_its_values() -> None:
+    best = row("Euler, 12 steps", "dense", 12, [33.0] * 3)
+    del best["per_picture"]
+    with pytest.raises(ValueError, match="no values per picture of Euler, 12 steps; paint them --again"):
+        goals([OURS, best, row("Euler, 12 even steps", "dense", 12, [30.0] * 3)])

@@ -78,6 +78,16 @@ def test_only_methods_that_are_not_there_yet_or_have_changed_are_painted():
     rows = [{"method": json.loads(json.dumps(method.to_dict()))} for method in (same, before)]
     earlier = {"rows": rows, "failures": {"failed": "does not run"}}
     assert arena.missing([same, changed, new, failed], earlier) == [changed, new]
+    assert arena.missing([same, changed, new, failed], earlier, ["same"]) == [same, changed, new]
+
+
+def test_differences_of_before_stay_where_the_values_per_picture_are_gone():
+    values = {"psnr_dense": [1.0, 2.0], "psnr_converged": [3.0, 5.0]}
+    more = {"psnr_dense": [2.0, 3.0], "psnr_converged": [4.0, 6.0]}
+    rows = [{"name": "a", "per_picture": more}, {"name": "b", "per_picture": values}, {"name": "c"}, {"name": "d"}]
+    before = [{"ours": "c", "other": "d", "psnr_dense": [9.0, 8.0, 10.0]}, {"ours": "a", "other": "b"}]
+    found = arena.paired(rows, [("a", "b"), ("c", "d"), ("a", "c"), ("a", "gone")], before)
+    assert found == [{"ours": "a", "other": "b", "psnr_dense": [1.0] * 3, "psnr_converged": [1.0] * 3}, before[0]]
 
 
 def _git(root: Path, *arguments: str) -> None:
