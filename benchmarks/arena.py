@@ -93,6 +93,15 @@ PAIRS = [
         },
         "skipping only, T 6, order 2": ("UniPC 2, 6 steps", "DPM-Solver++ 2M, 6 steps", "Euler, 6 steps", SPARSE),
         "skipping only, T 8, order 1": (SPARSE,),
+        "regions midway, T 6, order 1": (
+            *("Euler, 6 even steps", "UniPC 2, 6 steps", "DPM-Solver++ 2M, 6 steps", "skipping only, T 6, order 1"),
+            *("random, T 6, order 1", "authors, 0.75, 7 steps", SPARSE, SPARSE.replace("5", "8")),
+        ),
+        "preset regions_faster": (
+            *("Euler, 7 steps", "UniPC 2, 7 steps", "skipping only, T 8, order 1", "preset fast"),
+            *("preset regions_fast", SPARSE, "MagCache 0.5, up to 5 skipped"),
+            "TaylorSeer of attention and MLP order 1, every 6",
+        ),
         "preset quality": (
             *("Euler, 17 steps", "UniPC 2, 17 steps", "Euler, 20 steps", "DBCache 0.08 with TaylorSeer"),
             *("TaylorSeer of attention and MLP order 1, every 2", "TaylorSeer lite order 1, every 2"),

@@ -15,7 +15,8 @@ OURS = {
     17.0: ("preset quality", "regions midway, T 17, order 2"),
     11.5: ("preset regions", "regions midway, T 11.5, order 2"),
     8.75: ("preset regions_fast", "preset regions_fast"),
-    6.0: ("skipping only, T 6, order 1", "skipping only, T 6, order 2"),
+    7.0: ("preset regions_faster", "preset regions_faster"),
+    6.0: ("regions midway, T 6, order 1", "regions midway, T 6, order 1"),
 }
 """Ours by budget, on each yardstick; chosen on other pictures than the arena's."""
 

@@ -138,7 +138,7 @@ def test_from_dict_knows_the_papers_name_and_refuses_unknown_ones() -> None:
 
 
 def test_presets() -> None:
-    assert list(PRESETS) == ["quality", "balanced", "fast", "regions", "regions_fast"]
+    assert list(PRESETS) == ["quality", "balanced", "fast", "regions", "regions_fast", "regions_faster"]
     assert RASConfig.preset("fast") is PRESETS["fast"]
     with pytest.raises(ValueError, match="Did you mean 'balanced'"):
         RASConfig.preset("balance")

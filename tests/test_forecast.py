@@ -10,8 +10,10 @@ from diffusers import FlowMatchHeunDiscreteScheduler, UniPCMultistepScheduler
 
 import ras_dit
 from ras_dit import RASConfig
-from ras_dit.cache import KVAdvance, KVCache, KVStorage
+from ras_dit.cache import KVCache, KVStorage
+from ras_dit.kv_forecast import KVProgress
 from ras_dit.rows import RowIndex
+from ras_dit.selection import membership
 from tiny import REGION, inputs, run, tiny_pipeline
 
 ROWS, HEADS, TOKENS, TEXT, WIDTH = 2, 3, 8, 4, 5
@@ -36,44 +38,80 @@ def test_keys_that_move_linearly_are_forecast_exactly(
         first = RowIndex(torch.tensor([[0, 3, 5], [1, 2, 7]]), TOKENS, False)
         second = RowIndex(torch.tensor([[1, 3], [0, 2]]), TOKENS, False)
     whole = RowIndex(torch.arange(TOKENS).expand(ROWS, -1), TOKENS, True).at(offset)
-    since = torch.full((ROWS, TOKENS), 1.0, dtype=torch.float64)
-    sigma = 1.0
+    progress = KVProgress(ROWS, TOKENS, 1.0, start.device)
     storage = KVStorage(device=torch.device("cpu")) if is_converted else KVStorage()
     cache = KVCache(at(1.0), -at(1.0), storage=storage)
     cache.follow(None, at(1.0), -at(1.0))
     for rows, now in ((None, 0.9), (first, 0.7), (second or first, 0.65), (None, 0.4), (first, 0.3)):
-        advance = KVAdvance(now, sigma, since, damping=1.0)
-        sigma = now
+        advance = progress.advance(now, damping=1.0, reach=None)
+        progress.record(now, None if rows is None else membership(rows.active, TOKENS))
         if rows is None:
             cache.aim_whole(advance, whole)
             dense = KVCache(at(now), -at(now), storage=storage)
             dense.follow(cache, at(now), -at(now))
-            cache, since = dense, torch.full_like(since, now)
+            cache = dense
             continue
         placed = rows.at(offset)
         cache.aim(placed, advance)
         index = placed.positions(LENGTH)[:, None, :, None].expand(-1, HEADS, -1, WIDTH)
         key, value = cache.merge(at(now).gather(2, index), -at(now).gather(2, index))
-        torch.testing.assert_close(key, at(now), atol=1e-7, rtol=0)  # the step is kept in float32
-        torch.testing.assert_close(value, -at(now), atol=1e-7, rtol=0)  # the step is kept in float32
-        since = since.scatter(1, rows.active, now)
+        torch.testing.assert_close(key, at(now), atol=1e-6, rtol=0)  # the step is kept in float32
+        torch.testing.assert_close(value, -at(now), atol=1e-6, rtol=0)  # the step is kept in float32
 
 
 def test_damping_scales_the_slope_and_fresh_rows_learn_theirs() -> None:
     kept = torch.zeros(1, 1, 2, 1)
     cache = KVCache(kept.clone(), kept.clone())
     cache.follow(None, kept, kept)
-    since = torch.full((1, 2), 1.0)
+    progress = KVProgress(1, 2, 1.0, kept.device)
     whole = RowIndex(torch.arange(2)[None], 2, True)
-    cache.aim_whole(KVAdvance(0.9, 1.0, since, 0.5), whole)
+    cache.aim_whole(progress.advance(0.9, 0.5, reach=1.0), whole)
+    progress.record(0.9)
     dense = KVCache(kept + 1.0, kept + 1.0)
     dense.follow(cache, kept + 1.0, kept + 1.0)
     assert dense.key_slope is not None
     assert dense.key_slope.flatten().tolist() == pytest.approx([-10.0, -10.0])
-    dense.aim(RowIndex(torch.tensor([[1]]), 2, True), KVAdvance(0.8, 0.9, since * 0.9, 0.5))
+    dense.aim(RowIndex(torch.tensor([[1]]), 2, True), progress.advance(0.8, 0.5, reach=1.0))
     key, _ = dense.merge(kept[:, :, :1] + 3.0, kept[:, :, :1] + 3.0)
     assert key.flatten().tolist() == pytest.approx([1.5, 3.0]), "half of the slope; the computed value"
     assert dense.key_slope.flatten().tolist() == pytest.approx([-10.0, -20.0]), "(3 - 1) / -0.1"
+
+
+def test_keys_follow_their_slope_no_farther_than_it_was_measured() -> None:
+    progress = KVProgress(1, 3, 1.0, torch.device("cpu"))
+    first = progress.advance(0.9, 0.5, reach=2.0)
+    assert first.change.tolist() == [[0.0] * 3], "no slope was measured yet"
+    progress.record(0.9)
+    second = progress.advance(0.8, 0.5, reach=2.0)
+    torch.testing.assert_close(second.change, torch.full((1, 3), -0.05))
+    progress.record(0.8, torch.tensor([[True, False, False]]))
+    third = progress.advance(0.6, 0.5, reach=2.0)
+    torch.testing.assert_close(third.change, torch.tensor([[-0.1, -0.05, -0.05]]), msg="0.2 of the 0.3 that passed")
+    torch.testing.assert_close(third.followed, torch.tensor([[0.5, 1 / 3, 1 / 3]]))
+    torch.testing.assert_close(third.per_sigma, torch.tensor([[-5.0, -10 / 3, -10 / 3]]))
+    progress.record(0.6, torch.tensor([[False, False, True]]))
+    assert progress.advance(0.6, 0.5, reach=2.0).change[0, 2] == 0
+    fourth = progress.advance(0.1, 0.5, reach=2.0)
+    torch.testing.assert_close(fourth.change, torch.tensor([[0.0, 0.0, -0.25]]), msg="the last may go 0.6 far")
+    torch.testing.assert_close(fourth.followed[0], torch.tensor([0.1 / 0.7, 0.1 / 0.8, 0.5]))
+
+
+def test_keys_catch_up_where_their_forecast_begins_late() -> None:
+    progress = KVProgress(1, 1, 1.0, torch.device("cpu"))
+    progress.advance(0.9, 0.0, reach=None)
+    progress.record(0.9)
+    assert progress.advance(0.8, 0.0, reach=None).change.item() == 0
+    assert progress.advance(0.7, 0.5, reach=None).change.item() == pytest.approx(-0.1), "half of all that passed"
+
+
+def test_tokens_computed_twice_at_a_noise_level_keep_their_slope() -> None:
+    progress = KVProgress(1, 1, 1.0, torch.device("cpu"))
+    progress.advance(0.5, 0.8, reach=1.0)
+    progress.record(0.5)
+    again = progress.advance(0.5, 0.8, reach=1.0)
+    assert (again.change.item(), again.followed.item(), again.per_sigma.item()) == (0, 1, 0)
+    progress.record(0.5)
+    assert progress.advance(0.25, 0.8, reach=1.0).change.item() == pytest.approx(-0.2)
 
 
 def test_forecasts_of_keys_change_the_region_steps_alone() -> None:

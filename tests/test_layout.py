@@ -24,6 +24,7 @@ ORDER = [
     "selection",
     "kernels",
     "rows",
+    "kv_forecast",
     "cache",
     "attention",
     "seams",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 from dataclasses import dataclass
 
 import torch
 
 from ras_dit.kernels import Operations
+from ras_dit.kv_forecast import KVAdvance
 from ras_dit.rows import RowIndex, as_words
 
 
@@ -65,53 +64,6 @@ class KVStorage:
 
 
 AS_COMPUTED = KVStorage()
-
-
-class KVAdvance:
-    """How keys and values are carried from one transformer call of a branch to the next: linearly in sigma.
-
-    Args:
-        sigma: of the call under way.
-        last_sigma: up to which they were carried before.
-        since: sigma at which the keys and values of every token were last computed [R, N].
-        damping: factor on their slope.
-    """
-
-    def __init__(self, sigma: float, last_sigma: float, since: torch.Tensor, damping: float) -> None:
-        self.damping = damping
-        self.change = torch.full((), damping * (sigma - last_sigma), device=since.device)
-        elapsed = sigma - since
-        self.per_sigma = torch.where(elapsed == 0, torch.zeros_like(elapsed), 1 / elapsed)  # [R, N]
-        self._made: dict[object, torch.Tensor] = {}
-
-    @functools.cached_property
-    def twice(self) -> KVAdvance:
-        """The same for two grids side by side."""
-        double = copy.copy(self)
-        double.per_sigma, double._made = torch.cat([self.per_sigma, self.per_sigma], dim=1), {}
-        return double
-
-    def of_rows(self, rows: RowIndex, num_heads: int, length: int, is_flat: bool) -> torch.Tensor:
-        """One over the sigma that passed, for the rows that `KVCache` writes: [1, 1, K, 1] if all rows of the batch are
-        alike, else flat [R * H * K, 1]."""
-        key = (rows.num_active, num_heads, length, is_flat)
-        if key not in self._made:
-            if isinstance(rows.offset, int):
-                fresh = self.per_sigma.gather(1, rows.active)
-            else:  # text rows move as well; nobody reads their slope
-                full = self.per_sigma.new_zeros(len(self.per_sigma), length)
-                at = torch.arange(rows.num_tokens, device=full.device) + rows.offset[:, None]
-                fresh = full.scatter(1, at, self.per_sigma).gather(1, rows.positions(length))
-            fresh = (fresh if is_flat else fresh[:1])[:, None, :, None]
-            self._made[key] = fresh.expand(-1, num_heads, -1, -1).reshape(-1, 1) if is_flat else fresh
-        return self._made[key]
-
-    def of_sequence(self, rows: RowIndex, length: int) -> torch.Tensor:
-        """The same for all rows of a sequence, 0 beside the grid: [R, 1, length, 1]."""
-        full = self.per_sigma.new_zeros(len(self.per_sigma), length)
-        offset = rows.offset[:, None] if isinstance(rows.offset, torch.Tensor) else rows.offset
-        at = torch.arange(rows.num_tokens, device=full.device) + offset
-        return full.scatter(1, at.expand(len(full), -1), self.per_sigma)[:, None, :, None]
 
 
 class KVCache:
@@ -230,7 +182,7 @@ class KVCache:
         assert self.advance is not None
         kept, slope, fresh = (self._as_computed(tensor) for tensor in (kept, slope, fresh))
         missed = fresh - kept.addcmul(slope, self.change)
-        return slope.mul_(self.advance.damping).addcmul_(missed, self.per_sigma)
+        return slope.mul_(self.followed).addcmul_(missed, self.per_sigma)
 
     def _as_computed(self, tensor: torch.Tensor) -> torch.Tensor:
         """Something kept, in the type and at the place of computing: a copy if it is converted for that."""
@@ -251,9 +203,11 @@ class KVCache:
             rows: all tokens of the grid, placed in this sequence.
         """
         self.advance = advance
-        self.change = advance.change.to(self.dtype)
-        passed = advance.of_sequence(rows, self.length)  # a model that attends image by image shares one set (Mochi)
-        self.per_sigma = passed[: self.key.shape[0]].to(self.dtype)
+        self.change, self.followed, self.per_sigma = self._of_sequence(advance, rows)
+
+    def _of_sequence(self, advance: KVAdvance, rows: RowIndex) -> list[torch.Tensor]:
+        # a model that attends image by image shares one set (Mochi)
+        return [each[: self.key.shape[0]].to(self.dtype) for each in advance.of_sequence(rows, self.length)]
 
     def aim(self, rows: RowIndex, advance: KVAdvance | None = None) -> None:
         """Lay out where the rows of a region step go; `merge` and `mask_for` then only read tensors and numbers.
@@ -277,9 +231,9 @@ class KVCache:
             self.moving = self.index
             if is_uniform:
                 self.moving = rows.heads_index(rows.placed, self.num_heads, self.length)
-            self.change = self.advance.change.to(self.dtype)
-            passed = self.advance.of_rows(rows, self.num_heads, self.length, self.is_flat)
-            self.per_sigma = passed.to(self.dtype)
+            self.change = self._of_sequence(self.advance, rows)[0]
+            taken = self.advance.of_rows(rows, self.num_heads, self.length, self.is_flat)
+            self.followed, self.per_sigma = (each.to(self.dtype) for each in taken)
 
     def merge(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Write a region step's rows [R, H, P, d] in place and return the full keys and values [R, H, length, d].
@@ -312,7 +266,7 @@ class KVCache:
             kept, slope, fresh = kept.view(-1, width), slope.view(-1, width), fresh.reshape(-1, width)
         dim = 0 if self.is_flat else 2
         missed = fresh - kept.index_select(dim, self.moving)
-        learned = slope.index_select(dim, self.moving).mul_(self.advance.damping).addcmul_(missed, self.per_sigma)
+        learned = slope.index_select(dim, self.moving).mul_(self.followed).addcmul_(missed, self.per_sigma)
         slope.index_copy_(dim, self.moving, learned)
 
     def _converted(self, kept: torch.Tensor, slope: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor:

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ras_dit.cache import KVAdvance, KVCache, Like
+from ras_dit.cache import KVCache, Like
 from ras_dit.forecast import TokenHistory
+from ras_dit.kv_forecast import KVAdvance, KVProgress
 from ras_dit.plan import StepKind
 from ras_dit.rows import RowIndex
 from ras_dit.trace import Stopwatch
@@ -28,8 +29,7 @@ class Branch:
         kept: the merged noise at the last selection [R, N, D]; what the reference rules give to slow tokens.
         noise_shape: shape of the call's output.
         noise_dtype: its type.
-        kv_since: sigma at which the keys and values of every token were last computed [R, N], where they are forecast.
-        kv_sigma: up to which they were carried.
+        kv_progress: how far its keys and values were carried, where they are forecast.
         num_text: text tokens of the last dense call.
         rest: whatever the transformer returned beside the noise (LTX-2's audio); a skipped step returns it again.
     """
@@ -43,8 +43,7 @@ class Branch:
     kept: torch.Tensor | None = None
     noise_shape: tuple[int, ...] = ()
     noise_dtype: torch.dtype = torch.float32
-    kv_since: torch.Tensor | None = None
-    kv_sigma: float = 0.0
+    kv_progress: KVProgress | None = None
     rest: tuple[object, ...] = ()
     num_text: int = 0
 

@@ -202,10 +202,12 @@ class RASConfig:
 
     @classmethod
     def preset(cls, name: str) -> RASConfig:
-        """The preset ``quality``, ``balanced``, ``fast``, ``regions`` or ``regions_fast``, for runs of any length.
+        """``quality``, ``balanced``, ``fast``, ``regions``, ``regions_fast`` or ``regions_faster``, for runs of any
+        length.
 
-        The first three compute some steps whole, forecast the others and keep no keys and values. The last two compute
-        half of the tokens once between two whole steps, and keep keys and values for that (`Plan` says how many bytes).
+        The first three compute some steps whole, forecast the others and keep no keys and values. Those with regions
+        compute half of the tokens between two whole steps, and keep keys and values for that (`Plan` says how many
+        bytes).
         """
         from ras_dit.presets import PRESETS
 

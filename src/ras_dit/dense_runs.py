@@ -101,7 +101,8 @@ class RecordedRun:
                 is_active = selection.membership(active, num_tokens)
                 missed = missed.masked_fill(is_active[..., None], 0)
                 damping = config.kv_forecast if is_late else 0.0
-                old = (cached.forecast(sigma, 1, damping) - noise).masked_fill(is_active[..., None], 0)
+                old = cached.forecast(sigma, 1, damping, config.forecast_reach) - noise
+                old = old.masked_fill(is_active[..., None], 0)
                 stale = stale + share * weight**2 * old.square().mean(dim=(1, 2))
                 history.record(noise, sigma, is_active)
                 cached.record(noise, sigma, is_active)

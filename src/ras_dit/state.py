@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from ras_dit import selection
-from ras_dit.cache import KVAdvance, KVCache
+from ras_dit.cache import KVCache
 from ras_dit.calls import Branch, Call
 from ras_dit.chooser import TokenChooser
 from ras_dit.config import RASConfig
@@ -15,6 +15,7 @@ from ras_dit.fitted import FittedForecast
 from ras_dit.forecast import TokenHistory, missed_nearby
 from ras_dit.geometry import TokenGrid
 from ras_dit.kernels import Operations
+from ras_dit.kv_forecast import KVProgress
 from ras_dit.plan import Plan, StepKind
 from ras_dit.rows import RowIndex
 from ras_dit.trace import StepTrace, Stopwatch, Trace
@@ -135,20 +136,18 @@ class Generation:
 
     def _carry(self, call: Call, branch: Branch, device: torch.device) -> None:
         """Carry the keys and values of a branch on to the evaluation under way."""
-        sigma, size = self.sigmas[self.index], (branch.num_rows, self.grid.num_tokens)
+        sigma, num_tokens = self.sigmas[self.index], self.grid.num_tokens
         call.forecasts = True
-        if branch.kv_since is not None and branch.layers:
+        if branch.kv_progress is None:
+            branch.kv_progress = KVProgress(branch.num_rows, num_tokens, sigma, device)
+            return
+        if branch.layers:
             damping = self.config.kv_forecast if sigma < self.config.forecast_below else 0.0
-            call.advance = KVAdvance(sigma, branch.kv_sigma, branch.kv_since, damping)
+            call.advance = branch.kv_progress.advance(sigma, damping, self.config.forecast_reach)
             if call.kind == "dense":
-                everything = torch.arange(size[1], device=device).expand(size)
-                call.whole = RowIndex(everything, size[1], is_shared=True, offset=self.grid.num_before)
-        at = torch.full(size, sigma, device=device)
-        is_kept = None if call.is_active is None else ~call.is_active
-        branch.kv_since = (
-            at if is_kept is None or branch.kv_since is None else torch.where(is_kept, branch.kv_since, at)
-        )
-        branch.kv_sigma = sigma
+                everything = torch.arange(num_tokens, device=device).expand(branch.num_rows, -1)
+                call.whole = RowIndex(everything, num_tokens, is_shared=True, offset=self.grid.num_before)
+        branch.kv_progress.record(sigma, call.is_active)
 
     def _why_dense(self, branch: Branch | None, num_rows: int, num_text: int = 0) -> str | None:
         """The reason why a planned region or skipped step cannot be one."""

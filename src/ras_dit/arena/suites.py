@@ -38,13 +38,13 @@ def dense_methods(num_steps: int = NUM_STEPS) -> list[Method]:
     found = [
         Method(f"{name}, {steps} steps", "dense", steps, solver)
         for solver, name in solvers
-        for steps in _counts((20, 17, 14, 12, 9, 6), num_steps)
+        for steps in _counts((20, 17, 14, 12, 9, 7, 6), num_steps)
     ]
     even: tuple[tuple[Solver, str], ...] = (("euler-even", "Euler"), ("ab2-even", "AB2"))
     found += [
         Method(f"{name}, {steps} even steps", "dense", steps, solver)
         for solver, name in even
-        for steps in _counts((17, 12, 9, 6), num_steps)
+        for steps in _counts((17, 12, 9, 7, 6), num_steps)
     ]
     heun = [Method(f"Heun, {steps} steps", "dense", steps, "heun") for steps in _counts((9, 6, 4), num_steps)]
     return [*found, *heun]
@@ -188,6 +188,8 @@ MIDWAY: dict[float, RASConfig] = {
     ),
     11.5: PRESETS["regions"],
     8.75: PRESETS["regions_fast"],
+    7.0: PRESETS["regions_faster"],
+    6.0: PRESETS["regions_faster"].replace(step_ratios=listed((0, 1, 2, 5), 0.5, (11, 16, 18, 24)), forecast_below=0.9),
 }
 """Plans whose region steps stand midway between dense ones, all others skipped; found by search likewise."""
 

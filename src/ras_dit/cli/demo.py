@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 
 def demo(
     presets: Annotated[
-        str, typer.Option("--preset", "-p", help="quality, balanced, fast, regions, regions_fast; several with commas.")
+        str,
+        typer.Option(
+            "--preset",
+            "-p",
+            help="quality, balanced, fast, regions, regions_fast, regions_faster; several with commas.",
+        ),
     ] = "balanced,regions",
     num_prompts: Annotated[int, typer.Option(help="Prompts to paint.")] = 4,
     seed: options.Seed = 4,
