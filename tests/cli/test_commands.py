@@ -253,7 +253,7 @@ def test_videos_are_calibrated_and_tuned(ras_dit: Run, tmp_path: Path) -> None:
     assert code == 0, err
     assert len(RASConfig.load(tmp_path / "fitted.json").forecast_fit) == 4 * 6
     pytest.importorskip("optuna")
-    search = ("--calibration", 2, "--validation", 2, "--trials", 10, "--plan-trials", 0, "--cost", "flops")
+    search = ("--calibration", 2, "--validation", 2, "--trials", 11, "--plan-trials", 0, "--cost", "flops")
     code, _, err = ras_dit("tune", "-m", "a/video", *sizes, *search, "--max-cost", 0.9, "-o", tmp_path / "tune")
     assert code in (0, 1), err
     assert (tmp_path / "tune" / "tuned.report.json").is_file()

@@ -11,7 +11,7 @@ from itertools import accumulate, pairwise, product
 
 from ras_dit.tune.plans import MAX_RATIO, Ratios
 
-GROWTHS = tuple(round(1 + 0.1 * tenth, 1) for tenth in range(11))
+GROWTHS = tuple(round(1 + 0.1 * tenth, 1) for tenth in range(31))
 MAX_TAIL = 3
 MAX_BETWEEN = 3
 FROM_STEP = 0.125
