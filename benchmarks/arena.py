@@ -202,7 +202,10 @@ def paired(
     Args:
         rows: of a result.
         pairs: names of ours and another.
-        earlier: differences that were worked out before; they stay where a row does not hold its pictures' values.
+        earlier: differences that were worked out before; they stay where neither row holds its pictures' values.
+
+    Raises:
+        ValueError: one of two rows alone holds them.
     """
     by_name = {row["name"]: row.get("per_picture") for row in rows}
     kept = {(one["ours"], one["other"]): one for one in earlier or ()}
@@ -211,6 +214,10 @@ def paired(
         if ours not in by_name or other not in by_name:
             continue
         mine, others = by_name[ours], by_name[other]
+        if (mine is None) != (others is None):
+            raise ValueError(
+                f"pairs: got no values per picture of {ours if mine is None else other}; paint it --again."
+            )
         if mine is None or others is None:
             found += [kept[ours, other]] if (ours, other) in kept else []
             continue

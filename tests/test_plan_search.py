@@ -10,8 +10,9 @@ import torch
 from diffusers import UniPCMultistepScheduler
 
 import ras_dit
-from ras_dit import RASConfig
+from ras_dit import PRESETS, RASConfig
 from ras_dit.dense_runs import Choices, RecordedRun, SameRuns
+from ras_dit.plan import build_plan
 from ras_dit.plan_search import NUM_TICKS, is_sound, max_gap, num_first, search
 from tiny import inputs, run, tiny_pipeline
 
@@ -94,14 +95,15 @@ def test_the_plan_found_is_cheap_enough_better_than_regular_steps_and_found_agai
     )
     assert len(ticks) == NUM_TICKS
     assert found == ras_dit.find_plan(pipe, 0.5, REGIONS, num_moves=200, **call())
-    recorded = record_run(pipe, REGIONS, **call())
-    assert recorded.cost(found.step_ratios) <= 0.5
-    assert is_sound(found.step_ratios)
+    recorded, runs = record_run(pipe, REGIONS, **call()), SameRuns(pipe, REGIONS, call())
+    plan = runs.costed(build_plan(found, STEPS, runs.dense.grid.num_tokens))
+    assert 1 / plan.speedup_limit <= 0.5
     regular = search(recorded, REGIONS, 0.5, num_moves=0)
     assert sum(regular.shares) == STEPS // 2
     searched = search(recorded, REGIONS, 0.5, num_moves=200)
+    assert recorded.cost(searched.shares) <= 0.5
+    assert is_sound(searched.shares)
     assert recorded.nearness(searched, REGIONS) > recorded.nearness(regular, REGIONS) + 0.5
-    runs = SameRuns(pipe, REGIONS, call())
     assert runs.nearness(found) >= runs.nearness(searched.config(REGIONS))
     with ras_dit.accelerate(pipe, found) as handle:
         run(pipe, **call())
@@ -114,6 +116,19 @@ def test_a_plan_that_is_better_already_is_kept(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(SameRuns, "nearness", lambda _, config: 9.0 if config == own else 1.0)
     assert ras_dit.find_plan(tiny_pipeline(), 0.5, own, num_moves=50, **call()) == own
     assert ras_dit.find_plan(tiny_pipeline(), 0.45, own, num_moves=50, **call()) != own
+
+
+def test_plans_of_presets_are_run_beside_those_that_were_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[RASConfig] = []
+    monkeypatch.setattr(SameRuns, "nearness", lambda _, config: seen.append(config) or 0.0)
+    ras_dit.find_plan(tiny_pipeline(), 0.45, REGIONS, num_moves=20, **call())
+    ratios = {name: build_plan(RASConfig.preset(name), STEPS, 64) for name in PRESETS}
+    shares = {name: tuple(step.num_active / 64 for step in plan) for name, plan in ratios.items()}
+    tried = {name for name in PRESETS if shares[name] in [config.step_ratios for config in seen]}
+    assert tried == {"regions", "regions_fast"}, "those that use the cost best, and cost no more"
+    seen.clear()
+    ras_dit.find_plan(tiny_pipeline(), 0.45, "balanced", num_moves=20, **call())
+    assert all(set(config.step_ratios) <= {0.0, 1.0} for config in seen)
 
 
 def test_nearness_of_a_run_is_that_of_its_latents() -> None:

@@ -86,8 +86,10 @@ def test_differences_of_before_stay_where_the_values_per_picture_are_gone():
     more = {"psnr_dense": [2.0, 3.0], "psnr_converged": [4.0, 6.0]}
     rows = [{"name": "a", "per_picture": more}, {"name": "b", "per_picture": values}, {"name": "c"}, {"name": "d"}]
     before = [{"ours": "c", "other": "d", "psnr_dense": [9.0, 8.0, 10.0]}, {"ours": "a", "other": "b"}]
-    found = arena.paired(rows, [("a", "b"), ("c", "d"), ("a", "c"), ("a", "gone")], before)
+    found = arena.paired(rows, [("a", "b"), ("c", "d"), ("a", "gone")], before)
     assert found == [{"ours": "a", "other": "b", "psnr_dense": [1.0] * 3, "psnr_converged": [1.0] * 3}, before[0]]
+    with pytest.raises(ValueError, match="no values per picture of c; paint it --again"):
+        arena.paired(rows, [("a", "c")], [{"ours": "a", "other": "c", "psnr_dense": [0.0] * 3}])
 
 
 def _git(root: Path, *arguments: str) -> None:

@@ -19,6 +19,7 @@ from ras_dit.config import RASConfig
 from ras_dit.dense_runs import PROBES, Choices, RecordedRun, SameRuns
 from ras_dit.engine import resolve_config
 from ras_dit.plan import Plan, build_plan
+from ras_dit.presets import PRESETS
 
 DAMPINGS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 LEVELS_BELOW = (0.9, 0.93, 0.96, 1.0)
@@ -39,10 +40,10 @@ def find_plan(
     """Find a plan that stays near to this pipeline's own dense runs, for what it may cost.
 
     One dense run is recorded, six more leave out one evaluation each, and then plans are compared without the model.
-    The best ones of three searches (one of them near to the config's own plan) are run, and that plan beside them if it
-    costs no more: the nearest is taken. It belongs to this pipeline and number of steps; several pictures should be in
-    the call, and other ones than those that are to be judged by. `calibrate` may fit the plan's forecast afterwards;
-    `ras-dit tune` searches by painting, which takes far longer and knows more.
+    The best ones of three searches (one of them near to the config's own plan) are run, and beside them that plan and
+    those of two presets, as far as they cost no more: the nearest is taken. It belongs to this pipeline and number of
+    steps; several pictures should be in the call, and other ones than those that are to be judged by. `calibrate` may
+    fit the plan's forecast afterwards; `ras-dit tune` searches by painting, which takes far longer and knows more.
 
     Args:
         pipe: a pipeline with FlowMatchEulerDiscreteScheduler, RAS not enabled on it.
@@ -93,8 +94,10 @@ def best_plan(
             found.append(search(judged, config, cost, num_moves if start is None else num_moves // 5, seed, start))
         on_progress()
     candidates = [choices.config(config) for choices in dict.fromkeys(found)]
+    candidates += _presets(runs, config, cost, has_regions)
     if own.has_savings and 1 / runs.costed(own).speedup_limit <= cost + 1e-9:
         candidates.insert(0, config)
+    candidates = list(dict.fromkeys(candidates))
     near = []
     for candidate in candidates:
         near.append(runs.nearness(candidate))
@@ -104,7 +107,22 @@ def best_plan(
     return candidates[near.index(max(near))]
 
 
-NUM_CANDIDATES = 4
+def _presets(runs: SameRuns, config: RASConfig, cost: float, has_regions: bool) -> list[RASConfig]:
+    """The plans of the two presets that use the cost best, in runs of this length."""
+    found = []
+    for preset in PRESETS.values():
+        if has_regions or set(preset.step_ratios) <= {0, 1}:
+            own = {name: getattr(preset, name) for name in ("step_ratios", "forecast_damping", "forecast_below")}
+            candidate = config.replace(forecast_order=1, **own)
+            plan = runs.costed(build_plan(candidate, runs.num_steps, runs.dense.grid.num_tokens))
+            if 1 / plan.speedup_limit <= cost + 1e-9:
+                shares = tuple(step.num_active / plan.num_tokens for step in plan)
+                found.append((1 / plan.speedup_limit, candidate.replace(step_ratios=shares)))
+    return [candidate for _, candidate in sorted(found, key=lambda each: -each[0])[:NUM_PRESETS]]
+
+
+NUM_PRESETS = 2
+NUM_CANDIDATES = 4 + NUM_PRESETS
 NUM_TICKS = 1 + len(PROBES) + 3 + NUM_CANDIDATES
 
 
