@@ -133,8 +133,8 @@ class RASConfig:
     )
     forecast_reach: float | None = _option(
         1.0,
-        "A slope is followed at most this many times the distance of the two values it was taken from (> 0); None "
-        "follows it any far.",
+        "A slope (of noise, or of keys and values) is followed at most this many times the distance of the two values "
+        "it was taken from (> 0); None follows it any far.",
     )
     forecast_midpoint: bool = _option(
         False, "Forecast at the middle of the step's sigma interval (Euler schedulers only)."
