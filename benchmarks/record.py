@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -66,23 +66,28 @@ def read(name: str) -> dict[str, Any]:
     for row in result.get("rows", ()):
         config = row.get("config") or (row.get("method") or {}).get("config")
         if config is not None:
-            row["name"] = _with_age(row["name"], config["step_ratios"])
+            row["name"] = _with_age(row["name"], config)
         names.add(row.get("name"))
     for pair in (*result.get("paired", ()), *result.get("goals", ())):
         for side in ("ours", "other"):
-            former = f"{pair[side]}{FORMER}"
-            pair[side] = former if former in names else pair[side]
+            pair[side] = next((pair[side] + age for age in FORMER if pair[side] + age in names), pair[side])
     return result
 
 
-FORMER = ", former plan"
+FORMER = (", former plan", ", former damping")
 RENAMED = {"RAS, T ": "regions in every step, T "}
 """What methods were called in results of before, and are called today (beginnings of names)."""
 
 
-def _with_age(name: str, step_ratios: Sequence[float]) -> str:
+def _with_age(name: str, config: Mapping[str, Any]) -> str:
     preset = PRESETS.get(name.removeprefix("preset ").split(",")[0])  # "regions, no K/V forecast" is one of it
-    return name if preset is None or preset.step_ratios == tuple(step_ratios) else name + FORMER
+    if preset is None:
+        return name
+    if preset.step_ratios != tuple(config["step_ratios"]):
+        return name + FORMER[0]
+    kept = ("forecast_damping", "forecast_below")
+    is_same = all(config.get(option, getattr(preset, option)) == getattr(preset, option) for option in kept)
+    return name if is_same else name + FORMER[1]
 
 
 def origin(result: dict[str, Any]) -> str:
