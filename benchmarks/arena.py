@@ -234,25 +234,30 @@ def missing(methods: list[Method], earlier: dict[str, Any], again: Sequence[str]
 
 
 def merged(earlier: dict[str, Any], added: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Rows of both, in this order of names; each says at which commit it was made.
+    """Rows of both, in this order of names; each says at which commit it was made, and on which hardware if that is
+    not the later one's.
 
     Args:
         earlier: a result.
-        added: a later one of other methods, on the same pictures and the same machine; its rows take the place of those
-            of the same name.
+        added: a later one of other methods, on the same pictures; its rows take the place of those of the same name.
         names: of all methods that are wanted.
 
     Raises:
         ValueError: they were not made alike.
     """
-    for key in ("num_pictures", "call", "hardware", "versions"):
+    for key in ("num_pictures", "call", "versions"):
         if earlier[key] != added[key]:
             raise ValueError(
                 f"--add: got {key} {added[key]}; the result has {earlier[key]}. Rows side by side have to be made "
                 "alike: run the arena without --add."
             )
-    rows = {row["name"]: {"commit": earlier["commit"], **row} for row in earlier["rows"]}
-    rows |= {row["name"]: {"commit": added["commit"], **row} for row in added["rows"] if row["name"] not in REFERENCES}
+    rows = {}
+    for result in (earlier, added):
+        made = {"commit": result["commit"], "hardware": result["hardware"]}
+        rows |= {row["name"]: {**made, **row} for row in result["rows"]}
+    for row in rows.values():
+        if row["hardware"] == added["hardware"]:
+            del row["hardware"]
     failures = earlier["failures"] | added["failures"]
     return {
         **added,

@@ -19,11 +19,15 @@ def arena_table(rows: list[dict[str, Any]]) -> str:
         cells = [_interval(row, "psnr_converged", 1), _interval(row, "psnr_dense", 1), _interval(row, "ssim_dense", 3)]
         cells.append(f"{row['metrics']['subject'][0]:.0%}")
         lines.append(
-            f"| {row['name']} | {row['token_steps']:.2f} | {row['flops_share']:.2f} | {row['time_share']:.2f} | "
-            + " | ".join(cells)
-            + " |"
+            f"| {row['name']}{_mark(row)} | {row['token_steps']:.2f} | {row['flops_share']:.2f} | "
+            f"{row['time_share']:.2f} | " + " | ".join(cells) + " |"
         )
     return "\n".join([*lines, ""])
+
+
+def _mark(row: dict[str, Any]) -> str:
+    """Rows of another machine than the others stand out."""
+    return " †" if "hardware" in row else ""
 
 
 def _interval(row: dict[str, Any], name: str, digits: int) -> str:
@@ -41,8 +45,15 @@ def arena_origin(result: dict[str, Any]) -> str:
         "the same noise. T is "
         "the number of token-steps (of step caches: the share of FLOPs times 28), FLOPs and time the share of those of "
         "the dense run (the fastest call of each). "
-        f"({record.origin(result)})"
+        f"({record.origin(result)}{_elsewhere(result)})"
     )
+
+
+def _elsewhere(result: dict[str, Any]) -> str:
+    """Where the rows with a mark were made."""
+    marked = [row for row in result["rows"] if "hardware" in row]
+    places = sorted({f"{row['hardware']['processor']}, commit {row['commit']}" for row in marked})
+    return f"; †: {'; '.join(places)}" if places else ""
 
 
 def converged_steps(result: dict[str, Any]) -> int:
@@ -125,7 +136,7 @@ def changes_table(result: dict[str, Any], prefix: str) -> str:
     pairs = {pair["other"]: pair for pair in result["paired"] if pair["ours"] == base["name"]}
     for name, row in rows.items():
         changed = [_difference([-x for x in (m, high, low)]) for m, low, high in _of(pairs[name])]
-        lines.append(f"| {name.removeprefix(prefix)} | {_costs(row)} | {' | '.join(changed)} |")
+        lines.append(f"| {name.removeprefix(prefix)}{_mark(row)} | {_costs(row)} | {' | '.join(changed)} |")
     return "\n".join([*lines, ""])
 
 

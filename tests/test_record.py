@@ -59,16 +59,18 @@ def _result(rows, **others):
 
 def test_rows_that_are_added_take_their_places_and_say_where_they_were_made():
     earlier = _result([("dense", 28), ("converged", 200), ("b", 6), ("gone", 5), ("c", 7)], commit="old")
-    added = _result([("dense", 27), ("converged", 199), ("a", 3), ("c", 8)], commit="new", sensitivity=None)
+    others = {"commit": "new", "hardware": {"cores": 4}, "sensitivity": None}
+    added = _result([("dense", 27), ("converged", 199), ("a", 3), ("c", 8)], **others)
     result = arena.merged(earlier, added, ["a", "b", "c", "failed"])
     found = [(row["name"], row["commit"], row["time"]) for row in result["rows"]]
-    assert found == [("dense", "old", 28), ("converged", "old", 200), ("a", "new", 3), ("b", "old", 6), ("c", "new", 8)]
+    assert found == [("dense", "new", 27), ("converged", "new", 199), ("a", "new", 3), ("b", "old", 6), ("c", "new", 8)]
+    assert [row.get("hardware") for row in result["rows"]] == [None, None, None, {"cores": 2}, None]
     assert (result["commit"], result["sensitivity"]) == ("new", {"first": "dense"})
     again = arena.merged(result, _result([("dense", 28), ("a", 4)], commit="newer"), ["a", "b"])
     assert [(row["name"], row["commit"]) for row in again["rows"][2:]] == [("a", "newer"), ("b", "old")]
 
 
-@pytest.mark.parametrize("other", [{"num_pictures": 3}, {"hardware": {"cores": 4}}, {"versions": {"torch": "3"}}])
+@pytest.mark.parametrize("other", [{"num_pictures": 3}, {"call": {"guidance_scale": 2}}, {"versions": {"torch": "3"}}])
 def test_rows_that_were_not_made_alike_are_not_put_side_by_side(other):
     key = next(iter(other))
     with pytest.raises(ValueError, match=f"got {key} .*run the arena without --add"):
