@@ -115,7 +115,7 @@ def quality_blocks() -> dict[str, str]:
 
 
 def goals_block(result: dict[str, Any]) -> str:
-    """Ours against the best of each kind of rival, at four budgets."""
+    """Ours against the best of each kind of rival, at five budgets."""
     return (
         f"{result['num_pictures']} pictures of the embedded model, differences in PSNR picture by picture with 95 % "
         "bootstrap intervals; of each kind of rival the best that costs as much. Times are shares of the dense run's. "

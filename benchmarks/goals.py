@@ -1,4 +1,4 @@
-"""Ours against whatever else costs as much, at four budgets: the shortest answer that the arena gives."""
+"""Ours against whatever else costs as much, at five budgets: the shortest answer that the arena gives."""
 
 from __future__ import annotations
 
