@@ -39,6 +39,9 @@ def test_keys_that_move_linearly_are_forecast_exactly(
         second = RowIndex(torch.tensor([[1, 3], [0, 2]]), TOKENS, False)
     whole = RowIndex(torch.arange(TOKENS).expand(ROWS, -1), TOKENS, True).at(offset)
     progress = KVProgress(ROWS, TOKENS, 1.0, start.device)
+    progress.since, progress.gap, progress.followed = (
+        each.double() for each in (progress.since, progress.gap, progress.followed)
+    )
     storage = KVStorage(device=torch.device("cpu")) if is_converted else KVStorage()
     cache = KVCache(at(1.0), -at(1.0), storage=storage)
     cache.follow(None, at(1.0), -at(1.0))
@@ -55,8 +58,8 @@ def test_keys_that_move_linearly_are_forecast_exactly(
         cache.aim(placed, advance)
         index = placed.positions(LENGTH)[:, None, :, None].expand(-1, HEADS, -1, WIDTH)
         key, value = cache.merge(at(now).gather(2, index), -at(now).gather(2, index))
-        torch.testing.assert_close(key, at(now), atol=1e-6, rtol=0)  # the step is kept in float32
-        torch.testing.assert_close(value, -at(now), atol=1e-6, rtol=0)  # the step is kept in float32
+        torch.testing.assert_close(key, at(now), atol=1e-7, rtol=0)
+        torch.testing.assert_close(value, -at(now), atol=1e-7, rtol=0)
 
 
 def test_damping_scales_the_slope_and_fresh_rows_learn_theirs() -> None:

@@ -543,7 +543,7 @@ def pipe() -> Any:
 
 def tuning(folder: Path, **changes: Any) -> Tuning:
     settings: dict[str, Any] = {
-        "target": Target((Floor(PSNR, 16.0),), cost="flops"),
+        "target": Target((Floor(PSNR, 20.0),), cost="flops"),
         "calibration": SCENES[:3],
         "validation": SCENES[3:6],
         "call": {"height": 32, "width": 32, "max_sequence_length": TEXT_LENGTH},
@@ -568,12 +568,12 @@ def test_a_whole_tuning(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
         patch.setattr(Bench, "measure", stops)
         with pytest.raises(KeyboardInterrupt):
-            job.run(pipe, 21, 3)
+            job.run(pipe, 30, 3)
     references = {path: path.stat().st_mtime_ns for path in (tmp_path / "references").rglob("*.safetensors")}
     assert len(references) == 4
-    outcome = job.run(pipe, 21, 3)
+    outcome = job.run(pipe, 30, 3)
     assert all(path.stat().st_mtime_ns == before for path, before in references.items()), "painted once"
-    assert len(outcome.trials) == 24
+    assert len(outcome.trials) == 33
     labels = [found.label for found in outcome.baselines]
     assert [label.partition("second order ")[2] for label in labels] == ["", "(AB2)", "(UniPC)"]
     chosen_cost = outcome.verdict.validated.cost

@@ -203,11 +203,12 @@ class KVCache:
             rows: all tokens of the grid, placed in this sequence.
         """
         self.advance = advance
-        self.change, self.followed, self.per_sigma = self._of_sequence(advance, rows)
+        laid_out = advance.of_sequence(rows, self.length)
+        self.change, self.followed, self.per_sigma = (self._of_own(each) for each in laid_out)
 
-    def _of_sequence(self, advance: KVAdvance, rows: RowIndex) -> list[torch.Tensor]:
-        # a model that attends image by image shares one set (Mochi)
-        return [each[: self.key.shape[0]].to(self.dtype) for each in advance.of_sequence(rows, self.length)]
+    def _of_own(self, laid_out: torch.Tensor) -> torch.Tensor:
+        """In the type of what is kept; a model that attends image by image shares one set (Mochi)."""
+        return laid_out[: self.key.shape[0]].to(self.dtype)
 
     def aim(self, rows: RowIndex, advance: KVAdvance | None = None) -> None:
         """Lay out where the rows of a region step go; `merge` and `mask_for` then only read tensors and numbers.
@@ -231,7 +232,7 @@ class KVCache:
             self.moving = self.index
             if is_uniform:
                 self.moving = rows.heads_index(rows.placed, self.num_heads, self.length)
-            self.change = self._of_sequence(self.advance, rows)[0]
+            self.change = self._of_own(self.advance.of_sequence(rows, self.length)[0])
             taken = self.advance.of_rows(rows, self.num_heads, self.length, self.is_flat)
             self.followed, self.per_sigma = (each.to(self.dtype) for each in taken)
 
