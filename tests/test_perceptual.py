@@ -162,6 +162,10 @@ def test_clip_score_is_100_times_the_cosine(files: SimpleNamespace, tmp_path: Pa
         text = model.text_projection(model.text_model(**words).pooler_output)[0]
         image = model.visual_projection(model.vision_model(**pixels).pooler_output)[0]
         assert value == pytest.approx(100 * float(torch.cosine_similarity(text, image, dim=0)), abs=1e-3)
+    films = torch.stack([painted, painted.flip(0), painted[[1, 1, 0]]])
+    frames = found.clip_scores(films.flatten(0, 1), [prompt for prompt in prompts for _ in films], tmp_path / "frames")
+    means = [sum(frames[at : at + 3]) / 3 for at in (0, 3, 6)]
+    assert found.clip_scores(films, prompts, tmp_path / "films") == pytest.approx(means, abs=1e-4)
 
 
 def test_what_is_not_at_hand_is_left_out_with_a_line_that_says_what_to_give(tmp_path: Path) -> None:

@@ -45,7 +45,8 @@ def save_png(
     """Write a PNG with text chunks; values that are no strings are written as JSON.
 
     Args:
-        image: a picture, or the frames of a video, which make an animated PNG: browsers play it, nothing is lost.
+        image: a picture, or the frames of a video, which make an animated PNG: browsers play it, nothing is lost,
+            and frames that are equal stay as many as they are.
         path: where.
         metadata: the text chunks.
         fps: frames per second of a video.
@@ -56,7 +57,11 @@ def save_png(
     for key, value in (metadata or {}).items():
         chunks.add_itxt(key, value if isinstance(value, str) else json.dumps(value))
     first, *others = image if isinstance(image, Sequence) else [image]
-    animated = {"save_all": True, "append_images": others, "duration": 1000 / fps, "loop": 0} if others else {}
+    animated: dict[str, Any] = {}
+    if others:
+        animated = {"save_all": True, "append_images": others, "duration": 1000 / fps, "loop": 0}
+        if "A" not in first.mode:  # where all is opaque, blends look the same; Pillow joins equal frames of equal blend
+            animated["blend"] = [index % 2 for index in range(1 + len(others))]
     with whole_file(path) as temporary:
         first.save(temporary, format="PNG", pnginfo=chunks, **animated)
 

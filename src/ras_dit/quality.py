@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -32,7 +33,7 @@ def psnr(first: Picture, second: Picture) -> float:
     Source: 10 log10(1 / mean squared error), for a peak of 1.
     """
     a, b = _pair(first, second)
-    error = (a - b).square().mean()
+    error = torch.stack([(x - y).square().mean() for x, y in _parts(a, b)]).mean()
     return float("inf") if error == 0 else float(-10 * torch.log10(error))
 
 
@@ -43,7 +44,7 @@ def ssim(first: Picture, second: Picture) -> float:
     standard deviation of 1.5, without Bessel's correction.
 
     Args:
-        first: as for `psnr`, at least 11 x 11 pixels.
+        first: as for `psnr`, at least 11 x 11 pixels; of a video [F, C, H, W] it is the mean over its frames.
         second: likewise, of the same size.
 
     Raises:
@@ -56,6 +57,12 @@ def ssim(first: Picture, second: Picture) -> float:
         raise ValueError(
             f"ssim: got a picture of {a.shape[-1]} x {a.shape[-2]} pixels; allowed: at least {WINDOW_SIZE} each way."
         )
+    return float(torch.stack([_likeness(x, y) for x, y in _parts(a, b)]).mean())
+
+
+def _likeness(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """SSIM of a plane [H, W] to another."""
+    a, b = a[None], b[None]
     mean_a, mean_b = _blur(a), _blur(b)
     var_a = _blur(a * a) - mean_a * mean_a
     var_b = _blur(b * b) - mean_b * mean_b
@@ -63,7 +70,7 @@ def ssim(first: Picture, second: Picture) -> float:
     c1, c2 = K1**2, K2**2
     luminance = (2 * mean_a * mean_b + c1) / (mean_a * mean_a + mean_b * mean_b + c1)
     structure = (2 * covariance + c2) / (var_a + var_b + c2)
-    return float((luminance * structure).mean())
+    return (luminance * structure).mean()
 
 
 def _blur(planes: torch.Tensor) -> torch.Tensor:
@@ -84,12 +91,23 @@ def _pair(first: Picture, second: Picture) -> tuple[torch.Tensor, torch.Tensor]:
     return a, b
 
 
+def _parts(a: torch.Tensor, b: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Plane by plane [H, W] in float64, so that a long video needs no memory to speak of."""
+    for one, other in zip(a, b, strict=True):
+        yield _in_range(one), _in_range(other)
+
+
+def _in_range(plane: torch.Tensor) -> torch.Tensor:
+    values = plane.to(torch.float64)
+    return values if plane.is_floating_point() else values / 255
+
+
 def _size(planes: torch.Tensor) -> str:
     return f"{planes.shape[-1]} x {planes.shape[-2]} pixels with {planes.shape[0]} channel(s)"
 
 
 def _planes(picture: Picture) -> torch.Tensor:
-    """Colour planes [P, H, W], float64 in [0, 1]."""
+    """Colour planes [P, H, W]: integers in [0, 255] or floats in [0, 1]."""
     if isinstance(picture, torch.Tensor):
         values = picture.detach().cpu()
     else:
@@ -98,8 +116,7 @@ def _planes(picture: Picture) -> torch.Tensor:
             values = values.permute(2, 0, 1)
     if values.ndim < 2 or values.numel() == 0:
         raise ValueError(f"quality: got values of shape {tuple(values.shape)}; allowed: a picture with pixels.")
-    peak = 1.0 if values.is_floating_point() else 255.0
-    values = values.to(torch.float64) / peak
-    if not bool(((values >= 0) & (values <= 1)).all()):
+    peak = 1 if values.is_floating_point() else 255
+    if values.dtype != torch.uint8 and not bool(((values >= 0) & (values <= peak)).all()):
         raise ValueError("quality: got values outside the range; allowed: integers in [0, 255] or floats in [0, 1].")
     return values.reshape(-1, *values.shape[-2:])

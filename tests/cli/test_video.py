@@ -15,6 +15,9 @@ from PIL import Image, ImageSequence
 
 import ras_dit as library
 from families import wan
+from ras_dit.arena import SUITES, Method, StepCache
+from ras_dit.arena.suites import TAYLORSEER
+from ras_dit.files import save_png
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -115,3 +118,112 @@ def test_frames_are_refused_where_pictures_are_made(ras_dit: Run, model: str, mo
     assert code == 2
     assert "num_frames: StableDiffusion3Pipeline has no such option." in err
     assert not list(tmp_path.glob("*.png"))
+
+
+def of_its_own_scheduler() -> Any:
+    """As Wan comes: UniPC."""
+    pipe = build()
+    pipe.scheduler = diffusers.UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    return pipe
+
+
+@pytest.mark.parametrize("built", [build, of_its_own_scheduler])
+def test_an_arena_of_videos(
+    ras_dit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built: Callable[[], Any]
+) -> None:
+    """Any scheduler: what it cannot sample with is listed, and its own steps have its name."""
+    monkeypatch.setattr("ras_dit.cli.pipelines.load_pipeline", lambda *_, allows_video: built())
+    every_second = {"cache_interval": 2, "max_order": 1}
+    methods = [
+        Method("Euler, 3 steps", "dense", 3),
+        Method("AB2, 3 steps", "dense", 3, "ab2"),
+        Method("RAS", "ras", 6, config=library.RASConfig(sample_ratio=0.5, warmup_steps=2)),
+        Method(
+            "TaylorSeer",
+            "cache",
+            6,
+            cache=StepCache("taylorseer", {**every_second, **TAYLORSEER[" of attention and MLP"]}),
+        ),
+        Method("finds nothing", "cache", 6, cache=StepCache("taylorseer", every_second)),
+    ]
+    monkeypatch.setitem(SUITES, "dense", lambda num_steps: methods)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a fox\na cat\n")
+    folder = tmp_path / "arena"
+    words = ("arena", *SHORT, "--prompts-file", prompts, "--suites", "dense", "--converged-steps", 9, "-o", folder)
+    code, out, err = ras_dit(*words, "--fps", 8)
+    assert code == 0, err
+    result = json.loads((folder / "results.json").read_text())
+    rows = {row["name"]: row for row in result["rows"]}
+    own = built is of_its_own_scheduler
+    half = "UniPCMultistep, 3 steps" if own else "Euler, 3 steps"
+    assert set(rows) == {"dense", "converged", half, "RAS", "TaylorSeer", *([] if own else ["AB2, 3 steps"])}
+    assert rows["converged"]["method"]["solver"] == ("euler" if own else "ab2")
+    assert list(result["failures"]) == [*(["AB2, 3 steps"] if own else []), "finds nothing"]
+    assert "taylorseer found nothing to hook in WanTransformer3DModel" in out
+    assert ("need a pipeline with FlowMatchEulerDiscreteScheduler" in out) is own
+    dense, ours = (frames_of(folder / slug / "00001.png") for slug in ("dense", "ras"))
+    assert len(dense) == len(ours) == 5
+    errors = [np.square((a.astype(float) - b) / 255).mean() for a, b in zip(dense, ours, strict=True)]
+    assert rows["RAS"]["per_picture"]["psnr_dense"][1] == pytest.approx(-10 * np.log10(np.mean(errors)), abs=1e-3)
+    assert rows["RAS"]["token_steps"] == pytest.approx(2 + 4 * 0.5, abs=0.3)
+    assert rows["RAS"]["flops_share"] < 1 > rows["TaylorSeer"]["flops_share"]
+    assert result["sensitivity"]["second"] == half
+    assert len(list((folder / "dense").glob("run-*.json"))) == 2, "one video per call"
+    with Image.open(folder / "dense" / "00000.png") as image:
+        assert image.info["duration"] == 125
+
+
+def test_an_arena_of_two_transformers(ras_dit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wan 2.2: the FLOPs of both count, and diffusers' caches, which know of one only, are listed."""
+
+    def built(*_: object, allows_video: bool) -> Any:
+        two = wan.build_two()
+        pipe = build()
+        pipe.register_modules(transformer_2=two.transformer_2)
+        pipe.register_to_config(boundary_ratio=0.7)
+        return pipe
+
+    monkeypatch.setattr("ras_dit.cli.pipelines.load_pipeline", built)
+    cached = Method("TaylorSeer", "cache", 6, cache=StepCache("taylorseer", {"cache_interval": 2, "max_order": 1}))
+    ours = Method("RAS", "ras", 6, config=library.RASConfig(step_ratios=(1.0, 0.0, 1.0, 1.0, 0.0, 1.0)))
+    monkeypatch.setitem(SUITES, "dense", lambda num_steps: [cached, ours])
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a fox\n")
+    words = ("--prompts-file", prompts, "--suites", "dense", "--converged-steps", 9, "-o", tmp_path / "arena")
+    code, _, err = ras_dit("arena", *SHORT, *words)
+    assert code == 0, err
+    result = json.loads((tmp_path / "arena" / "results.json").read_text())
+    assert "two transformers" in result["failures"]["TaylorSeer"]
+    row = next(row for row in result["rows"] if row["name"] == "RAS")
+    assert row["token_steps"] == 4
+    assert row["flops_share"] == pytest.approx(4 / 6, abs=1e-3)
+
+
+def test_an_arena_of_a_scheduler_that_adds_noise_is_refused(
+    ras_dit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def noisy(*_: object, allows_video: bool) -> Any:
+        pipe = build()
+        pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, stochastic_sampling=True)
+        return pipe
+
+    monkeypatch.setattr("ras_dit.cli.pipelines.load_pipeline", noisy)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a fox\n")
+    code, _, err = ras_dit("arena", *SHORT, "--prompts-file", prompts, "-o", tmp_path / "arena")
+    assert code == 2
+    assert "adds fresh noise at every step, so that RAS runs dense and nothing can be compared" in err
+    assert not list((tmp_path / "arena").rglob("*.png"))
+
+
+def test_frames_that_are_equal_stay_as_many_as_they_are(tmp_path: Path) -> None:
+    """Pillow joins them otherwise, and a video without motion becomes a picture."""
+    red, blue = (Image.new("RGB", (8, 8), color) for color in ("red", "blue"))
+    for number, frames in enumerate(([red, red, red], [red, blue, blue, red, red])):
+        save_png(frames, tmp_path / f"{number}.png")
+        read = frames_of(tmp_path / f"{number}.png")
+        assert len(read) == len(frames)
+        assert all(np.array_equal(a, np.asarray(b)) for a, b in zip(read, frames, strict=True))

@@ -46,10 +46,16 @@ class Measures:
         self.left_out = {} if perceptual is None else dict(perceptual.left_out)
         self._leave_out_what_cannot_be()
         self.real: dict[str, torch.Tensor] = {}
-        if perceptual is not None:
+        if perceptual is not None and self.has("inception"):
             self.real = perceptual.real_features(arena.folder / "real-inception.safetensors")
 
+    @property
+    def is_video(self) -> bool:
+        return self.references[DENSE].ndim == 5
+
     def _leave_out_what_cannot_be(self) -> None:
+        if self.is_video and self.perceptual is not None and self.perceptual.inception is not None:
+            self.left_out |= dict.fromkeys(("fid", "sfid", "kid"), "for pictures; it does not see how a video moves.")
         count, (height, width) = len(self.arena.scenes), self.references[DENSE].shape[-2:]
         if min(height, width) < MIN_LPIPS_SIZE and self.has("lpips"):
             self.left_out["lpips"] = f"pictures of {width} x {height}; needs {MIN_LPIPS_SIZE} pixels a side."
@@ -64,6 +70,8 @@ class Measures:
 
     def has(self, network: str) -> bool:
         """Is a network at hand, and of use here: ``lpips``, ``inception`` or ``clip``."""
+        if network == "inception" and self.is_video:
+            return False
         return getattr(self.perceptual, network, None) is not None and network not in self.left_out
 
     def of(self, method: Method) -> Measured:

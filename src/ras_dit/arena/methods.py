@@ -21,9 +21,12 @@ from diffusers import (
 )
 
 from ras_dit.config import RASConfig
+from ras_dit.pipeline import transformers_of
+from ras_dit.schedule import is_euler
 
 Solver = Literal["euler", "ab2", "heun", "unipc", "dpm++", "euler-even", "ab2-even"]
-"""``-even``: on a grid of even noise levels, 1 to 1 / steps, to which the pipeline's shift is applied once."""
+"""``euler``: the pipeline's own scheduler, whatever it is. ``-even``: on a grid of even noise levels, 1 to 1 / steps,
+to which the pipeline's shift is applied once."""
 Cache = Literal["first_block", "taylorseer", "magcache", "pyramid", "faster", "dbcache"]
 
 
@@ -176,7 +179,7 @@ def applied(pipe: Any, method: Method, calibrate: Callable[[], Any] | None = Non
     """A pipeline that samples by this method inside the block, and is as before after it.
 
     Args:
-        pipe: with a flow-matching scheduler.
+        pipe: a supported one.
         method: what to put on it.
         calibrate: paints one picture; for MagCache, which measures the model first.
 
@@ -203,6 +206,20 @@ def applied(pipe: Any, method: Method, calibrate: Callable[[], Any] | None = Non
         pipe.scheduler = original
 
 
+def why_unfit(scheduler: Any, solver: Solver) -> str:
+    """Why a pipeline with this scheduler cannot sample with a solver; empty if it can."""
+    if solver == "euler":
+        return ""
+    if not is_euler(scheduler):
+        return (
+            f"solver: got {solver!r} on {type(scheduler).__name__}; other solvers than 'euler' (the pipeline's own) "
+            "need a pipeline with FlowMatchEulerDiscreteScheduler."
+        )
+    if scheduler.config.get("use_dynamic_shifting") and solver in ("heun", "unipc", "dpm++"):
+        return f"solver: got {solver!r}; with use_dynamic_shifting only 'euler' and 'ab2', even or not, are comparable."
+    return ""
+
+
 def scheduler_of(scheduler: Any, solver: Solver, visited: tuple[int, ...] = ()) -> Any:
     """A fresh scheduler of this order: ``euler``, ``ab2`` and ``heun`` on the noise levels of the pipeline's own (or on
     some of them), ``unipc`` and ``dpm++`` on those that they make of its shift, the others on an even grid.
@@ -211,13 +228,10 @@ def scheduler_of(scheduler: Any, solver: Solver, visited: tuple[int, ...] = ()) 
         ValueError: the pipeline's scheduler is no flow-matching Euler one, or uses what the solver cannot.
     """
     config = scheduler.config
+    if reason := why_unfit(scheduler, solver):
+        raise ValueError(reason)
     if solver == "euler":
         return type(scheduler).from_config(config)
-    if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-        raise ValueError(
-            f"solver: got {solver!r} on {type(scheduler).__name__}; other solvers than 'euler' (the pipeline's own) "
-            "need a pipeline with FlowMatchEulerDiscreteScheduler."
-        )
     if solver in ("euler-even", "ab2-even"):
         even: Any = EvenEulerScheduler if solver == "euler-even" else EvenAdamsBashforth2Scheduler
         return even.from_config(config)
@@ -227,10 +241,6 @@ def scheduler_of(scheduler: Any, solver: Solver, visited: tuple[int, ...] = ()) 
         return visiting
     if solver == "ab2":
         return AdamsBashforth2Scheduler.from_config(config)
-    if config.get("use_dynamic_shifting"):
-        raise ValueError(
-            f"solver: got {solver!r}; with use_dynamic_shifting only 'euler' and 'ab2', even or not, are comparable."
-        )
     if solver == "heun":
         return FlowMatchHeunDiscreteScheduler(num_train_timesteps=config.num_train_timesteps, shift=config.shift)
     kind = UniPCMultistepScheduler if solver == "unipc" else DPMSolverMultistepScheduler
@@ -250,6 +260,8 @@ def _cached(pipe: Any, method: Method, calibrate: Callable[[], Any] | None) -> I
         with _db_cached(pipe, method):
             yield
         return
+    if len(transformers_of(pipe)) > 1:
+        raise ValueError(f"{method.name}: got a pipeline with two transformers; diffusers puts a cache on one of them.")
     options = dict(method.cache.options)
     if method.cache.kind == "taylorseer":  # diffusers keeps what it predicts from in bfloat16 otherwise
         options["taylor_factors_dtype"] = next(pipe.transformer.parameters()).dtype
@@ -295,16 +307,24 @@ def _hooked(transformer: torch.nn.Module, kind: str, options: Mapping[str, Any])
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
     try:
         put(transformer, config(**options))
+        if not any(True for _ in _cache_hooks(transformer)):
+            raise ValueError(f"cache: {kind} found nothing to hook in {type(transformer).__name__}.")
         registry.invalidate_child_registries_cache()
         _set_cache_context(transformer, CacheContext("arena"))
         yield
     finally:
-        for module in transformer.modules():
-            own: Any = getattr(module, "_diffusers_hook", None)
-            for name in [] if own is None else list(own._hook_order):
-                if any(word in name for word in ("fbc", "mag_cache", "taylorseer", "pyramid", "faster_cache")):
-                    own.remove_hook(name, recurse=False)
+        for own, name in list(_cache_hooks(transformer)):
+            own.remove_hook(name, recurse=False)
         registry.invalidate_child_registries_cache()
+
+
+def _cache_hooks(transformer: torch.nn.Module) -> Iterator[tuple[Any, str]]:
+    """Every registry with a cache's hook, and that hook's name."""
+    for module in transformer.modules():
+        own: Any = getattr(module, "_diffusers_hook", None)
+        for name in [] if own is None else own._hook_order:
+            if any(word in name for word in ("fbc", "mag_cache", "taylorseer", "pyramid", "faster_cache")):
+                yield own, name
 
 
 def _magnitude_ratios(pipe: Any, steps: int, calibrate: Callable[[], Any] | None) -> list[float]:

@@ -62,7 +62,8 @@ class Weights:
 
 @dataclass
 class Perceptual:
-    """The networks that could be loaded; all methods take pictures uint8 [N, 3, H, W].
+    """The networks that could be loaded; all methods take pictures uint8 [N, 3, H, W], LPIPS and CLIP score videos
+    [N, F, 3, H, W], too, and give the mean over their frames.
 
     Attributes:
         device: that the networks run on.
@@ -161,8 +162,9 @@ class Perceptual:
         """As `lpips_to`, computed every time, [N]."""
         assert self.lpips is not None
         network = self.lpips[1]
-        parts = zip(pictures.split(self.batch), others.split(self.batch), strict=True)
-        return torch.cat([network(a.to(self.device), b.to(self.device)).cpu() for a, b in parts])
+        parts = zip(_frames(pictures).split(self.batch), _frames(others).split(self.batch), strict=True)
+        found = torch.cat([network(a.to(self.device), b.to(self.device)).cpu() for a, b in parts])
+        return found.reshape(len(pictures), -1).mean(dim=1)
 
     @torch.no_grad()
     def clip_scores(self, pictures: Tensor, prompts: Sequence[str], cache: Path) -> list[float]:
@@ -177,14 +179,15 @@ class Perceptual:
         options = {"return_tensors": "pt", "padding": True, "truncation": True, "max_length": longest}
 
         def compute() -> dict[str, Tensor]:
-            scores = []
-            for start in range(0, len(pictures), self.batch):
-                part = slice(start, start + self.batch)
-                words = list(prompts[part])
-                inputs = processor(text=words, images=list(pictures[part]), **options).to(self.device)
+            scores, frames = [], _frames(pictures)
+            each = len(frames) // len(pictures)
+            for start in range(0, len(frames), self.batch):
+                part = frames[start : start + self.batch]
+                words = [prompts[index // each] for index in range(start, start + len(part))]
+                inputs = processor(text=words, images=list(part), **options).to(self.device)
                 found = model(**inputs)
                 scores.append(100 * (found.image_embeds * found.text_embeds).sum(1).float().cpu())
-            return {"clip": torch.cat(scores)}
+            return {"clip": torch.cat(scores).reshape(len(pictures), each).mean(dim=1)}
 
         return _cached(cache, (digest, pictures, *prompts), compute)["clip"].tolist()
 
@@ -227,6 +230,11 @@ class Perceptual:
         if real and len(own["fid"]) >= MIN_KERNEL_PICTURES:
             found["kid_real"] = kernel_to(own["fid"].to(where), real["fid"].to(where))
         return found
+
+
+def _frames(pictures: Tensor) -> Tensor:
+    """All frames of videos, or the pictures: [N * F, 3, H, W]."""
+    return pictures.flatten(0, -4)
 
 
 def picture_files(folder: Path) -> tuple[Path, ...]:

@@ -12,13 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ras_dit.arena.methods import Method, applied
+from ras_dit.arena.methods import Method, Solver, applied, why_unfit
 from ras_dit.files import claim_folder, save_png, save_text
+from ras_dit.pipeline import transformers_of
+from ras_dit.schedule import why_stochastic
 
 DENSE, CONVERGED = "dense", "converged"
 
@@ -44,11 +46,18 @@ def call_for(pipe: Any, scenes: Sequence[Scene], steps: int, call: dict[str, Any
     )
 
 
-class Arena:
-    """A folder of pictures by method, and the runs that made them.
+def pixels(image: Image.Image | Sequence[Image.Image]) -> torch.Tensor:
+    """uint8 [3, H, W] of a picture, [F, 3, H, W] of the frames of a video."""
+    if isinstance(image, Sequence):
+        return torch.stack([pixels(frame) for frame in image])
+    return torch.from_numpy(np.array(image.convert("RGB"))).movedim(-1, 0).contiguous()
 
-    Two methods are always there: ``dense`` (Euler, ``steps``) and ``converged`` (Adams-Bashforth 2,
-    ``converged_steps``); all others are compared with their pictures.
+
+class Arena:
+    """A folder of pictures (or videos, as animated PNGs) by method, and the runs that made them.
+
+    Two methods are always there: ``dense`` (the pipeline's own scheduler, ``steps``) and ``converged``
+    (``converged_steps``); all others are compared with their pictures.
 
     Args:
         folder: where everything goes; an arena that was begun there goes on.
@@ -58,6 +67,8 @@ class Arena:
         batch: pictures per call.
         steps: of the dense reference.
         converged_steps: of the converged one.
+        converged_solver: of the converged one; `converged_solver_of` says which is best for a pipeline.
+        fps: frames per second that videos are shown at.
 
     Raises:
         ValueError: the folder holds an arena of other scenes or calls, or two methods have one name.
@@ -72,16 +83,18 @@ class Arena:
         batch: int = 8,
         steps: int = 28,
         converged_steps: int = 200,
+        converged_solver: Solver = "ab2",
+        fps: int = 16,
     ) -> None:
         references = [
             Method(DENSE, "dense", steps),
-            Method(CONVERGED, "converged", converged_steps, solver="ab2"),
+            Method(CONVERGED, "converged", converged_steps, solver=converged_solver),
         ]
         self.methods = [*references, *methods]
         names = [method.slug for method in self.methods]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"methods: got {', '.join(twice)} twice; names must differ.")
-        self.folder, self.scenes, self.call, self.batch = folder, list(scenes), call, batch
+        self.folder, self.scenes, self.call, self.batch, self.fps = folder, list(scenes), call, batch, fps
         purpose = {"scenes": [asdict(scene) for scene in scenes], "call": call, "batch": batch}
         if claim_folder(folder / "arena.json", purpose):
             raise ValueError(
@@ -98,15 +111,22 @@ class Arena:
         """Paint whatever is missing, the methods in turns, batch by batch, so that times are comparable.
 
         Args:
-            pipe: a flow-matching text-to-image pipeline.
+            pipe: makes pictures or videos from prompts.
             on_call: called after every pipeline call, painted or found.
 
         Raises:
-            ValueError: a method was painted before with other options.
+            ValueError: a method was painted before with other options, or the pipeline's scheduler adds fresh noise.
         """
+        if reason := why_stochastic(pipe.scheduler):
+            raise ValueError(f"arena: {reason}, so that RAS runs dense and nothing can be compared; use another one.")
         for method in self.methods:
             self._check_method(method)
         self._claim_pipeline(pipe)
+        for method in self.methods:
+            if reason := why_unfit(pipe.scheduler, method.solver):
+                if method.slug == CONVERGED:
+                    raise ValueError(f"converged_{reason}")
+                save_text(reason, self.folder / method.slug / "failure.txt")
         is_warm = False
         for start in range(0, len(self.scenes), self.batch):
             indices = range(start, min(start + self.batch, len(self.scenes)))
@@ -162,22 +182,22 @@ class Arena:
         return [json.loads(path.read_text()) for path in sorted((self.folder / method.slug).glob("run-*.json"))]
 
     def pictures(self, method: Method) -> torch.Tensor:
-        """All pictures of a method, uint8 [N, 3, H, W]."""
-        arrays = [np.asarray(Image.open(self.picture_path(method, i))) for i in range(len(self.scenes))]
-        return torch.from_numpy(np.stack(arrays)).movedim(-1, 1)
+        """All pictures of a method, uint8 [N, 3, H, W], or videos [N, F, 3, H, W]."""
+        return torch.stack([_read(self.picture_path(method, index)) for index in range(len(self.scenes))])
 
     def _is_painted(self, method: Method, indices: range) -> bool:
         return (self.folder / method.slug / f"run-{indices.start:05d}.json").is_file() and all(
             self.picture_path(method, index).is_file() for index in indices
         )
 
-    def _paint(self, pipe: Any, method: Method, indices: Sequence[int]) -> list[Image.Image]:
+    def _paint(self, pipe: Any, method: Method, indices: Sequence[int]) -> list[Any]:
+        """Pictures, or lists of frames."""
         scenes = [self.scenes[index] for index in indices]
-        images: list[Image.Image] = call_for(pipe, scenes, method.steps, self.call)[0]
+        images: list[Any] = call_for(pipe, scenes, method.steps, self.call)[0]
         return images
 
     def failure(self, method: Method) -> str | None:
-        """Why a step cache by somebody else could not paint, None if it could."""
+        """Why a solver or a step cache by somebody else could not paint, None if it could."""
         path = self.folder / method.slug / "failure.txt"
         return path.read_text(encoding="utf-8") if path.is_file() else None
 
@@ -203,14 +223,14 @@ class Arena:
         counted = indices if method.is_adaptive else indices[:1]
         flops = self._count_flops(pipe, method, counted) if indices.start == 0 else None
         for index, image in zip(indices, images, strict=True):
-            save_png(image, self.picture_path(method, index))
+            save_png(image, self.picture_path(method, index), fps=self.fps)
         record = {"first": indices.start, "count": len(indices), "seconds": seconds, "token_steps": token_steps}
         record |= {"dense_seconds": seconds if beside is None else beside, "flops": flops, "notes": notes}
         save_text(json.dumps(record) + "\n", self.folder / method.slug / f"run-{indices.start:05d}.json")
         return seconds
 
     def _count_flops(self, pipe: Any, method: Method, indices: Sequence[int]) -> float:
-        """FLOPs of the transformer for a picture of these, as torch counts them."""
+        """FLOPs of the transformers for a picture of these, as torch counts them."""
         counter = FlopCounter()
 
         def enter(*_: Any) -> None:
@@ -221,16 +241,25 @@ class Arena:
 
         calibrated = applied(pipe, method, calibrate=lambda: self._paint(pipe, method, indices[:1]))
         with calibrated, sdpa_kernel(SDPBackend.MATH):
-            hooks = [
-                pipe.transformer.register_forward_pre_hook(enter),
-                pipe.transformer.register_forward_hook(leave, always_call=True),
-            ]
+            hooks = [module.register_forward_pre_hook(enter) for module in transformers_of(pipe)]
+            hooks += [module.register_forward_hook(leave, always_call=True) for module in transformers_of(pipe)]
             try:
                 self._paint(pipe, method, indices)
             finally:
                 for hook in hooks:
                     hook.remove()
         return counter.total / len(indices)
+
+
+def converged_solver_of(pipe: Any) -> Solver:
+    """Second order where the pipeline's scheduler lets itself be replaced by it, otherwise its own."""
+    return "euler" if why_unfit(pipe.scheduler, "ab2") else "ab2"
+
+
+def _read(path: Path) -> torch.Tensor:
+    with Image.open(path) as image:
+        frames = [frame.convert("RGB") for frame in ImageSequence.Iterator(image)]
+    return pixels(frames) if len(frames) > 1 else pixels(frames[0])
 
 
 def digest(model: torch.nn.Module) -> str:

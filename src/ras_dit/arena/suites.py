@@ -5,12 +5,14 @@ the plans fit themselves to it, and the counts keep their share of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ras_dit.arena.methods import Method, Solver, StepCache
 from ras_dit.config import RASConfig
 from ras_dit.plan import build_plan
 from ras_dit.presets import PRESETS, listed
+from ras_dit.schedule import is_euler
 
 NUM_STEPS = 28
 RATIOS = (0.75, 0.5, 0.25, 0.125)
@@ -321,8 +323,13 @@ SUITES: dict[str, Callable[[int], list[Method]]] = {
 }
 
 
-def suite(names: str, num_steps: int = NUM_STEPS) -> list[Method]:
-    """Methods of suites by name, ``all`` or several with commas, for a dense run of this length.
+def suite(names: str, num_steps: int = NUM_STEPS, scheduler: Any = None) -> list[Method]:
+    """Methods of suites by name.
+
+    Args:
+        names: ``all``, or several with commas.
+        num_steps: of the dense run.
+        scheduler: of the pipeline; where it is no Euler one, dense runs by it are called by its name.
 
     Raises:
         ValueError: an unknown name.
@@ -331,4 +338,7 @@ def suite(names: str, num_steps: int = NUM_STEPS) -> list[Method]:
     if unknown := [name for name in wanted if name not in SUITES]:
         raise ValueError(f"suite: got {unknown[0]!r}; allowed: all, {', '.join(SUITES)}, or several with commas.")
     found = [method for name in wanted for method in SUITES[name](num_steps)]
+    if scheduler is not None and not is_euler(scheduler):
+        own = type(scheduler).__name__.removesuffix("Scheduler")
+        found = [replace(m, name=m.name.replace("Euler,", f"{own},")) if m.solver == "euler" else m for m in found]
     return list({method.name: method for method in reversed(found)}.values())[::-1]  # in short runs some fall together

@@ -28,7 +28,9 @@ def arena(
     guidance: options.Guidance = None,
     height: options.Height = None,
     width: options.Width = None,
-    batch: Annotated[int, typer.Option(help="Pictures per call.")] = 8,
+    frames: options.Frames = None,
+    fps: options.FPS = 16,
+    batch: Annotated[int | None, typer.Option(help="Pictures per call; without it 8, of videos 1.")] = None,
     lpips_weights: Annotated[
         Path | None, typer.Option(help="For LPIPS: torchvision's VGG16 or AlexNet; in torch hub's cache without it.")
     ] = None,
@@ -44,7 +46,8 @@ def arena(
 ) -> None:
     """Compare methods at equal compute: PSNR, SSIM, prompt accuracy, kernel and Frechet distance.
 
-    LPIPS, FID, sFID, KID and CLIP score too, if their weights are at hand; nothing is downloaded.
+    LPIPS, FID, sFID, KID and CLIP score too, if their weights are at hand; nothing is downloaded. Videos are compared
+    over all of their frames, and written as animated PNGs.
 
     With --steps other than 28 the plans fit themselves to that length and dense runs keep their share of it.
     Writes a JSON of all results, a table and a Pareto plot.
@@ -54,24 +57,36 @@ def arena(
     from ras_dit.arena import Arena, report, suite
     from ras_dit.arena.perceptual import Perceptual, Weights
     from ras_dit.arena.report import text
-    from ras_dit.cli.pipelines import EMBEDDED, Picture, call_arguments, load_pipeline, resolved
+    from ras_dit.arena.run import converged_solver_of
+    from ras_dit.cli.pipelines import EMBEDDED, Picture, call_arguments, load_pipeline, makes_video, resolved
     from ras_dit.cli.progress import runs_progress
     from ras_dit.cli.scenes import read_scenes
     from ras_dit.files import check_folder
     from ras_dit.session import SmallGainWarning
 
     warnings.simplefilter("ignore", SmallGainWarning)  # the table has every method's time
-    for name, value in (("--pictures", pictures), ("--batch", batch), ("--converged-steps", converged_steps)):
-        if value < 1:
+    counts = {"--pictures": pictures, "--batch": batch, "--converged-steps": converged_steps, "--frames": frames}
+    for name, value in counts.items():
+        if value is not None and value < 1:
             raise ValueError(f"{name}: got {value}; allowed: at least 1.")
     check_folder("--output", output)
-    methods = suite(suites, steps)
+    suite(suites, steps)  # refused before anything is loaded
     weights = Weights(lpips_weights, inception_weights, clip_model, real)
     scenes = read_scenes(prompts_file, pictures, is_embedded=model in EMBEDDED)
-    picture = Picture(scenes[0].prompt, 0, steps, guidance, height, width)
-    pipe = load_pipeline(model, dtype, device)
+    picture = Picture(scenes[0].prompt, 0, steps, guidance, height, width, num_frames=frames)
+    pipe = load_pipeline(model, dtype, device, allows_video=True)
     picture = resolved(pipe, model, picture)
-    contest = Arena(output, scenes, methods, call_arguments(pipe, picture), batch, steps, converged_steps)
+    contest = Arena(
+        folder=output,
+        scenes=scenes,
+        methods=suite(suites, steps, pipe.scheduler),
+        call=call_arguments(pipe, picture),
+        batch=batch or (1 if makes_video(type(pipe)) else 8),
+        steps=steps,
+        converged_steps=converged_steps,
+        converged_solver=converged_solver_of(pipe),
+        fps=fps,
+    )
     perceptual = Perceptual.load(weights, pipe.device)  # before painting: a wrong file should be known at once
     with runs_progress("painting", contest.num_calls) as advance:
         contest.run(pipe, advance)

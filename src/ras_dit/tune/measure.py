@@ -9,11 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ras_dit.arena.methods import Method, applied
-from ras_dit.arena.run import Scene, call_for
+from ras_dit.arena.run import Scene, call_for, pixels
 from ras_dit.config import RASConfig
 from ras_dit.engine import Handle, plan_for
 from ras_dit.files import whole_file
@@ -184,9 +183,7 @@ class Bench:
         return time.perf_counter() - started
 
     def _paint(self, scenes: Sequence[Scene], steps: int) -> torch.Tensor:
-        result = call_for(self.pipe, scenes, steps, self.call)
-        images = getattr(result, "images", None)
-        return torch.stack([_pixels(image) for image in (result.frames if images is None else images)])
+        return torch.stack([pixels(image) for image in call_for(self.pipe, scenes, steps, self.call)[0]])
 
 
 def ran_plan(handle: Handle) -> Plan:
@@ -195,10 +192,3 @@ def ran_plan(handle: Handle) -> Plan:
     counts = [trace.num_tokens if step.active is None else step.active.shape[1] for step in trace.steps]
     steps = [StepPlan(i, step.kind, count) for i, (step, count) in enumerate(zip(trace.steps, counts, strict=True))]
     return Plan(tuple(steps), trace.num_tokens)
-
-
-def _pixels(image: Any) -> torch.Tensor:
-    """uint8 [3, H, W] of a picture, [F, 3, H, W] of a list of them."""
-    if isinstance(image, list):
-        return torch.stack([_pixels(frame) for frame in image])
-    return torch.from_numpy(np.array(image.convert("RGB"))).movedim(-1, 0).contiguous()

@@ -63,8 +63,7 @@ def lpips(networks: Perceptual) -> Metric:
             raise ValueError(
                 f"lpips: got pictures of {width} x {height}; allowed: at least {MIN_LPIPS_SIZE} pixels a side."
             )
-        frames, twins = (each.reshape(-1, 3, height, width) for each in (pictures, references))
-        values: list[float] = networks.lpips_between(frames, twins).reshape(len(pictures), -1).mean(dim=1).tolist()
+        values: list[float] = networks.lpips_between(pictures, references).tolist()
         return values
 
     return Metric("lpips", measure, scale=0.03, is_higher_better=False, version=networks.lpips[0])
