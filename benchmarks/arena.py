@@ -22,7 +22,7 @@ import ras_dit
 from benchmarks import record
 from benchmarks.arena_tables import APART
 from benchmarks.goals import YARDSTICKS, goals
-from ras_dit.arena import SUITES, Arena, Method, report, suite
+from ras_dit.arena import SUITES, Arena, Method, chosen, report, suite
 from ras_dit.arena.metrics import better_by
 from ras_dit.arena.perceptual import Perceptual, Weights
 from ras_dit.arena.report import plot
@@ -310,7 +310,7 @@ def main() -> None:
     else:
         methods, pairs = [*suite(a.suites), *memory_methods()], PAIRS
     if only := a.only or (LARGE if is_large and not is_other_length else ()):
-        methods = [method for method in methods if method.name in only]
+        methods = chosen(methods, only)
     earlier = record.read(name) if a.add else None
     names = [method.name for method in methods]
     if earlier is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ras_dit import RASConfig
 from ras_dit.arena import SUITES, Method
 from stand_ins import clip_folder, inception_file, lpips_file
 
@@ -77,3 +78,22 @@ def test_metrics_of_other_networks(ras_dit: Run, model: str, tmp_path: Path, mon
     code, _, err = ras_dit(*words[:-1], tmp_path / "nowhere")
     assert code == 2
     assert "--real: got" in err
+
+def test_chosen_methods_and_configs_of_ones_own(ras_dit: Run, model: str, tmp_path: Path) -> None:
+    prompts, tuned = tmp_path / "prompts.txt", tmp_path / "tuned.json"
+    prompts.write_text("a fox\n")
+    RASConfig(sample_ratio=0.5, warmup_steps=2).save(tuned)
+    chosen = ("--suites", "presets", "--only", "preset fast", "--config", tuned)
+    words = ("arena", "--model", model, "--prompts-file", prompts, "--steps", 8, "--converged-steps", 9)
+    size = ("--height", 32, "--width", 32, "-o", tmp_path / "arena")
+    code, out, err = ras_dit(*words, *chosen, "--list")
+    assert (code, out) == (0, "preset fast\nconfig tuned\n"), err
+    code, _, err = ras_dit(*words, *chosen, *size)
+    assert code == 0, err
+    rows = json.loads((tmp_path / "arena" / "results.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["dense", "converged", "preset fast", "config tuned"]
+    assert rows[3]["method"]["config"]["sample_ratio"] == 0.5
+    code, _, err = ras_dit(*words, "--suites", "presets", "--only", "preset fats", *size)
+    assert code == 2
+    assert "--only: got 'preset fats'; allowed: the" in err
+    assert "Did you mean 'preset fast'?" in err

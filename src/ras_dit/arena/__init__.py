@@ -10,7 +10,7 @@ from __future__ import annotations
 from ras_dit.arena.methods import AdamsBashforth2Scheduler, Method, StepCache, applied
 from ras_dit.arena.report import report
 from ras_dit.arena.run import Arena, Scene
-from ras_dit.arena.suites import SUITES, suite
+from ras_dit.arena.suites import SUITES, chosen, named_for, suite
 
 __all__ = [
     "SUITES",
@@ -20,6 +20,8 @@ __all__ = [
     "Scene",
     "StepCache",
     "applied",
+    "chosen",
+    "named_for",
     "report",
     "suite",
 ]

@@ -4,12 +4,13 @@ the plans fit themselves to it, and the counts keep their share of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ras_dit.arena.methods import Method, Solver, StepCache
 from ras_dit.config import RASConfig
+from ras_dit.config_checks import nearest
 from ras_dit.plan import build_plan
 from ras_dit.presets import PRESETS, listed
 from ras_dit.schedule import is_euler
@@ -323,13 +324,29 @@ SUITES: dict[str, Callable[[int], list[Method]]] = {
 }
 
 
-def suite(names: str, num_steps: int = NUM_STEPS, scheduler: Any = None) -> list[Method]:
-    """Methods of suites by name.
+def chosen(methods: Sequence[Method], names: Collection[str]) -> list[Method]:
+    """Those of these names, in their own order.
 
-    Args:
-        names: ``all``, or several with commas.
-        num_steps: of the dense run.
-        scheduler: of the pipeline; where it is no Euler one, dense runs by it are called by its name.
+    Raises:
+        ValueError: a name that none of them has.
+    """
+    known = [method.name for method in methods]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"--only: got {name!r}; allowed: the {len(known)} names of --list.{nearest(name, known)}")
+    return [method for method in methods if method.name in names]
+
+
+def named_for(methods: Sequence[Method], scheduler: Any) -> list[Method]:
+    """Methods for a pipeline with this scheduler: where it is no Euler one, dense runs by it have its name."""
+    if is_euler(scheduler):
+        return list(methods)
+    own = type(scheduler).__name__.removesuffix("Scheduler")
+    return [replace(m, name=m.name.replace("Euler,", f"{own},")) if m.solver == "euler" else m for m in methods]
+
+
+def suite(names: str, num_steps: int = NUM_STEPS) -> list[Method]:
+    """Methods of suites by name, ``all`` or several with commas, for a dense run of this length.
 
     Raises:
         ValueError: an unknown name.
@@ -338,7 +355,4 @@ def suite(names: str, num_steps: int = NUM_STEPS, scheduler: Any = None) -> list
     if unknown := [name for name in wanted if name not in SUITES]:
         raise ValueError(f"suite: got {unknown[0]!r}; allowed: all, {', '.join(SUITES)}, or several with commas.")
     found = [method for name in wanted for method in SUITES[name](num_steps)]
-    if scheduler is not None and not is_euler(scheduler):
-        own = type(scheduler).__name__.removesuffix("Scheduler")
-        found = [replace(m, name=m.name.replace("Euler,", f"{own},")) if m.solver == "euler" else m for m in found]
     return list({method.name: method for method in reversed(found)}.values())[::-1]  # in short runs some fall together

@@ -15,6 +15,14 @@ def arena(
     suites: Annotated[
         str, typer.Option(help="all, dense, paper, baselines, caches, goals, presets, options; several with commas.")
     ] = "dense,paper,presets",
+    only: Annotated[
+        list[str] | None, typer.Option(help="A method of the suites by its name; several times for several.")
+    ] = None,
+    config: Annotated[
+        list[Path] | None,
+        typer.Option("--config", "-c", help="A config file of yours that takes part; several times for several."),
+    ] = None,
+    lists: Annotated[bool, typer.Option("--list", help="Print the methods' names, and no more.")] = False,
     pictures: Annotated[int, typer.Option(help="How many, with the embedded model's own prompts.")] = 24,
     prompts_file: Annotated[
         Path | None, typer.Option(help="Prompts for other models: a .txt file (one a line) or .jsonl.")
@@ -54,13 +62,14 @@ def arena(
     """
     from rich.console import Console
 
-    from ras_dit.arena import Arena, report, suite
+    from ras_dit.arena import Arena, Method, chosen, named_for, report, suite
     from ras_dit.arena.perceptual import Perceptual, Weights
     from ras_dit.arena.report import text
     from ras_dit.arena.run import converged_solver_of
     from ras_dit.cli.pipelines import EMBEDDED, Picture, call_arguments, load_pipeline, makes_video, resolved
     from ras_dit.cli.progress import runs_progress
     from ras_dit.cli.scenes import read_scenes
+    from ras_dit.config import RASConfig
     from ras_dit.files import check_folder
     from ras_dit.session import SmallGainWarning
 
@@ -70,7 +79,13 @@ def arena(
         if value is not None and value < 1:
             raise ValueError(f"{name}: got {value}; allowed: at least 1.")
     check_folder("--output", output)
-    suite(suites, steps)  # refused before anything is loaded
+    methods = suite(suites, steps)
+    if only:
+        methods = chosen(methods, only)
+    methods += [Method(f"config {path.stem}", "ras", steps, config=RASConfig.load(path)) for path in config or ()]
+    if lists:
+        print("\n".join(method.name for method in methods))
+        return
     weights = Weights(lpips_weights, inception_weights, clip_model, real)
     scenes = read_scenes(prompts_file, pictures, is_embedded=model in EMBEDDED)
     picture = Picture(scenes[0].prompt, 0, steps, guidance, height, width, num_frames=frames)
@@ -79,7 +94,7 @@ def arena(
     contest = Arena(
         folder=output,
         scenes=scenes,
-        methods=suite(suites, steps, pipe.scheduler),
+        methods=named_for(methods, pipe.scheduler),
         call=call_arguments(pipe, picture),
         batch=batch or (1 if makes_video(type(pipe)) else 8),
         steps=steps,
