@@ -79,6 +79,7 @@ def test_metrics_of_other_networks(ras_dit: Run, model: str, tmp_path: Path, mon
     assert code == 2
     assert "--real: got" in err
 
+
 def test_chosen_methods_and_configs_of_ones_own(ras_dit: Run, model: str, tmp_path: Path) -> None:
     prompts, tuned = tmp_path / "prompts.txt", tmp_path / "tuned.json"
     prompts.write_text("a fox\n")

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ras_dit.cli import study as commands
 from ras_dit.study import Key
-from study.conftest import ballot, colour, paint
+from study.conftest import ballot, colour, film, paint
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -58,7 +58,7 @@ def test_from_pictures_to_a_report(ras_dit: Run, folder: Path) -> None:
         "Each pair by its majority: 2 win, 1 tie, 1 loss",
         "Each voter by theirs: 2 win, 0 tie, 0 loss",
         "Repeats: 2 of 2 answered alike, 0 reversed",
-        "One picture twice: 2 of 2",
+        "Catches: 2 of 2 called about equal",
         "[bold]Ben",
         "fox 3",
     ):
@@ -98,6 +98,25 @@ def test_options_of_build(ras_dit: Run, folder: Path, monkeypatch: pytest.Monkey
     assert "holds another study" in err
     assert ras_dit(*words, "--seed", 6, "--hide-prompts", "--overwrite")[0] == 0
     assert "fox three" not in (folder / "study" / "study.html").read_text()
+
+
+def test_videos_are_asked_about_as_such(ras_dit: Run, tmp_path: Path) -> None:
+    for name in ("ras", "dense"):
+        film(tmp_path / name / "0.png", colour(name, 0), duration=62)
+    words = ("study", "build", tmp_path, "-o", tmp_path / "study")
+    code, out, err = ras_dit(*words, "--max-side", 16)
+    assert (code, err.strip()) == (0, "")
+    assert "1 pairs on 1 screens" in out
+    key = Key.load(tmp_path / "study" / "key.json")
+    assert key.question == "Which video is better?"
+    (tmp_path / "votes.json").write_text(json.dumps(ballot(key, lambda *_: "win")))
+    code, out, _ = ras_dit("study", "report", tmp_path / "votes.json", "--key", tmp_path / "study" / "key.json")
+    assert code == 0
+    assert "Which video is better?" in out
+    film(tmp_path / "ras" / "0.png", 0, duration=63)
+    code, _, err = ras_dit(*words, "--overwrite")
+    assert code == 2
+    assert "0.png lasts 63 ms" in err
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,12 +15,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ras_dit.study import Ballot, Study, read_ballots, tally
+from ras_dit.study import Ballot, Pair, Study, StudyConfig, build_study, read_ballots, tally
 from ras_dit.study.server import PageOutline, StudyServer
 from study.browser import Browser, browser, programs, wait_until
-from study.conftest import NUM_PAIRS, colour, page_data
+from study.conftest import NUM_PAIRS, colour, film, page_data
 
 NUM_SCREENS = NUM_PAIRS + 3
+MIDDLE = """
+    const box = document.querySelector("{}").getBoundingClientRect();
+    const [x, y] = [(box.left + box.right) / 2, (box.top + box.bottom) / 2];
+"""
 SMALL_PHONE, PHONE, DESKTOP = (320, 568), (390, 844), (1280, 800)
 
 pytestmark = pytest.mark.skipif(
@@ -50,17 +55,48 @@ def page(window: Browser, study: Study, tmp_path: Path) -> Iterator[Browser]:
     window.run("localStorage.clear()")
 
 
-def wait_for_screen(window: Browser, number: int) -> None:
+def wait_for_screen(window: Browser, number: int, total: int = NUM_SCREENS) -> None:
     window.wait(
-        f"document.getElementById('progress').textContent === '{number} of {NUM_SCREENS}'"
+        f"document.getElementById('progress').textContent === '{number} of {total}'"
         " && document.getElementById('trial').dataset.ready === 'true'"
     )
 
 
 def shown(window: Browser, side: str) -> int:
     """The colour of a picture on the screen."""
-    source = window.run(f"return document.getElementById('{side}').src").removeprefix("data:image/png;base64,")
-    return int(np.asarray(Image.open(io.BytesIO(base64.b64decode(source))))[0, 0, 0])
+    script = f"""
+        const canvas = document.createElement("canvas").getContext("2d");
+        canvas.drawImage(document.querySelector("#show-{side} > #{side}"), 0, 0);
+        return canvas.getImageData(0, 0, 1, 1).data[0];
+    """
+    return int(window.run(script))
+
+
+def on_top(window: Browser, selector: str) -> str:
+    """Id of what is seen in the middle of an element."""
+    return str(window.run(f"{MIDDLE.format(selector)} return document.elementFromPoint(x, y).id"))
+
+
+def screenshot(window: Browser, *selectors: str) -> list[tuple[int, int]]:
+    """Red and green in the middle of elements, all at one moment: which video is there, and its frame."""
+    middles = [window.run(f"{MIDDLE.format(selector)} return [x, y]") for selector in selectors]
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(window.do("GET", "/screenshot")))).convert("RGB"))
+    colours = [pixels[int(y), int(x)] for x, y in middles]
+    return [(int(red), round(int(green) / 20)) for red, green, _ in colours]
+
+
+def frames_in_step(window: Browser) -> list[int]:
+    """Frames that both sides show, while they show three others; both sides show the same one at any moment."""
+    frames: list[int] = []
+
+    def has_moved() -> bool:
+        (_, left), (_, right) = screenshot(window, "#left", "#right")
+        assert left == right, f"after {frames}"
+        frames.append(left)
+        return len(set(frames)) >= 4
+
+    wait_until(has_moved, "videos that move")
+    return frames
 
 
 def download(window: Browser, folder: Path) -> dict:
@@ -119,7 +155,22 @@ def test_a_whole_study(page: Browser, study: Study, tmp_path: Path) -> None:
             assert order.index(trial.id) > order.index(first[trial.pair])
 
 
+def wait_for_storage(page: Browser) -> None:
+    """Chromium with a fresh profile now and then forgets what is stored in its first second, whoever stores it."""
+    url = page.do("GET", "/url")
+    for _ in range(20):
+        page.run("localStorage.setItem('probe', '1')")
+        page.open("about:blank")
+        page.open(url)
+        if page.run("return localStorage.getItem('probe')") == "1":
+            page.run("localStorage.removeItem('probe')")
+            return
+        time.sleep(0.2)
+    raise AssertionError("this Chromium keeps nothing")
+
+
 def test_closing_loses_nothing(page: Browser, tmp_path: Path) -> None:
+    wait_for_storage(page)
     page.type("#name", "Ben")
     page.click("#start")
     for number in (1, 2, 3):
@@ -199,12 +250,62 @@ def test_enlarged_pictures(page: Browser) -> None:
     page.click("#show-right")
     page.wait("document.getElementById('zoom').open")
     assert page.text("#zoom-label") == "Right picture"
+    assert on_top(page, "#zoom-pictures img") == "right"
     page.press("left")
     assert page.text("#zoom-label") == "Left picture"
-    assert page.run("return document.getElementById('zoom-image').src === document.getElementById('left').src")
+    assert on_top(page, "#zoom-pictures img") == "left"
     page.press("escape")
     page.wait("!document.getElementById('zoom').open")
     wait_for_screen(page, 1)
+    page.wait("document.querySelector('#show-left > #left') && document.querySelector('#show-right > #right')")
+    page.click("#show-left")
+    page.wait("document.getElementById('zoom').open")
+    assert on_top(page, "#zoom-pictures img") == "left"
+    page.click("#zoom-pictures")
+    page.wait("!document.getElementById('zoom').open")
+
+
+def test_videos_run_in_step(window: Browser, tmp_path: Path) -> None:
+    """From their first moment, enlarged and back, and when they are shown again."""
+    pairs = []
+    for index in range(2):
+        paths = [tmp_path / name / f"{index}.png" for name in ("ras", "dense")]
+        for path in paths:
+            film(path, colour(path.parent.name, index), duration=100, num_frames=12)
+        pairs.append(Pair(str(index), *paths))
+    study = build_study(pairs, "ras", "dense", StudyConfig(num_repeats=1, num_catches=1))
+    study.save(tmp_path / "study")
+    total = len(study.key.trials)
+    window.resize(*DESKTOP)
+    window.open((tmp_path / "study" / "study.html").as_uri())
+    assert window.text("#welcome h1") == "Which video is better?"
+    assert "You will see 4 pairs of videos." in window.text("#welcome")
+    window.click("#start")
+    for number in range(1, total + 1):
+        wait_for_screen(window, number, total)
+        reds = [red for red, _ in screenshot(window, "#left", "#right")]
+        assert reds == [shown(window, side) for side in ("left", "right")]
+        frames_in_step(window)
+        if number == 2:
+            window.press("backspace")
+            wait_for_screen(window, 1, total)
+            frames_in_step(window)
+            window.press("1")
+            wait_for_screen(window, 2, total)
+            assert [red for red, _ in screenshot(window, "#left", "#right")] == reds
+        window.click("#show-right")
+        window.wait("document.getElementById('zoom').open")
+        assert window.text("#zoom-label") == "Right video"
+        assert screenshot(window, "#zoom-pictures")[0][0] == reds[1]
+        window.press("left")
+        assert screenshot(window, "#zoom-pictures")[0][0] == reds[0]
+        window.press("escape")
+        window.wait("document.querySelector('#show-left > #left')")
+        frames_in_step(window)
+        window.press("1")
+    window.wait("!document.getElementById('end').hidden")
+    assert window.logs() == []
+    window.run("localStorage.clear()")
 
 
 def test_served_page_sends_votes(window: Browser, study: Study, tmp_path: Path) -> None:

@@ -25,34 +25,41 @@ def study_app() -> typer.Typer:
 
 
 def build(
-    folder: Annotated[Path, typer.Argument(help="Holds the two folders of pictures; an arena's folder does.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Holds the two folders of pictures or videos; an arena's folder does.")
+    ],
     ours: Annotated[str, typer.Option(help="Folder in it (or anywhere) under test; in an arena a method.")] = "ras",
     against: Annotated[str, typer.Option(help="Folder (or method) that it is compared with.")] = "dense",
     output: Annotated[Path, typer.Option("--output", "-o", help="Where study.html and key.json go.")] = FOLDER,
-    question: Annotated[str | None, typer.Option(help="What voters are asked.")] = None,
+    question: Annotated[
+        str | None, typer.Option(help="What voters are asked; without it which picture (or video) is better.")
+    ] = None,
     prompts_file: Annotated[
         Path | None, typer.Option(help="A prompt for each pair, by file name; without it those that are known.")
     ] = None,
-    hide_prompts: Annotated[bool, typer.Option("--hide-prompts", help="Show pictures only.")] = False,
+    hide_prompts: Annotated[bool, typer.Option("--hide-prompts", help="Show pictures or videos only.")] = False,
     num_pairs: Annotated[int | None, typer.Option(help="Take so many pairs, by chance; all without it.")] = None,
     num_repeats: Annotated[int, typer.Option(help="Pairs that come a second time, sides swapped.")] = 0,
-    num_catches: Annotated[int, typer.Option(help="Screens that show one picture twice.")] = 0,
-    max_side: Annotated[int | None, typer.Option(help="Scale larger pictures down to so many pixels.")] = None,
+    num_catches: Annotated[int, typer.Option(help="Screens that show one picture or video twice.")] = 0,
+    max_side: Annotated[
+        int | None, typer.Option(help="Scale larger pictures and videos down to so many pixels.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="To draw the same study again. Voters must not know it.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another study and its key.")] = False,
 ) -> None:
-    """Build a page for blind votes from pairs of pictures.
+    """Build a page for blind votes from pairs of pictures, or of videos (animated PNG or WebP).
 
-    Pictures of equal file names are a pair, or PNGs by `ras-dit generate` of one prompt, seed and size.
+    Files of equal names are a pair, or PNGs by `ras-dit generate` of one prompt, seed and size. Two videos have as many
+    frames, and show each as long.
     """
     from ras_dit.cli.progress import runs_progress
     from ras_dit.files import check_folder, read_prompts
     from ras_dit.study import StudyConfig, build_study, find_pairs
-    from ras_dit.study.build import KEY, PAGE, QUESTION
+    from ras_dit.study.build import KEY, PAGE
 
     check_folder("--output", output)
     config = StudyConfig(
-        QUESTION if question is None else question,
+        question,
         num_pairs,
         num_repeats,
         num_catches,
@@ -62,7 +69,7 @@ def build(
     )
     prompts = None if prompts_file is None else [entry["prompt"] for entry in read_prompts(prompts_file)]
     pairs = find_pairs(folder, ours, against, prompts)
-    with runs_progress("reading pictures", num_pairs or len(pairs)) as advance:
+    with runs_progress("reading pairs", num_pairs or len(pairs)) as advance:
         study = build_study(pairs, ours, against, config, advance)
     study.save(output, overwrite)
     if study.num_bytes > LARGE_PAGE:

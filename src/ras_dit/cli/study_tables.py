@@ -36,14 +36,13 @@ def _lines(results: Results) -> list[str]:
         f"sign test p = {preferred.p_value:.3g}.",
         f"Each pair by its majority: {_counts(results.by_pair)}.",
         f"Each voter by theirs: {_counts(results.by_voter)}.",
-        f"Left picture: {_percent(results.left)} of {results.left.total} decided votes, "
-        f"p = {results.left.p_value:.3g}.",
+        f"Left side: {_percent(results.left)} of {results.left.total} decided votes, p = {results.left.p_value:.3g}.",
     ]
     if results.same.total:
         same = results.same
         lines.append(f"Repeats: {same.count} of {same.total} answered alike, {results.reversed.count} reversed.")
     if results.caught.total:
-        lines.append(f"One picture twice: {results.caught.count} of {results.caught.total} called about equal.")
+        lines.append(f"Catches: {results.caught.count} of {results.caught.total} called about equal.")
     return lines
 
 

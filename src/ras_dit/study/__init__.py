@@ -1,4 +1,4 @@
-"""A blind comparison by people: pairs of pictures on one page, votes as JSON, wins with their intervals."""
+"""A blind comparison by people: pairs of pictures or videos on one page, votes as JSON, wins with their intervals."""
 
 from __future__ import annotations
 

@@ -19,10 +19,11 @@ from ras_dit.study.pairs import Pair
 from ras_dit.study.pictures import CleanPicture, clean_picture
 
 PAGE, KEY, VOTES = "study.html", "key.json", "votes"
-QUESTION = "Which picture is better?"
+QUESTION = "Which {noun} is better?"
 MIN_SIDE = 16
 SEED_BITS = 128  # nobody tries them all
 LETTERS: tuple[Letter, Letter] = ("a", "b")
+MAX_BYTES = 500 * 2**20  # of all pictures in a page: Chromium holds no longer text
 
 
 @dataclass(frozen=True)
@@ -30,16 +31,16 @@ class StudyConfig:
     """How a study is drawn.
 
     Attributes:
-        question: what voters are asked.
+        question: what voters are asked; None asks which picture, or which video, is better.
         num_pairs: pairs in the study, drawn by chance; None takes all.
         num_repeats: pairs that come a second time with their sides swapped, at most all.
-        num_catches: screens that show one picture twice, at most one for each pair.
+        num_catches: screens that show one picture or video twice, at most one for each pair.
         seed: of everything that is drawn; None takes one that nobody can guess.
-        max_side: larger pictures are scaled down to this many pixels; None keeps every pixel.
+        max_side: larger pictures and videos are scaled down to this many pixels; None keeps every pixel.
         shows_prompts: whether voters see the prompts.
     """
 
-    question: str = QUESTION
+    question: str | None = None
     num_pairs: int | None = None
     num_repeats: int = 0
     num_catches: int = 0
@@ -48,7 +49,7 @@ class StudyConfig:
     shows_prompts: bool = True
 
     def __post_init__(self) -> None:
-        if not self.question.strip():
+        if self.question is not None and not self.question.strip():
             raise ValueError("question: got none; give what voters are asked.")
         for name, least in (("num_pairs", 1), ("num_repeats", 0), ("num_catches", 0), ("max_side", MIN_SIDE)):
             value = getattr(self, name)
@@ -95,10 +96,10 @@ def build_study(
     config: StudyConfig | None = None,
     on_pair: Callable[[], None] = lambda: None,
 ) -> Study:
-    """Draw a study.
+    """Draw a study of pictures, or of videos.
 
-    The two pictures of a pair are called a and b; ours is a in half of the pairs. The page shows all trials in an
-    order of each voter's own, with a on the left, or all mirrored. Nothing in it depends on which picture is ours.
+    The two of a pair are called a and b; ours is a in half of the pairs. The page shows all trials in an order of each
+    voter's own, with a on the left, or all mirrored. Nothing in it depends on which one is ours.
 
     Args:
         pairs: what is compared.
@@ -108,7 +109,8 @@ def build_study(
         on_pair: called after every pair that was read.
 
     Raises:
-        ValueError: fewer pairs than asked for, or the pictures of a pair differ in size.
+        ValueError: fewer pairs than asked for, the two of a pair differ in size, number of frames or their durations,
+            pictures and videos in one study, or more bytes of them than a browser reads.
     """
     config = config or StudyConfig()
     seed = secrets.randbits(SEED_BITS) if config.seed is None else config.seed
@@ -119,18 +121,25 @@ def build_study(
     trials = _draw_trials(sides, config, chance)
     pictures: dict[str, str] = {}
     ids: list[dict[Letter, str]] = []
+    nouns: dict[str, Path] = {}
     for pair, side in zip(pairs, sides, strict=True):
-        ids.append(_add_pictures(pair, side, config.max_side, pictures, chance))
+        ours_clean, against_clean = _read_pair(pair, config.max_side)
+        nouns.setdefault(ours_clean.noun, pair.ours)
+        ids.append(_add_pictures(ours_clean, against_clean, side, pictures, chance))
+        _check_page(nouns, pictures)
         on_pair()
+    (noun,) = nouns
+    question = QUESTION.format(noun=noun) if config.question is None else config.question
     prompts = [pair.prompt if config.shows_prompts else None for pair in pairs]
     page = {
         "id": study,
-        "question": config.question,
+        "question": question,
+        "noun": noun,
         "trials": _entries(trials, ids, prompts, chance),
         "pictures": dict(sorted(pictures.items())),  # by their ids, which are random
     }
     named = tuple(KeyPair(pair.name, pair.prompt) for pair in pairs)
-    return Study(page_html(page), Key(study, seed, config.question, ours, against, named, tuple(trials)))
+    return Study(page_html(page), Key(study, seed, question, ours, against, named, tuple(trials)))
 
 
 def _draw_trials(sides: Sequence[Letter], config: StudyConfig, chance: random.Random) -> list[KeyTrial]:
@@ -179,19 +188,49 @@ def _balanced_sides(count: int, chance: random.Random) -> list[Letter]:
     return sides
 
 
-def _add_pictures(
-    pair: Pair, side: Letter, max_side: int | None, pictures: dict[str, str], chance: random.Random
-) -> dict[Letter, str]:
-    """Put both pictures of a pair under ids of their own; returns those of a and b."""
+def _read_pair(pair: Pair, max_side: int | None) -> tuple[CleanPicture, CleanPicture]:
+    """Both of a pair, which nothing but their pixels tells apart."""
     ours, against = (clean_picture(path, max_side) for path in (pair.ours, pair.against))
     if (ours.width, ours.height) != (against.width, against.height):
         raise ValueError(
             f"study: {pair.ours} has {ours.width} x {ours.height} pixels, {pair.against} {against.width} x "
             f"{against.height}; allowed: pairs of one size."
         )
+    if ours.num_frames != against.num_frames:
+        raise ValueError(
+            f"study: {pair.ours} has {ours.num_frames} frame(s), {pair.against} {against.num_frames}; allowed: two "
+            "pictures, or two videos of as many frames; make both sides with the same number of frames."
+        )
+    for index, durations in enumerate(zip(ours.durations, against.durations, strict=True)):
+        if durations[0] != durations[1]:
+            raise ValueError(
+                f"study: frame {index} of {pair.ours} lasts {durations[0]:g} ms, of {pair.against} {durations[1]:g} "
+                "ms; allowed: equal durations, as speed tells the sides apart; write both with the same frames per "
+                "second."
+            )
+    return ours, against
+
+
+def _check_page(nouns: dict[str, Path], pictures: dict[str, str]) -> None:
+    if len(nouns) > 1:
+        kinds = " and ".join(f"the {noun} {path}" for noun, path in nouns.items())
+        raise ValueError(f"study: got {kinds}; allowed: pictures alone or videos alone; build a study of each.")
+    size = sum(map(len, pictures.values()))
+    if size > MAX_BYTES:
+        raise ValueError(
+            f"study: {len(pictures) // 2} pair(s) make a page of {size / 2**20:.0f} MB; allowed: "
+            f"{MAX_BYTES / 2**20:.0f} MB, as Chromium reads no more; take fewer (num_pairs), or scale them down "
+            "(max_side)."
+        )
+
+
+def _add_pictures(
+    ours: CleanPicture, against: CleanPicture, side: Letter, pictures: dict[str, str], chance: random.Random
+) -> dict[Letter, str]:
+    """Put both of a pair under ids of their own; returns those of a and b."""
     found: dict[Letter, str] = {}
     for letter in LETTERS:
-        picture: CleanPicture = ours if letter == side else against
+        picture = ours if letter == side else against
         found[letter] = _hex(chance)
         pictures[found[letter]] = base64.b64encode(picture.png).decode()
     return found
@@ -212,6 +251,7 @@ def page_html(page: dict[str, Any]) -> str:
     for character in "<>&\u2028\u2029":  # nothing in a prompt may end the script element
         data = data.replace(character, f"\\u{ord(character):04x}")
     parts = {
+        "noun": page["noun"],
         "style_hash": _policy_hash(style),
         "script_hash": _policy_hash(script),
         "style": style,

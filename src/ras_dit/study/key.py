@@ -18,9 +18,10 @@ class KeyTrial:
 
     Attributes:
         id: as votes name it.
-        kind: ``pair`` counts; ``repeat`` is a pair a second time, sides swapped; ``catch`` is one picture twice.
+        kind: ``pair`` counts; ``repeat`` is a pair a second time, sides swapped; ``catch`` is one picture or
+            video twice.
         pair: index of the pair.
-        ours: which of the two pictures (the page calls them a and b) is ours; None in a catch trial.
+        ours: which of the two (the page calls them a and b) is ours; None in a catch trial.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""Which picture is compared with which: two folders, by file name or by what was asked for."""
+"""Which picture or video is compared with which: two folders, by file name or by what was asked for."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-REQUEST_KEYS = ("prompt", "seed", "height", "width")  # what `ras-dit generate` writes into its PNGs
+SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".webp")
+REQUEST_KEYS = ("prompt", "seed", "height", "width", "num_frames")  # what `ras-dit generate` writes into its PNGs
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two pictures of one request.
+    """Two pictures, or two videos, of one request.
 
     Attributes:
         name: tells the organiser which pair it is; voters never see it.
-        ours: the picture of the method under test.
-        against: the picture that it is compared with.
+        ours: the file of the method under test.
+        against: the file that it is compared with.
         prompt: what both should show, None where it is not known.
     """
 
@@ -31,10 +31,11 @@ class Pair:
 
 
 def find_pairs(folder: Path, ours: str, against: str, prompts: Sequence[str] | None = None) -> list[Pair]:
-    """The pairs of two folders of pictures, sorted by name.
+    """The pairs of two folders of pictures or videos, sorted by name.
 
-    Pictures of equal file names are a pair; where the names differ, pictures whose metadata ask for the same prompt,
-    seed and size. Prompts come from ``prompts``, else from the ``arena.json`` of an arena, else from the metadata.
+    Files of equal names are a pair; where the names differ, files whose metadata ask for the same prompt, seed and size
+    (in a video, frames too). Prompts come from ``prompts``, else from the ``arena.json`` of an arena, else from the
+    metadata.
 
     Args:
         folder: holds the two folders; the folder of an arena does.
@@ -74,7 +75,7 @@ def _pictures(folder: Path) -> dict[str, Path]:
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and ".heatmap." not in path.name
     }
     if not found:
-        raise ValueError(f"study: {folder} holds no pictures; allowed: {', '.join(SUFFIXES)}.")
+        raise ValueError(f"study: {folder} holds no pictures or videos; allowed: {', '.join(SUFFIXES)}.")
     return found
 
 

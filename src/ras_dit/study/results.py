@@ -86,8 +86,8 @@ class VoterResult:
         voter: the id.
         tally: votes on pairs, repeats and catches left out.
         same: repeats with the same answer as the first time.
-        caught: catches (one picture twice) that were called about equal.
-        left: the left picture among all votes that were no ties.
+        caught: catches (one picture or video twice) that were called about equal.
+        left: the left side among all votes that were no ties.
         median_seconds: per vote.
     """
 
@@ -120,7 +120,7 @@ class Results:
         tally: all votes on pairs, each counted once.
         by_pair: each pair counted once, by the majority of its votes.
         by_voter: each voter counted once, likewise.
-        left: the left picture among all votes that were no ties.
+        left: the left side among all votes that were no ties.
         same: repeats with the same answer as the first time.
         reversed: repeats where a win became a loss, or a loss a win.
         caught: catches that were called about equal.

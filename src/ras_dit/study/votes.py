@@ -23,8 +23,8 @@ class Vote:
 
     Attributes:
         trial: its id.
-        choice: the picture that is better, or ``equal``.
-        left: the picture that was on the left (above, on an upright screen).
+        choice: the side that is better, or ``equal``.
+        left: the one that was on the left (above, on an upright screen).
         seconds: from showing the pair to the vote.
     """
 

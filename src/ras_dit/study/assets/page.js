@@ -189,22 +189,29 @@
     byId("prompt").textContent = trial.prompt ? `“${trial.prompt}”` : "";
     byId("undo").disabled = state.position === 0;
     const sides = { left: entry.left, right: entry.left === "a" ? "b" : "a" };
-    const loaded = Object.entries(sides).map(async ([side, which]) => {
-      const image = new Image();
-      image.src = "data:image/png;base64," + study.pictures[trial[which]];
-      await image.decode();
-      return [side, image];
-    });
-    for (const [side, image] of await Promise.all(loaded)) {
-      if (screen !== screens) return;
-      const shown = byId(side);
-      shown.src = image.src;
-      shown.alt = words(side) + " picture";
+    const images = await Promise.all(Object.entries(sides).map(([side, which]) => load(side, trial[which])));
+    if (screen !== screens) return;
+    for (const image of images) {
+      byId(image.id).replaceWith(image);
       byId("pictures").style.setProperty("--limit-width", MAX_ENLARGED * image.naturalWidth + "px");
       byId("pictures").style.setProperty("--limit-height", MAX_ENLARGED * image.naturalHeight + "px");
     }
     shownAt = performance.now();
     setReady(true);
+  }
+
+  // Browsers play a video from when its image is first painted, and let images of one address share their time. So every
+  // showing has an address and an image of its own, whole before it is shown, and both sides come to the page at once:
+  // videos begin together and stay in step.
+  async function load(side, picture) {
+    const bytes = Uint8Array.from(atob(study.pictures[picture]), (character) => character.charCodeAt(0));
+    const image = new Image();
+    image.id = side;
+    image.alt = label(side);
+    image.src = URL.createObjectURL(new Blob([bytes], { type: "image/png" }));
+    await image.decode();
+    URL.revokeObjectURL(image.src);
+    return image;
   }
 
   function setReady(value) {
@@ -230,17 +237,27 @@
     return { left: isTall ? "Upper" : "Left", right: isTall ? "Lower" : "Right" }[side];
   }
 
+  function label(side) {
+    return `${words(side)} ${study.noun}`;
+  }
+
   function enlarge(side) {
     if (!isReady) return;
     const shown = byId(side);
-    const image = byId("zoom-image");
-    const enlarged = Math.max(1, Math.ceil((1.3 * shown.clientWidth) / shown.naturalWidth));
-    image.src = shown.src;
-    image.alt = words(side) + " picture";
-    image.width = shown.naturalWidth * enlarged;
-    byId("zoom-label").textContent = image.alt;
-    byId("zoom").dataset.side = side;
-    if (!byId("zoom").open) byId("zoom").showModal();
+    const zoom = byId("zoom");
+    if (!zoom.open) {
+      const enlarged = Math.max(1, Math.ceil((1.3 * shown.clientWidth) / shown.naturalWidth));
+      zoom.style.setProperty("--enlarged-width", shown.naturalWidth * enlarged + "px");
+      byId("zoom-pictures").append(byId("left"), byId("right")); // one above the other: videos stay in step
+      zoom.showModal();
+    }
+    byId("zoom-label").textContent = label(side);
+    zoom.dataset.side = side;
+  }
+
+  function putBack() {
+    if (byId("zoom").open) return; // again, before it was told that it had been closed
+    for (const side of ["left", "right"]) byId("show-" + side).append(byId(side));
   }
 
   // ---- keys and buttons
@@ -280,7 +297,8 @@
   onClick("end-undo", undo);
   onClick("next-voter", nextVoter);
   onClick("zoom-close", () => byId("zoom").close());
-  onClick("zoom-image", () => byId("zoom").close());
+  onClick("zoom-pictures", () => byId("zoom").close());
+  byId("zoom").addEventListener("close", putBack);
   onClick("zoom-other", () => enlarge(byId("zoom").dataset.side === "left" ? "right" : "left"));
   byId("name").addEventListener("keydown", (event) => event.key === "Enter" && start());
   window.addEventListener("storage", (event) => {
