@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import ras_dit
 from ras_dit import RASConfig
@@ -119,6 +120,15 @@ def test_flops_are_counted_where_they_are_spent() -> None:
         run(pipe, **inputs(num_inference_steps=6))
     assert many.total == pytest.approx(3 * few.total)
     assert few.total > 0
+
+
+def test_attention_counts_alike_whichever_kernel_computes_it() -> None:
+    query, key = torch.randn(2, 4, 48, 32), torch.randn(2, 4, 80, 32)
+    by_hand = 2 * (2 * 2 * 4 * 48 * 80 * 32)  # scores and values, a multiplication and an addition each
+    for kernel in (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION):
+        with sdpa_kernel(kernel), FlopCounter() as counter:
+            torch.nn.functional.scaled_dot_product_attention(query, key, key)
+        assert counter.total == by_hand, kernel
 
 
 def test_an_arena_paints_once_goes_on_and_reports(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

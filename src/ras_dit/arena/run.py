@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageSequence
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -240,7 +239,7 @@ class Arena:
             counter.__exit__(None, None, None)
 
         calibrated = applied(pipe, method, calibrate=lambda: self._paint(pipe, method, indices[:1]))
-        with calibrated, sdpa_kernel(SDPBackend.MATH):
+        with calibrated:
             hooks = [module.register_forward_pre_hook(enter) for module in transformers_of(pipe)]
             hooks += [module.register_forward_hook(leave, always_call=True) for module in transformers_of(pipe)]
             try:
@@ -273,10 +272,18 @@ def digest(model: torch.nn.Module) -> str:
     return found.hexdigest()[:12]
 
 
-class FlopCounter(TorchDispatchMode):
-    """Adds up torch's own FLOP formulas of the operations inside it.
+_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention
+_MORE_ATTENTION = (
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu,
+    torch.ops.aten._scaled_dot_product_fused_attention_overrideable,
+)
 
-    (torch's FlopCounterMode also names modules, which cache-dit's circular ones keep it from.)
+
+class FlopCounter(TorchDispatchMode):
+    """Adds up torch's own FLOP formulas of the operations inside it; attention counts whichever kernel computes it.
+
+    (torch's FlopCounterMode also names modules, which cache-dit's circular ones keep it from, and knows no attention of
+    CPUs.)
     """
 
     def __init__(self) -> None:
@@ -287,7 +294,8 @@ class FlopCounter(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func._overloadpacket)
+        operation = func._overloadpacket
+        formula = flop_registry.get(_ATTENTION if operation in _MORE_ATTENTION else operation)
         if formula is not None:
             self.total += formula(*args, **(kwargs or {}), out_val=result)
         return result
