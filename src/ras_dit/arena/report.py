@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,15 @@ from ras_dit.arena.perceptual import Perceptual
 from ras_dit.arena.run import DENSE, Arena
 from ras_dit.files import save_text, whole_file
 
-COLORS = {"dense": "#333333", "reference": "#c0392b", "baseline": "#e08e0b", "ras": "#1f6fc0", "cache": "#2e8b57"}
+GROUPS = {
+    "ras": ("#1f6fc0", "RAS"),
+    "cache": ("#2e8b57", "step caches"),
+    "dense": ("#333333", "dense, fewer steps"),
+    "baseline": ("#e08e0b", "random or oldest tokens"),
+    "reference": ("#c0392b", "the authors' settings"),
+}
+"""Colour and title in plots."""
+MOST_LABELS = 15
 COLUMNS = (
     "psnr_converged",
     "ssim_converged",
@@ -187,7 +195,8 @@ def text(result: dict[str, Any]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Compute against quality, one panel for each pair of axes; the best of every group are joined."""
+    """Compute against quality, one panel for each pair of axes; the best of every group are joined, and those that no
+    method beats with less compute are named (all, if there are few)."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -200,27 +209,39 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         ("time_share", "psnr_converged", "time, share of dense", "PSNR against the converged run [dB]"),
         ("time_share", "psnr_dense", "time, share of dense", "PSNR against dense [dB]"),
     ]
-    figure = Figure(figsize=(12, 9), layout="constrained")
+    figure = Figure(figsize=(15, 9), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (x, y, x_label, y_label) in zip(figure.subplots(2, 2).flat, panels, strict=True):
-        for group, color in COLORS.items():
-            found = [row for row in rows if row["group"] == group and y in row["metrics"]]
+        shown = [row for row in rows if y in row["metrics"] and row["group"] in GROUPS]
+        for group, (color, title) in GROUPS.items():
+            found = [row for row in shown if row["group"] == group]
             if not found:
                 continue
             middle = [row["metrics"][y][0] for row in found]
             down = [row["metrics"][y][0] - row["metrics"][y][1] for row in found]
             up = [row["metrics"][y][2] - row["metrics"][y][0] for row in found]
             at = [row[x] for row in found]
-            axes.errorbar(at, middle, yerr=[down, up], fmt="o", ms=4, lw=0.6, alpha=0.75, color=color, label=group)
+            axes.errorbar(at, middle, yerr=[down, up], fmt="o", ms=4, lw=0.6, alpha=0.75, color=color, label=title)
             best = _front(list(zip(at, middle, strict=True)))
             axes.plot([p[0] for p in best], [p[1] for p in best], lw=1.2, color=color)
+        points = {(row[x], row["metrics"][y][0]): row for row in shown}
+        _name(axes, points if len(points) <= MOST_LABELS else {point: points[point] for point in _front(list(points))})
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.grid(alpha=0.25)
         axes.set_xlim(left=0)
-    figure.axes[0].legend()
+    figure.axes[0].legend(loc="lower right")
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=110)
+
+
+def _name(axes: Any, points: Mapping[tuple[float, float], dict[str, Any]]) -> None:
+    """Numbers beside points (those with the most compute first), and beside the panel the names of these methods."""
+    for number, point in enumerate(sorted(points, reverse=True)):
+        row = points[point]
+        style: dict[str, Any] = {"fontsize": 7.5, "color": GROUPS[row["group"]][0]}
+        axes.annotate(f"{number + 1}", point, xytext=(-4, 3), textcoords="offset points", ha="right", **style)
+        axes.text(1.02, 0.97 - 0.045 * number, f"{number + 1}  {row['name']}", transform=axes.transAxes, **style)
 
 
 def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
