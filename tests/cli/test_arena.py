@@ -89,6 +89,13 @@ def test_chosen_methods_and_configs_of_ones_own(ras_dit: Run, model: str, tmp_pa
     size = ("--height", 32, "--width", 32, "-o", tmp_path / "arena")
     code, out, err = ras_dit(*words, *chosen, "--list")
     assert (code, out) == (0, "preset fast\nconfig tuned\n"), err
+    code, out, err = ras_dit(*words[:-4], "--suites", "dense,goals,caches", "--budget", 6, "--list")
+    assert code == 0, err
+    assert {"Euler, 6 steps", "regions in every step, T 6, order 1", "MagCache 0.06"} <= set(out.splitlines())
+    assert not {"Euler, 7 steps", "regions in every step, T 8.75, order 1"} & set(out.splitlines())
+    code, _, err = ras_dit(*words, "--budget", -1, "--list")
+    assert code == 2
+    assert "--budget: got -1; allowed: token-steps above 0" in err
     code, _, err = ras_dit(*words, *chosen, *size)
     assert code == 0, err
     rows = json.loads((tmp_path / "arena" / "results.json").read_text())["rows"]

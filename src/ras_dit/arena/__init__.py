@@ -10,7 +10,7 @@ from __future__ import annotations
 from ras_dit.arena.methods import AdamsBashforth2Scheduler, Method, StepCache, applied
 from ras_dit.arena.report import report
 from ras_dit.arena.run import Arena, Scene
-from ras_dit.arena.suites import SUITES, chosen, named_for, suite
+from ras_dit.arena.suites import SUITES, chosen, named_for, suite, within
 
 __all__ = [
     "SUITES",
@@ -24,4 +24,5 @@ __all__ = [
     "named_for",
     "report",
     "suite",
+    "within",
 ]

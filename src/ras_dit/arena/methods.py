@@ -22,11 +22,13 @@ from diffusers import (
 
 from ras_dit.config import RASConfig
 from ras_dit.pipeline import transformers_of
+from ras_dit.plan import build_plan
 from ras_dit.schedule import is_euler
 
 Solver = Literal["euler", "ab2", "heun", "unipc", "dpm++", "euler-even", "ab2-even"]
 """``euler``: the pipeline's own scheduler, whatever it is. ``-even``: on a grid of even noise levels, 1 to 1 / steps,
 to which the pipeline's shift is applied once."""
+NUM_TOKENS = 4096
 Cache = Literal["first_block", "taylorseer", "magcache", "pyramid", "faster", "dbcache"]
 
 
@@ -157,6 +159,22 @@ class Method:
     def is_adaptive(self) -> bool:
         """Whether what it computes depends on the pictures."""
         return self.cache is not None or (self.config is not None and self.config.refresh_tolerance is not None)
+
+    @property
+    def evaluations(self) -> int:
+        """Transformer evaluations of the run, dense or not."""
+        if self.visited:
+            return len(self.visited)
+        return 2 * self.steps - 1 if self.solver == "heun" else self.steps
+
+    @property
+    def token_steps(self) -> float | None:
+        """T as planned for a picture of 4,096 tokens; None where only the run tells."""
+        if self.is_adaptive:
+            return None
+        if self.config is None:
+            return float(self.evaluations)
+        return build_plan(self.config, self.evaluations, NUM_TOKENS).token_steps
 
     @property
     def slug(self) -> str:

@@ -93,7 +93,7 @@ def _row(arena: Arena, method: Method, found: Measured) -> dict[str, Any]:
     if runs[0]["token_steps"] is not None:
         token_steps = sum(run["token_steps"] * run["count"] for run in runs) / sum(run["count"] for run in runs)
     if token_steps is None:  # evaluations of a dense run, whatever a cache left of them
-        token_steps = arena.methods[0].steps * flops_share if method.cache is not None else float(evaluations(method))
+        token_steps = arena.methods[0].steps * flops_share if method.cache is not None else float(method.evaluations)
     per_picture = {name: values for name, values in found.per_picture.items() if not is_to_itself(name, method.slug)}
     return {
         "method": method.to_dict(),
@@ -114,13 +114,6 @@ def _fastest(runs: list[dict[str, Any]], name: str) -> float:
     """Seconds of the call that other work on the machine disturbed least, of those with the most pictures."""
     most = max(run["count"] for run in runs)
     return float(min(run[name] for run in runs if run["count"] == most))
-
-
-def evaluations(method: Method) -> int:
-    """Transformer evaluations of a dense run."""
-    if method.visited:
-        return len(method.visited)
-    return 2 * method.steps - 1 if method.solver == "heun" else method.steps
 
 
 def table(rows: list[dict[str, Any]], checks: Collection[str] = ()) -> str:

@@ -337,6 +337,25 @@ def chosen(methods: Sequence[Method], names: Collection[str]) -> list[Method]:
     return [method for method in methods if method.name in names]
 
 
+def within(methods: Sequence[Method], budgets: Sequence[float]) -> list[Method]:
+    """Those that take about as many token-steps as one of the budgets (a tenth more or less), and those of which only
+    the run tells.
+
+    Args:
+        methods: of a run.
+        budgets: in token-steps T.
+
+    Raises:
+        ValueError: a budget that is none.
+    """
+    for budget in budgets:
+        if not 0 < budget < float("inf"):
+            raise ValueError(f"--budget: got {budget:g}; allowed: token-steps above 0, such as 11.5.")
+    costs = [method.token_steps for method in methods]
+    fits = [cost is None or any(abs(cost - budget) <= 0.1 * budget for budget in budgets) for cost in costs]
+    return [method for method, is_kept in zip(methods, fits, strict=True) if is_kept]
+
+
 def named_for(methods: Sequence[Method], scheduler: Any) -> list[Method]:
     """Methods for a pipeline with this scheduler: where it is no Euler one, dense runs by it have its name."""
     if is_euler(scheduler):

@@ -18,6 +18,13 @@ def arena(
     only: Annotated[
         list[str] | None, typer.Option(help="A method of the suites by its name; several times for several.")
     ] = None,
+    budget: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Token-steps T, as 11.5: methods of the suites that take about as many, and step caches, of which "
+            "only the run tells; several times for several."
+        ),
+    ] = None,
     config: Annotated[
         list[Path] | None,
         typer.Option("--config", "-c", help="A config file of yours that takes part; several times for several."),
@@ -62,7 +69,7 @@ def arena(
     """
     from rich.console import Console
 
-    from ras_dit.arena import Arena, Method, chosen, named_for, report, suite
+    from ras_dit.arena import Arena, Method, chosen, named_for, report, suite, within
     from ras_dit.arena.perceptual import Perceptual, Weights
     from ras_dit.arena.report import text
     from ras_dit.arena.run import converged_solver_of
@@ -82,6 +89,8 @@ def arena(
     methods = suite(suites, steps)
     if only:
         methods = chosen(methods, only)
+    if budget:
+        methods = within(methods, budget)
     methods += [Method(f"config {path.stem}", "ras", steps, config=RASConfig.load(path)) for path in config or ()]
     if lists:
         print("\n".join(method.name for method in methods))
