@@ -103,6 +103,7 @@ def quality_blocks() -> dict[str, str]:
         "ablation": changes_table(result, "ablation: "),
         "sensitivity": sensitivity_block(result) + more_pictures_block(),
         "large": large_table(large),
+        "large-goals": goals_block(large),
         "large-sensitivity": sensitivity_block({**large, "left_out": {}}),
         "memory": arena_table(chosen(result, "cache ")),
         "lengths": lengths_block(),

@@ -223,7 +223,10 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axes.set_ylabel(y_label)
         axes.grid(alpha=0.25)
         axes.set_xlim(left=0)
-    figure.axes[0].legend(loc="lower right")
+    titles = {
+        title: handle for axes in figure.axes for handle, title in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(titles.values(), titles.keys(), loc="outside upper left", ncols=len(titles), frameon=False)
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=110)
 
