@@ -57,13 +57,22 @@ def save_png(
     for key, value in (metadata or {}).items():
         chunks.add_itxt(key, value if isinstance(value, str) else json.dumps(value))
     first, *others = image if isinstance(image, Sequence) else [image]
-    animated: dict[str, Any] = {}
-    if others:
-        animated = {"save_all": True, "append_images": others, "duration": 1000 / fps, "loop": 0}
-        if "A" not in first.mode:  # where all is opaque, blends look the same; Pillow joins equal frames of equal blend
-            animated["blend"] = [index % 2 for index in range(1 + len(others))]
+    animated = animation([first, *others], 1000 / fps) if others else {}
     with whole_file(path) as temporary:
         first.save(temporary, format="PNG", pnginfo=chunks, **animated)
+
+
+def animation(frames: Sequence[Image.Image], duration: float | Sequence[float]) -> dict[str, Any]:
+    """What Pillow has to know to save the first of some frames as a PNG of all, shown for ever.
+
+    Args:
+        frames: at least two.
+        duration: of all frames or of each, in milliseconds.
+    """
+    options: dict[str, Any] = {"save_all": True, "append_images": list(frames[1:]), "duration": duration, "loop": 0}
+    if "A" not in frames[0].mode:  # where all is opaque, blends look the same; Pillow joins equal frames of equal blend
+        options["blend"] = [index % 2 for index in range(len(frames))]
+    return options
 
 
 def save_text(text: str, path: Path) -> None:

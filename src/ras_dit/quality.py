@@ -92,12 +92,13 @@ def _pair(first: Picture, second: Picture) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _parts(a: torch.Tensor, b: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Plane by plane [H, W] in float64, so that a long video needs no memory to speak of."""
+    """Plane by plane [H, W], float64 in [0, 1], so that a long video needs no memory to speak of."""
     for one, other in zip(a, b, strict=True):
-        yield _in_range(one), _in_range(other)
+        yield _scaled(one), _scaled(other)
 
 
-def _in_range(plane: torch.Tensor) -> torch.Tensor:
+def _scaled(plane: torch.Tensor) -> torch.Tensor:
+    """float64 in [0, 1]."""
     values = plane.to(torch.float64)
     return values if plane.is_floating_point() else values / 255
 

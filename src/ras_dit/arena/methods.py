@@ -28,8 +28,9 @@ from ras_dit.schedule import is_euler
 Solver = Literal["euler", "ab2", "heun", "unipc", "dpm++", "euler-even", "ab2-even"]
 """``euler``: the pipeline's own scheduler, whatever it is. ``-even``: on a grid of even noise levels, 1 to 1 / steps,
 to which the pipeline's shift is applied once."""
-NUM_TOKENS = 4096
 Cache = Literal["first_block", "taylorseer", "magcache", "pyramid", "faster", "dbcache"]
+NUM_TOKENS = 4096
+"""Of the picture that plans are counted for before there is one."""
 
 
 _Euler: Any = FlowMatchEulerDiscreteScheduler  # diffusers has no types
@@ -169,7 +170,7 @@ class Method:
 
     @property
     def token_steps(self) -> float | None:
-        """T as planned for a picture of 4,096 tokens; None where only the run tells."""
+        """T as planned for a picture of `NUM_TOKENS`; None where only the run tells."""
         if self.is_adaptive:
             return None
         if self.config is None:
@@ -325,7 +326,7 @@ def _hooked(transformer: torch.nn.Module, kind: str, options: Mapping[str, Any])
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
     try:
         put(transformer, config(**options))
-        if not any(True for _ in _cache_hooks(transformer)):
+        if next(_cache_hooks(transformer), None) is None:
             raise ValueError(f"cache: {kind} found nothing to hook in {type(transformer).__name__}.")
         registry.invalidate_child_registries_cache()
         _set_cache_context(transformer, CacheContext("arena"))

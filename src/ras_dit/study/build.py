@@ -23,7 +23,7 @@ QUESTION = "Which {noun} is better?"
 MIN_SIDE = 16
 SEED_BITS = 128  # nobody tries them all
 LETTERS: tuple[Letter, Letter] = ("a", "b")
-MAX_BYTES = 500 * 2**20  # of all pictures in a page: Chromium holds no longer text
+MAX_BYTES = 500 * 2**20  # of all pictures in a page: V8, Chromium's, has no strings beyond 2**29 - 24 characters
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ras_dit.files import animation
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -75,10 +77,7 @@ def clean_picture(path: Path, max_side: int | None = None) -> CleanPicture:
         raise ValueError(f"study: {path} is no picture that can be read.") from error
     except OSError as error:
         raise ValueError(f"study: {path} cannot be read ({error}).") from error
-    animated: dict[str, Any] = {}
-    if len(frames) > 1:
-        blend = [index % 2 for index in range(len(frames))]  # all is opaque; Pillow joins equal frames of equal blend
-        animated = {"save_all": True, "append_images": frames[1:], "duration": durations, "loop": 0, "blend": blend}
+    animated = animation(frames, durations) if len(frames) > 1 else {}
     buffer = io.BytesIO()
     frames[0].save(buffer, format="PNG", **animated)
     return CleanPicture(buffer.getvalue(), *frames[0].size, tuple(durations) if animated else ())
