@@ -1,12 +1,12 @@
-"""The tables of quality, from ``benchmarks/results/arena_*.json`` and their like."""
+"""The tables of the arena, from ``benchmarks/results/arena_*.json`` and ``sensitivity_embedded.json``."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from benchmarks import record
+from benchmarks.cells import converged_steps, difference, interval, row_named
 from benchmarks.goals import goals_table
-from ras_dit.presets import described
 
 
 def arena_table(rows: list[dict[str, Any]]) -> str:
@@ -16,7 +16,7 @@ def arena_table(rows: list[dict[str, Any]]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in sorted(rows, key=lambda row: -row["token_steps"]):
-        cells = [_interval(row, "psnr_converged", 1), _interval(row, "psnr_dense", 1), _interval(row, "ssim_dense", 3)]
+        cells = [interval(row, "psnr_converged", 1), interval(row, "psnr_dense", 1), interval(row, "ssim_dense", 3)]
         cells.append(f"{row['metrics']['subject'][0]:.0%}")
         lines.append(
             f"| {row['name']}{_mark(row)} | {row['token_steps']:.2f} | {row['flops_share']:.2f} | "
@@ -28,13 +28,6 @@ def arena_table(rows: list[dict[str, Any]]) -> str:
 def _mark(row: dict[str, Any]) -> str:
     """Rows of another machine than the others stand out."""
     return " †" if "hardware" in row else ""
-
-
-def _interval(row: dict[str, Any], name: str, digits: int) -> str:
-    if name not in row["metrics"]:
-        return ""
-    mean, low, high = row["metrics"][name]
-    return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def arena_origin(result: dict[str, Any]) -> str:
@@ -54,17 +47,6 @@ def _elsewhere(result: dict[str, Any]) -> str:
     marked = [row for row in result["rows"] if "hardware" in row]
     places = sorted({f"{row['hardware']['processor']}, commit {row['commit']}" for row in marked})
     return f"; †: {'; '.join(places)}" if places else ""
-
-
-def converged_steps(result: dict[str, Any]) -> int:
-    """Steps of the converged run."""
-    steps: int = _reference(result, "converged")["method"]["steps"]
-    return steps
-
-
-def _reference(result: dict[str, Any], name: str) -> dict[str, Any]:
-    found: dict[str, Any] = next(row for row in result["rows"] if row["name"] == name)
-    return found
 
 
 def chosen(result: dict[str, Any], *beginnings: str) -> list[dict[str, Any]]:
@@ -107,11 +89,6 @@ def quality_blocks() -> dict[str, str]:
         "large-sensitivity": sensitivity_block({**large, "left_out": {}}),
         "memory": arena_table(chosen(result, "cache ")),
         "lengths": lengths_block(),
-        "fitted": fitted_block(),
-        "plan-search": plan_search_block(),
-        "dynamics": dynamics_table(),
-        "losses": losses_table(),
-        "inpainting": inpainting_table(),
     }
 
 
@@ -128,7 +105,7 @@ def changes_table(result: dict[str, Any], prefix: str) -> str:
     """A plan, and what becomes of it with one thing changed at a time: differences picture by picture."""
     rows = {row["name"]: row for row in chosen(result, prefix)}
     base = rows.pop(f"{prefix}nothing")
-    cells = f"{_interval(base, 'psnr_converged', 1)} | {_interval(base, 'psnr_dense', 1)}"
+    cells = f"{interval(base, 'psnr_converged', 1)} | {interval(base, 'psnr_dense', 1)}"
     lines = [
         "| changed | T | FLOPs | time | PSNR to converged, in dB | to dense |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -136,7 +113,7 @@ def changes_table(result: dict[str, Any], prefix: str) -> str:
     ]
     pairs = {pair["other"]: pair for pair in result["paired"] if pair["ours"] == base["name"]}
     for name, row in rows.items():
-        changed = [_difference([-x for x in (m, high, low)]) for m, low, high in _of(pairs[name])]
+        changed = [difference([-x for x in (m, high, low)]) for m, low, high in _of(pairs[name])]
         lines.append(f"| {name.removeprefix(prefix)}{_mark(row)} | {_costs(row)} | {' | '.join(changed)} |")
     return "\n".join([*lines, ""])
 
@@ -160,9 +137,9 @@ def large_table(result: dict[str, Any]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in chosen(result, "preset "):
-        own = f"{row['name'].removeprefix('preset ')} | {_costs(row)} | {_interval(row, 'psnr_dense', 1)}"
+        own = f"{row['name'].removeprefix('preset ')} | {_costs(row)} | {interval(row, 'psnr_dense', 1)}"
         for pair in (pair for pair in result["paired"] if pair["ours"] == row["name"]):
-            differences = " | ".join(_difference(one) for one in _of(pair))
+            differences = " | ".join(difference(one) for one in _of(pair))
             lines.append(f"| {own} | {pair['other']} | {rows[pair['other']]['time_share']:.2f} | {differences} |")
             own = " |" * 4
     return "\n".join([*lines, ""])
@@ -205,11 +182,11 @@ def sensitivity_block(result: dict[str, Any]) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     for metric, one in found["metrics"].items():
-        difference, low, high = one["difference"]
+        mean, low, high = one["difference"]
         cells = (
             metric_title(metric),
             *(f"{0.0 if abs(one[name]) < 1e-6 else one[name]:.4g}" for name in ("first", "second")),
-            f"{difference:+.3g} ({low:+.3g} to {high:+.3g})",
+            f"{mean:+.3g} ({low:+.3g} to {high:+.3g})",
             "yes" if one["is_told_apart"] else "**no**",
         )
         lines.append("| " + " | ".join(cells) + " |")
@@ -246,76 +223,8 @@ def paired_table(pairs: list[dict[str, Any]]) -> str:
     """How much better one method is than another, picture by picture."""
     lines = ["| ours | against | PSNR to converged, difference in dB | to dense |", "| --- | --- | --- | --- |"]
     for pair in pairs:
-        cells = [_difference(one) for one in _of(pair)]
+        cells = [difference(one) for one in _of(pair)]
         lines.append(f"| {pair['ours']} | {pair['other']} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, ""])
-
-
-def dynamics_table() -> str:
-    """How noise moves along a dense run."""
-    result = record.read("dynamics_embedded")
-    lines = [
-        f"The embedded model, {result['num_pictures']} pictures, dense Adams-Bashforth 2, 28 steps; change over "
-        f"{result['gap']} steps, and what the {result['gap']} steps before say of it. ({record.origin(result)})",
-        "",
-        "| step | noise level | change of the noise | best damping of a line | a quarter of the tokens holds | chosen "
-        "by predicted error | by low std |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in result["rows"][::2]:
-        held = [f"{row[name]:.0%}" for name in ("held_by_best", "held_by_predicted_error", "held_by_low_std")]
-        lines.append(
-            f"| {row['step']} | {row['sigma']:.2f} | {row['change']:.0%} | {row['best_damping']:.2f} | "
-            + " | ".join(held)
-            + " |"
-        )
-    return "\n".join([*lines, ""])
-
-
-def _difference(numbers: list[float]) -> str:
-    mean, low, high = (round(number, 1) + 0.0 for number in numbers)  # no -0.0
-    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
-
-
-def inpainting_table() -> str:
-    """Nearness to a dense run inside a mask, with and without a region of interest."""
-    result = record.read("inpainting_embedded")
-    share = result["side"] ** 2 / 128**2
-    lines = [
-        f"The embedded model, {result['num_pictures']} pictures, something else painted into a box of {share:.0%} of "
-        "each: PSNR in dB to the dense run inside the box, with 95 % bootstrap intervals, and the difference to "
-        f"`balanced` picture by picture. ({record.origin(result)})",
-        "",
-        "| method | T | PSNR inside to dense | over `balanced` |",
-        "| --- | --- | --- | --- |",
-    ]
-    for row in sorted(result["rows"], key=lambda row: -row["token_steps"]):
-        mean, low, high = row["psnr"]
-        over = "{:+.1f} ({:+.1f} to {:+.1f})".format(*row["better_by"])
-        lines.append(f"| {row['name']} | {row['token_steps']:.2f} | {mean:.1f} ({low:.1f} to {high:.1f}) | {over} |")
-    return "\n".join([*lines, ""])
-
-
-def losses_table() -> str:
-    """What is lost to old keys and values, and what to tokens that are not computed."""
-    result = record.read("losses_embedded")
-    lines = [
-        f"The embedded model, {result['num_pictures']} pictures, PSNR in dB to the dense run with 95 % bootstrap "
-        f"intervals, and what mending gains picture by picture. ({record.origin(result)})",
-        "",
-        "| plan | T | mended in the region steps | PSNR to dense | gained |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for row in result["rows"]:
-        mean, low, high = row["psnr"]
-        gained = _difference(row["gained"]) if row["mended"] else ""
-        cells = (
-            f"{row['token_steps']:.2f}",
-            row["mended"] or "nothing",
-            f"{mean:.1f} ({low:.1f} to {high:.1f})",
-            gained,
-        )
-        lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
 
 
@@ -346,8 +255,8 @@ def lengths_block() -> str:
     if not results:
         return "Not run yet.\n"
     lines = []
-    for result in sorted(results, key=lambda result: _reference(result, "dense")["method"]["steps"]):
-        steps = _reference(result, "dense")["method"]["steps"]
+    for result in sorted(results, key=lambda result: row_named(result, "dense")["method"]["steps"]):
+        steps = row_named(result, "dense")["method"]["steps"]
         by_name = {row["name"]: row for row in result["rows"]}
         lines += [
             f"**{steps} steps**, {result['num_pictures']} pictures, converged run of {converged_steps(result)} steps. "
@@ -360,80 +269,8 @@ def lengths_block() -> str:
             row = by_name[pair["ours"]]
             lines.append(
                 f"| {pair['ours'].removeprefix('preset ')} | {row['token_steps']:.2f} | {row['flops_share']:.2f} | "
-                f"{_interval(row, 'psnr_dense', 1)} | {pair['other']} | {_difference(pair['psnr_dense'])} | "
-                f"{_difference(pair['psnr_converged'])} |"
+                f"{interval(row, 'psnr_dense', 1)} | {pair['other']} | {difference(pair['psnr_dense'])} | "
+                f"{difference(pair['psnr_converged'])} |"
             )
         lines.append("")
-    return "\n".join(lines)
-
-
-def fitted_block() -> str:
-    """What fitting a forecast to dense runs is worth."""
-    if not (record.RESULTS / "calibration_embedded.json").is_file():
-        return "Not run yet.\n"
-    result = record.read("calibration_embedded")
-    by_name = {row["name"]: row for row in result["rows"]}
-    lines = [
-        f"Fitted to {result['fit_pictures']} pictures, judged by {result['num_pictures']} others; converged run of "
-        f"{converged_steps(result)} steps; differences picture by picture with 95 % bootstrap intervals. "
-        f"({record.origin(result)})",
-        "",
-        "| fitted | T | time | PSNR to converged | PSNR to dense | against | to converged, difference in dB "
-        "| to dense |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for pair in result["paired"]:
-        row, name = by_name[pair["ours"]], pair["ours"].removesuffix(", fitted")
-        own = [name, f"{row['token_steps']:.2f}", f"{row['time_share']:.2f}"]
-        own += [_interval(row, "psnr_converged", 1), _interval(row, "psnr_dense", 1)]
-        is_itself = pair["other"] == name
-        cells = [
-            *(own if is_itself else [""] * len(own)),
-            "without the fit" if is_itself else pair["other"],
-            _difference(pair["psnr_converged"]),
-            _difference(pair["psnr_dense"]),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, ""])
-
-
-def plan_search_block() -> str:
-    """What plans found on dense runs are worth, and how well their simulation knows what plans do."""
-    result = record.read("plan_search_embedded")
-    lines = []
-    for part in result["parts"].values():
-        rows = {row["name"]: row for row in part["rows"]}
-        lines += [
-            f"**{part['num_steps']} steps**, found on {part['fit_pictures']} pictures, judged by "
-            f"{part['num_pictures']} others. ({record.origin(part)})",
-            "",
-            "| for the cost of | FLOPs | plan found | T | PSNR to dense, preset | found | difference in dB |",
-            "| --- | --- | --- | --- | --- | --- | --- |",
-        ]
-        for pair in part["paired"]:
-            found, preset = rows[pair["ours"]], rows[pair["other"]]
-            config = found["method"]["config"]
-            is_own = config == preset["method"]["config"]
-            cells = (
-                preset["name"].removeprefix("preset "),
-                f"{preset['flops_share']:.2f}",
-                "its own" if is_own else described(config["step_ratios"]),
-                f"{found['token_steps']:.2f}",
-                _interval(preset, "psnr_dense", 1),
-                _interval(found, "psnr_dense", 1),
-                _difference(pair["psnr_dense"]),
-            )
-            lines.append("| " + " | ".join(cells) + " |")
-        lines.append("")
-    known = result.get("agreement")
-    if known is None:
-        return "\n".join(lines)
-    steps = ", ".join(f"{known['growth'][index]:.2f} if made in step {index}" for index in (2, 4, 8, 15, 22))
-    lines += [
-        f"Of {len(known['plans'])} first-order plans of the arena the simulation's numbers and the PSNR to the dense "
-        f"picture go together with a correlation of {known['correlation']:.2f}; a line through them misses by "
-        f"{known['residual']:.1f} dB (standard deviation). By the end of a run of 28 evaluations an error has grown to "
-        f"this many times its size: {steps}.",
-        "",
-    ]
     return "\n".join(lines)
