@@ -191,8 +191,9 @@ def main() -> None:
     for dtype, found in rates.items():
         print(dtype, ", ".join(f"{field.name} {getattr(found, field.name):.2g}" for field in fields(found)))
     print(f"{'case':<16}{'setting':<14}{'measured':>9}{'predicted':>11}{'limit':>8}{'error':>8}")
-    for case in dict.fromkeys(run.case for run in runs if left_out in (None, run.case)):
-        rows = [run for run in runs if run.case == case]
+    for case, processor in dict.fromkeys((run.case, run.processor) for run in runs if left_out in (None, run.case)):
+        rows = [run for run in runs if (run.case, run.processor) == (case, processor)]
+        print(processor)
         for run in rows:
             found = rates[run.dtype] if left_out else DeviceRates.of("cpu", run.dtype)
             predicted = found.seconds(rows[0].load) / found.seconds(run.load)

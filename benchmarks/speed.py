@@ -1,7 +1,8 @@
 """Speed of the models by their dimensions: ``ras-dit bench`` with its results kept in the repository.
 
 ``python -m benchmarks.speed --case mid`` writes ``benchmarks/results/speed_mid.json``. What is finished already lies in
-``outputs/bench``, and is not measured again by the same code with the same options.
+``outputs/bench``, and is not measured again by the same code with the same options. Results of a second kind of machine
+stand beside those of the first under a name of their own: ``--machine avx512`` writes ``speed_mid_avx512.json``.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int)
     parser.add_argument("--dtype", choices=DTYPES, help="instead of the case's own")
     parser.add_argument("--steps", type=int, help="evaluations, for a quick look: nothing is written then")
+    parser.add_argument("--machine", help="ends the names of the results; after cuda on a GPU")
     a = parser.parse_args()
     is_gpu = a.device.startswith("cuda")
     modes = tuple(a.mode or (("eager", "compiled", "reduce-overhead") if is_gpu else ("eager",)))
@@ -60,9 +62,9 @@ def main() -> None:
         has_loops=not a.no_loops,
     )
     is_green = True
+    kind = None if a.device == "cpu" else a.device.split(":")[0]
     for case in chosen_cases(tuple(a.case or ()), a.device, a.dtype):
-        suffix = f"_{a.device.split(':')[0]}" if a.device != "cpu" else ""
-        name = f"speed_{case.name}{suffix}"
+        name = "_".join(["speed", case.name, *filter(None, (kind, a.machine))])
         path = None if a.steps else FOLDER / f"{name}.json"
         results = Results(path, environment(a.device))
         is_green &= Benchmark(settings, results, bar, print).run([case])
