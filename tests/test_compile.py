@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor import config as inductor_config
 from torch._inductor.utils import run_and_get_code
 from torch.nn import functional
 
@@ -18,6 +19,7 @@ from ras_dit import RASConfig
 from ras_dit.cache import KVCache
 from ras_dit.models import token_plan_of
 from ras_dit.rows import RowIndex
+from ras_dit.session import RASWarning
 
 CONFIG = RASConfig(sample_ratio=0.25, warmup_steps=2, refresh_steps=(4,))
 
@@ -85,6 +87,34 @@ def test_blocks_compile_whole_and_once_per_shape(name: str) -> None:
             assert torch.allclose(run(case, pipe), dense, atol=1e-4)
     finally:
         torch._dynamo.config.recompile_limit = limit
+        torch.compiler.reset()
+
+
+@torch.no_grad()
+def test_frozen_weights_leave_no_region_steps() -> None:
+    """PyTorch would freeze cached keys and values with them; plans that skip steps keep none."""
+    case = CASES["SD3Transformer2DModel"]
+    pipe = case.build()
+    dense = run(case, pipe)
+    skipping = RASConfig.preset("balanced")
+    with ras_dit.accelerate(pipe, skipping):
+        skipped = run(case, pipe)
+    assert not torch.allclose(skipped, dense, atol=1e-4)
+    torch.compiler.reset()
+    try:
+        with inductor_config.patch(freezing=True):
+            for block in blocks_of(pipe.transformer):
+                block.compile(fullgraph=True, backend="eager")
+            with pytest.warns(RASWarning, match="frozen weights"), ras_dit.accelerate(pipe, CONFIG) as handle:
+                assert torch.allclose(run(case, pipe), dense, atol=1e-4)
+            assert handle.summary().num_dense == handle.summary().num_steps
+            with ras_dit.accelerate(pipe, skipping) as handle:
+                assert torch.allclose(run(case, pipe), skipped, atol=1e-4)
+            assert not handle.summary().notes
+        with ras_dit.accelerate(pipe, CONFIG) as handle:
+            run(case, pipe)
+        assert handle.summary().num_dense < handle.summary().num_steps
+    finally:
         torch.compiler.reset()
 
 

@@ -8,6 +8,26 @@ from collections.abc import Callable
 from typing import Any
 
 
+def why_frozen(root: Any) -> str | None:
+    """Why region steps cannot run in the compiled blocks of a transformer as they are; None if they can.
+
+    Frozen weights (``torch._inductor.config.freezing``) are constants of the compiled code, and so is every tensor
+    that PyTorch comes upon by way of a module: cached keys and values would be compiled in.
+    """
+    if all(getattr(module, "_compiled_call_impl", None) is None for module in root.modules()):
+        return None
+    import torch
+    from torch._inductor import config
+
+    if not config.freezing or torch.is_grad_enabled():
+        return None
+    return (
+        "The transformer's blocks are compiled with frozen weights (torch._inductor.config.freezing), which would make "
+        "constants of cached keys and values: the whole run was dense. Set freezing to False and compile them again, "
+        "or take a plan without region steps, such as preset 'balanced'."
+    )
+
+
 class PatchedMethod:
     """One method of one instance, wrapped; the class and all other instances stay as they are.
 

@@ -23,7 +23,7 @@ from ras_dit.models import TokenPlan, check_uncached
 from ras_dit.pipeline import device_of, transformers_of
 from ras_dit.plan import Plan, build_plan
 from ras_dit.schedule import first_index, first_of_second, is_euler, noise_levels, observing, why_stochastic
-from ras_dit.seams import NoCopies, PatchedMethod, PlainCopies, WatchedLoop
+from ras_dit.seams import NoCopies, PatchedMethod, PlainCopies, WatchedLoop, why_frozen
 from ras_dit.state import Generation, StaticMemory
 from ras_dit.tokens import TokenSeams, storages_of
 from ras_dit.trace import Trace
@@ -247,6 +247,8 @@ class Session:
             reason = "SmoothedEnergyGuidance blurs queries as if all tokens were there: the whole run was dense."
         else:
             reason = token_plan.check(transformer, arguments)
+            if reason is None and plan.num_region_steps:
+                reason = why_frozen(transformer)
         config = self.config.dense if reason else self.config
         if plan.has_savings and reason:
             self.note(reason)
