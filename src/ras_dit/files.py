@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 PROMPT_KEYS = ("prompt", "negative_prompt", "seed", "steps", "guidance", "height", "width", "num_frames")
+FRAMES_PER_SECOND = 16
+"""That videos are shown at unless somebody asks for others."""
 
 
 @contextmanager
@@ -40,7 +42,10 @@ def _umask() -> int:
 
 
 def save_png(
-    image: Image.Image | Sequence[Image.Image], path: Path, metadata: Mapping[str, Any] | None = None, fps: int = 16
+    image: Image.Image | Sequence[Image.Image],
+    path: Path,
+    metadata: Mapping[str, Any] | None = None,
+    fps: int = FRAMES_PER_SECOND,
 ) -> None:
     """Write a PNG with text chunks; values that are no strings are written as JSON.
 

@@ -84,11 +84,14 @@ def test_a_video_that_is_there_is_not_made_again(ras_dit: Run, tmp_path: Path) -
     before = path.stat().st_mtime_ns
     assert "1 of 1 pictures are there already." in ras_dit("generate", "a fox", *SHORT, "--dense", "-o", tmp_path)[1]
     assert path.stat().st_mtime_ns == before
+    ras_dit("generate", "a fox", *SHORT, "--dense", "--fps", 8, "-o", tmp_path)
+    with Image.open(next(other for other in tmp_path.glob("*.png") if other != path)) as slower:
+        assert slower.info["duration"] == 125
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a fox", "num_frames": 9}')
     code, _, err = ras_dit("generate", "--prompts-file", file, *SHORT, "--dense", "-o", tmp_path)
     assert code == 0, err
-    assert sorted(len(frames_of(path)) for path in tmp_path.glob("*.png")) == [5, 9]
+    assert sorted(len(frames_of(path)) for path in tmp_path.glob("*.png")) == [5, 5, 9]
 
 
 def test_the_map_moves_with_the_video(ras_dit: Run, tmp_path: Path) -> None:
@@ -155,6 +158,9 @@ def test_an_arena_of_videos(
     words = ("arena", *SHORT, "--prompts-file", prompts, "--suites", "dense", "--converged-steps", 9, "-o", folder)
     code, out, err = ras_dit(*words, "--fps", 8)
     assert code == 0, err
+    code, _, err = ras_dit(*words, "--fps", 12)
+    assert code == 2, "the videos there are of another speed"
+    assert "frames per second" in err
     result = json.loads((folder / "results.json").read_text())
     rows = {row["name"]: row for row in result["rows"]}
     own = built is of_its_own_scheduler

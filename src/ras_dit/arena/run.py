@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ras_dit.arena.methods import Method, Solver, applied, why_unfit
-from ras_dit.files import claim_folder, save_png, save_text
+from ras_dit.files import FRAMES_PER_SECOND, claim_folder, save_png, save_text
 from ras_dit.pipeline import transformers_of
 from ras_dit.schedule import why_stochastic
 
@@ -83,7 +83,7 @@ class Arena:
         steps: int = 28,
         converged_steps: int = 200,
         converged_solver: Solver = "ab2",
-        fps: int = 16,
+        fps: int = FRAMES_PER_SECOND,
     ) -> None:
         references = [
             Method(DENSE, "dense", steps),
@@ -94,11 +94,13 @@ class Arena:
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"methods: got {', '.join(twice)} twice; names must differ.")
         self.folder, self.scenes, self.call, self.batch, self.fps = folder, list(scenes), call, batch, fps
-        purpose = {"scenes": [asdict(scene) for scene in scenes], "call": call, "batch": batch}
+        purpose: dict[str, Any] = {"scenes": [asdict(scene) for scene in scenes], "call": call, "batch": batch}
+        if fps != FRAMES_PER_SECOND:  # as it is in folders that were begun without a word of it
+            purpose["fps"] = fps
         if claim_folder(folder / "arena.json", purpose):
             raise ValueError(
-                f"{folder}: holds an arena of other prompts, seeds or call arguments; give another folder, or "
-                "remove it."
+                f"{folder}: holds an arena of other prompts, seeds or call arguments (or frames per second); give "
+                "another folder, or remove it."
             )
 
     @property

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ras_dit.cli import options
+from ras_dit.files import FRAMES_PER_SECOND
 
 
 def arena(
@@ -44,7 +45,7 @@ def arena(
     height: options.Height = None,
     width: options.Width = None,
     frames: options.Frames = None,
-    fps: options.FPS = 16,
+    fps: options.FPS = FRAMES_PER_SECOND,
     batch: Annotated[int | None, typer.Option(help="Pictures per call; without it 8, of videos 1.")] = None,
     lpips_weights: Annotated[
         Path | None, typer.Option(help="For LPIPS: torchvision's VGG16 or AlexNet; in torch hub's cache without it.")

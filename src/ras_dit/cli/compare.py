@@ -10,6 +10,7 @@ import typer
 
 from ras_dit.cli import options
 from ras_dit.config import RASConfig
+from ras_dit.files import FRAMES_PER_SECOND
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,7 +32,7 @@ def compare(
     height: options.Height = None,
     width: options.Width = None,
     frames: options.Frames = None,
-    fps: options.FPS = 16,
+    fps: options.FPS = FRAMES_PER_SECOND,
     negative_prompt: options.Negative = None,
     dtype: options.DType = "auto",
     device: options.Device = "auto",

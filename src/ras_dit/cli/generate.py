@@ -15,6 +15,7 @@ from rich.console import Console
 
 from ras_dit.cli import options
 from ras_dit.config import RASConfig
+from ras_dit.files import FRAMES_PER_SECOND
 
 if TYPE_CHECKING:
     from ras_dit.cli.pipelines import Picture
@@ -34,8 +35,14 @@ class Batch:
     def path(self, picture: Picture) -> Path:
         """The picture's file: its name holds a digest of everything asked for, so the same request is the same file."""
         config = self.config and self.config.to_dict()
-        request = json.dumps([picture.to_dict(), self.model, config, self.dtype], sort_keys=True)
-        digest = hashlib.sha256(request.encode()).hexdigest()[:8]
+        request = [
+            picture.to_dict(),
+            self.model,
+            config,
+            self.dtype,
+            *([self.fps] if self.fps != FRAMES_PER_SECOND else []),
+        ]
+        digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:8]
         slug = re.sub(r"\W+", "-", picture.prompt.lower()).strip("-")[:48] or "picture"
         return self.folder / f"{slug}-seed{picture.seed}-{digest}.png"
 
@@ -58,7 +65,7 @@ def generate(
     height: options.Height = None,
     width: options.Width = None,
     frames: options.Frames = None,
-    fps: options.FPS = 16,
+    fps: options.FPS = FRAMES_PER_SECOND,
     negative_prompt: options.Negative = None,
     dense: Annotated[bool, typer.Option("--dense", help="Without RAS.")] = False,
     trace: Annotated[bool, typer.Option("--trace", help="Save the trace (JSON) and the heat map, too.")] = False,
