@@ -119,9 +119,10 @@ def plan_search_block() -> str:
     lines = []
     for part in result["parts"].values():
         rows = {row["name"]: row for row in part["rows"]}
+        num_tokens = (part.get("size", 128) // 8) ** 2
         lines += [
-            f"**{part['num_steps']} steps**, found on {part['fit_pictures']} pictures, judged by "
-            f"{part['num_pictures']} others. ({record.origin(part)})",
+            f"**{part['num_steps']} steps, {num_tokens:,} tokens**, found on {part['fit_pictures']} pictures, judged "
+            f"by {part['num_pictures']} others. ({record.origin(part)})",
             "",
             "| for the cost of | FLOPs | plan found | T | PSNR to dense, preset | found | difference in dB |",
             "| --- | --- | --- | --- | --- | --- | --- |",

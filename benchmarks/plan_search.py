@@ -1,6 +1,7 @@
 """What a plan found on dense runs is worth: ``python -m benchmarks.plan_search`` finds one for the cost of every preset
 but ``quality``, in runs of some lengths, and paints both; ``--agreement`` says how well the simulation behind it knows
-what plans of the arena really did. Each length is a part of ``benchmarks/results/plan_search_embedded.json``.
+what plans of the arena really did. Each length and picture size is a part of
+``benchmarks/results/plan_search_embedded.json``.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from ras_dit.arena import Arena, Method, report
 from ras_dit.arena.suites import NUM_STEPS
 from ras_dit.cli.scenes import read_scenes
 from ras_dit.dense_runs import Choices, SameRuns
-from ras_dit.embedded import GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH, embedded_scenes
+from ras_dit.embedded import EMBEDDED_SIZES, GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH, embedded_scenes
 from ras_dit.plan_search import best_plan
 
 CALL = {"guidance_scale": GUIDANCE_SCALE, "max_sequence_length": MAX_SEQUENCE_LENGTH}
 NAME = "plan_search_embedded"
-PRESETS = ("balanced", "fast", "regions", "regions_fast")
+PRESETS = ("balanced", "fast", "regions", "regions_fast", "regions_faster")
+SIZE = EMBEDDED_SIZES[0]
+"""Of the pictures that the presets' plans were found on, in pixels."""
 SEED = 9000
 """Of the pictures that plans are found on; those of the arena begin at 1000."""
 CHECKED = RASConfig().to_dict()
@@ -42,7 +45,7 @@ def call_for(num_steps: int, num_pictures: int) -> dict[str, Any]:
     return {"prompt": prompts, "generator": generators, "num_inference_steps": num_steps, **CALL}
 
 
-def part_of(pipe: Any, num_steps: int, folder: Path, num_pictures: int, fit_pictures: int) -> dict[str, Any]:
+def part_of(pipe: Any, size: int, num_steps: int, num_pictures: int, fit_pictures: int, batch: int) -> dict[str, Any]:
     """Presets beside plans that cost as much, in runs of a length."""
     runs = SameRuns(pipe, RASConfig.preset("regions"), call_for(num_steps, fit_pictures))
     recorded, methods = runs.recorded(), []
@@ -55,7 +58,8 @@ def part_of(pipe: Any, num_steps: int, folder: Path, num_pictures: int, fit_pict
             Method(f"found for {name}", "ras", num_steps, config=found),
         ]
     scenes = read_scenes(None, num_pictures, is_embedded=True)
-    arena = Arena(folder, scenes, methods, CALL, batch=8, steps=num_steps, converged_steps=60)
+    folder = Path("outputs") / f"plan_search_{part_name(size, num_steps).replace(', ', '_')}"
+    arena = Arena(folder, scenes, methods, CALL, batch, num_steps, converged_steps=num_steps)  # (no use is made of it)
     with tqdm(total=arena.num_calls, desc="painting", unit="call") as bar:
         arena.run(pipe, bar.update)
     result = report(arena, has_plot=False)
@@ -63,12 +67,18 @@ def part_of(pipe: Any, num_steps: int, folder: Path, num_pictures: int, fit_pict
     rows = [row for row in result["rows"] if row["group"] == "ras"]
     return {
         **record.environment(),
+        "size": size,
         "num_steps": num_steps,
         "num_pictures": num_pictures,
         "fit_pictures": fit_pictures,
         "paired": paired(result["rows"], pairs),
         "rows": [{key: value for key, value in row.items() if key != "per_picture"} for row in rows],
     }
+
+
+def part_name(size: int, num_steps: int) -> str:
+    """What a part is called in the results."""
+    return str(num_steps) if size == SIZE else f"{num_steps}, {size}"
 
 
 def agreement(pipe: Any, fit_pictures: int) -> dict[str, Any]:
@@ -100,10 +110,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, action="append", help="lengths of runs; 20 and 28 without it")
     parser.add_argument("--agreement", action="store_true", help="that alone")
+    parser.add_argument("--size", type=int, choices=EMBEDDED_SIZES, default=SIZE, help="of the pictures, in pixels")
     parser.add_argument("--pictures", type=int, default=16)
     parser.add_argument("--fit-pictures", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=8)
     a = parser.parse_args()
-    pipe = ras_dit.load_embedded()
+    if a.agreement and a.size != SIZE:
+        parser.error(f"--size: got {a.size} with --agreement; allowed: {SIZE}, the size of the arena's plans.")
+    pipe = ras_dit.load_embedded(size=a.size)
     pipe.set_progress_bar_config(disable=True)
     has_any = os.path.isfile(record.RESULTS / f"{NAME}.json")
     result: dict[str, Any] = record.read(NAME) if has_any else {"parts": {}}
@@ -112,8 +126,8 @@ def main() -> None:
         record.write(NAME, result)
         return
     for num_steps in a.steps or (20, 28):
-        folder = Path(f"outputs/plan_search_{num_steps}")
-        result["parts"][str(num_steps)] = part_of(pipe, num_steps, folder, a.pictures, a.fit_pictures)
+        name = part_name(a.size, num_steps)
+        result["parts"][name] = part_of(pipe, a.size, num_steps, a.pictures, a.fit_pictures, a.batch)
         record.write(NAME, result)
 
 

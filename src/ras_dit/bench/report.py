@@ -179,4 +179,5 @@ def _draw_map(
     axes.set_xlabel("ratio")
     for y, line in enumerate(values):
         for x, number in enumerate(line):
-            axes.text(x, y, f"{number:.2f}", ha="center", va="center", fontsize=9)
+            is_dark = not 0.1 < (number - span[0]) / (span[1] - span[0]) < 0.9  # both ends of the colours are
+            axes.text(x, y, f"{number:.2f}", ha="center", va="center", color="white" if is_dark else "black")
