@@ -158,10 +158,14 @@ PAIRS = [
             method.name for method in SUITES["midway"](NUM_STEPS) if method.name.startswith("midway: ")
         )[1:],
         "ablation: nothing": tuple(
-            method.name for method in SUITES["options"](NUM_STEPS) if method.name != "ablation: nothing"
-        ),
+            method.name for method in SUITES["options"](NUM_STEPS) if method.name.startswith("ablation: ")
+        )[1:],
     }.items()
     for other in others
+] + [
+    (f"preset {method.name.removeprefix('of presets: ').split(',')[0]}", method.name)
+    for method in SUITES["options"](NUM_STEPS)
+    if method.name.startswith("of presets: ")
 ]
 
 

@@ -54,7 +54,7 @@ def chosen(result: dict[str, Any], *beginnings: str) -> list[dict[str, Any]]:
     return [row for row in result["rows"] if row["name"].startswith(beginnings)]
 
 
-APART = ("ablation: ", "midway: ", "cache ")
+APART = ("ablation: ", "midway: ", "of presets: ", "cache ")
 """Begin the names of the rows that have one thing changed, which get tables of their own."""
 
 
@@ -64,7 +64,7 @@ def arena_blocks() -> dict[str, str]:
     failures = "".join(f"* {name}: {why}\n" for name, why in result["failures"].items())
     return {
         "arena": f"{arena_origin(result)}\n\n{arena_table(contestants(result))}",
-        "paired": paired_table([pair for pair in result["paired"] if not pair["ours"].startswith(APART)]),
+        "paired": paired_table([pair for pair in result["paired"] if not pair["other"].startswith(APART)]),
         "failures": failures or "None.\n",
         "large": f"{arena_origin(large)}\n\n{arena_table(contestants(large))}",
         "large-paired": paired_table(large["paired"]),
@@ -83,6 +83,7 @@ def quality_blocks() -> dict[str, str]:
         "goals": goals_block(result),
         "midway": changes_table(result, "midway: "),
         "ablation": changes_table(result, "ablation: "),
+        "preset-options": preset_options_table(result),
         "sensitivity": sensitivity_block(result) + more_pictures_block(),
         "large": large_table(large),
         "large-goals": goals_block(large),
@@ -115,6 +116,21 @@ def changes_table(result: dict[str, Any], prefix: str) -> str:
     for name, row in rows.items():
         changed = [difference([-x for x in (m, high, low)]) for m, low, high in _of(pairs[name])]
         lines.append(f"| {name.removeprefix(prefix)}{_mark(row)} | {_costs(row)} | {' | '.join(changed)} |")
+    return "\n".join([*lines, ""])
+
+
+def preset_options_table(result: dict[str, Any]) -> str:
+    """What becomes of each preset without one of its options: differences picture by picture."""
+    prefix = "of presets: "
+    rows = {row["name"]: row for row in chosen(result, prefix)}
+    lines = [
+        "| preset | without | T | PSNR to converged, in dB | to dense |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for pair in (pair for pair in result["paired"] if pair["other"] in rows):
+        changed = [difference([-x for x in (mean, high, low)]) for mean, low, high in _of(pair)]
+        name, _, what = pair["other"].removeprefix(prefix).partition(", ")
+        lines.append(f"| {name} | {what} | {rows[pair['other']]['token_steps']:.2f} | {' | '.join(changed)} |")
     return "\n".join([*lines, ""])
 
 

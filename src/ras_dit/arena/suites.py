@@ -269,7 +269,27 @@ def option_methods(num_steps: int = NUM_STEPS) -> list[Method]:
         "every third step dense": {"step_ratios": listed((0, 1, *range(4, 28, 3)), 0.083, range(2, 28))},
         "the authors' dense steps": {"step_ratios": listed((0, 1, 2, 3, 12, 20), 0.25, range(4, 28))},
     }
-    return _one_changed("ablation", base, changes, num_steps)
+    return _one_changed("ablation", base, changes, num_steps) + _preset_options(num_steps)
+
+
+def _preset_options(num_steps: int) -> list[Method]:
+    """Every preset without each of its options (but `regions`, the plan that `midway_methods` varies)."""
+    found = []
+    for name, config in PRESETS.items():
+        if config == MIDWAY[11.5]:
+            continue
+        changes: dict[str, dict[str, object]] = {
+            "no forecast of noise": {"forecast_order": 0},
+            "forecast damping 1": {"forecast_damping": 1.0},
+            "forecasts from the beginning": {"forecast_below": 1.0},
+            "forecasts of any reach": {"forecast_reach": None},
+            "no K/V forecast": {"kv_forecast": 0.0},
+            "region steps skipped": {"step_ratios": tuple(float(ratio == 1) for ratio in config.step_ratios)},
+        }
+        for what, change in changes.items():
+            if (changed := config.replace(**change)) != config:
+                found.append(Method(f"of presets: {name}, {what}", "ras", num_steps, config=changed))
+    return found
 
 
 def _one_changed(
