@@ -180,12 +180,8 @@ LARGE = (
     *(f"regions midway, T {token_steps}, order 1" for token_steps in (17, 11.5, 6)),
     *(f"regions midway, T {token_steps}, order 2" for token_steps in (17, 11.5)),
     *(f"preset {name}" for name in ras_dit.PRESETS),
-    *(
-        f"of presets: {name}, forecasts from the beginning"
-        for name in ras_dit.PRESETS
-        if name not in ("regions", "fast")
-    ),
-    "midway: forecasts from the beginning",
+    *(f"of presets: {name}, forecasts from the beginning" for name in ("quality", "balanced")),
+    *(f"of presets: {name}, forecasts below 0.93 only" for name in ("fast", "regions_fast", "regions_faster")),
     *(f"TaylorSeer of attention and MLP order 1, every {interval}" for interval in (2, 3, 4, 6)),
     *("MagCache 0.06", "MagCache 0.12", "MagCache 0.24", "MagCache 0.5, up to 5 skipped", SPARSE),
     *(f"DBCache {threshold}{seer}" for threshold in (0.08, 0.16, 0.32) for seer in ("", " with TaylorSeer")),

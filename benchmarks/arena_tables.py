@@ -120,11 +120,11 @@ def changes_table(result: dict[str, Any], prefix: str) -> str:
 
 
 def preset_options_table(result: dict[str, Any]) -> str:
-    """What becomes of each preset without one of its options: differences picture by picture."""
+    """What becomes of each preset with one option changed: differences picture by picture."""
     prefix = "of presets: "
     rows = {row["name"]: row for row in chosen(result, prefix)}
     lines = [
-        "| preset | without | T | PSNR to converged, in dB | to dense |",
+        "| preset | changed | T | PSNR to converged, in dB | to dense |",
         "| --- | --- | --- | --- | --- |",
     ]
     for pair in (pair for pair in result["paired"] if pair["other"] in rows):

@@ -273,7 +273,7 @@ def option_methods(num_steps: int = NUM_STEPS) -> list[Method]:
 
 
 def _preset_options(num_steps: int) -> list[Method]:
-    """Every preset without each of its options (but `regions`, the plan that `midway_methods` varies)."""
+    """Every preset with one option changed (but `regions`, the plan that `midway_methods` varies)."""
     found = []
     for name, config in PRESETS.items():
         if config == MIDWAY[11.5]:
@@ -282,6 +282,7 @@ def _preset_options(num_steps: int) -> list[Method]:
             "no forecast of noise": {"forecast_order": 0},
             "forecast damping 1": {"forecast_damping": 1.0},
             "forecasts from the beginning": {"forecast_below": 1.0},
+            "forecasts below 0.93 only": {"forecast_below": min(0.93, config.forecast_below)},
             "forecasts of any reach": {"forecast_reach": None},
             "no K/V forecast": {"kv_forecast": 0.0},
             "region steps skipped": {"step_ratios": tuple(float(ratio == 1) for ratio in config.step_ratios)},
@@ -325,7 +326,7 @@ def midway_methods(num_steps: int = NUM_STEPS) -> list[Method]:
         "K/V forecast 1.0": {"kv_forecast": 1.0},
         "no forecast of noise": {"forecast_order": 0},
         "forecast damping 1": {"forecast_damping": 1.0},
-        "forecasts from the beginning": {"forecast_below": 1.0},
+        "forecasts below 0.93 only": {"forecast_below": 0.93},
         "text reuse": {"text_reuse": True},
         "cache in float8_e4m3fn": {"kv_cache_dtype": "float8_e4m3fn"},
     }
