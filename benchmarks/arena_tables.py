@@ -67,7 +67,7 @@ def arena_blocks() -> dict[str, str]:
         "paired": paired_table([pair for pair in result["paired"] if not pair["other"].startswith(APART)]),
         "failures": failures or "None.\n",
         "large": f"{arena_origin(large)}\n\n{arena_table(contestants(large))}",
-        "large-paired": paired_table(large["paired"]),
+        "large-paired": paired_table([pair for pair in large["paired"] if not pair["other"].startswith(APART)]),
     }
 
 
@@ -83,7 +83,7 @@ def quality_blocks() -> dict[str, str]:
         "goals": goals_block(result),
         "midway": changes_table(result, "midway: "),
         "ablation": changes_table(result, "ablation: "),
-        "preset-options": preset_options_table(result),
+        "preset-options": preset_options_block(result, more_pictures(), large),
         "sensitivity": sensitivity_block(result) + more_pictures_block(),
         "large": large_table(large),
         "large-goals": goals_block(large),
@@ -119,14 +119,20 @@ def changes_table(result: dict[str, Any], prefix: str) -> str:
     return "\n".join([*lines, ""])
 
 
+def preset_options_block(result: dict[str, Any], more: dict[str, Any], large: dict[str, Any]) -> str:
+    """What becomes of each preset with one option changed."""
+    parts = (("256 tokens", result), ("256 tokens", more), ("1,024 tokens", large))
+    return "\n".join(
+        f"{one['num_pictures']} pictures of {size}. ({record.origin(one)})\n\n{preset_options_table(one)}"
+        for size, one in parts
+    )
+
+
 def preset_options_table(result: dict[str, Any]) -> str:
-    """What becomes of each preset with one option changed: differences picture by picture."""
+    """Differences picture by picture to each preset, with one option changed."""
     prefix = "of presets: "
     rows = {row["name"]: row for row in chosen(result, prefix)}
-    lines = [
-        "| preset | changed | T | PSNR to converged, in dB | to dense |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    lines = ["| preset | changed | T | PSNR to converged, in dB | to dense |", "| --- | --- | --- | --- | --- |"]
     for pair in (pair for pair in result["paired"] if pair["other"] in rows):
         changed = [difference([-x for x in (mean, high, low)]) for mean, low, high in _of(pair)]
         name, _, what = pair["other"].removeprefix(prefix).partition(", ")
@@ -210,17 +216,20 @@ def sensitivity_block(result: dict[str, Any]) -> str:
     return "\n".join([*lines, ""]) + (f"\nLeft out:\n\n{left_out}" if left_out else "")
 
 
+def more_pictures() -> dict[str, Any]:
+    """A few methods on many pictures."""
+    return record.read("sensitivity_embedded")
+
+
 def more_pictures_block() -> str:
-    """The same on more pictures, where that was run: for distances of sets, which need them."""
-    if not (record.RESULTS / "sensitivity_embedded.json").is_file():
-        return ""
-    result = record.read("sensitivity_embedded")
+    """Whether metrics tell methods apart on more pictures, with the distances of sets, which need them."""
+    result = more_pictures()
     lines = [
         "",
         "| method | " + " | ".join(metric_title(name) for name in SET_METRICS) + " |",
         "| --- " * (1 + len(SET_METRICS)) + "|",
     ]
-    for row in result["rows"]:
+    for row in (row for row in result["rows"] if not row["name"].startswith(APART)):
         cells = [_value(row["metrics"].get(name)) for name in SET_METRICS]
         lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
     return "\nOn more pictures: " + sensitivity_block({**result, "left_out": {}}) + "\n".join([*lines, ""])

@@ -74,7 +74,7 @@ def read(name: str) -> dict[str, Any]:
     return result
 
 
-FORMER = (", former plan", ", former damping")
+FORMER = (", former plan", ", former forecast")
 RENAMED = {"RAS, T ": "regions in every step, T "}
 """What methods were called in results of before, and are called today (beginnings of names)."""
 

@@ -39,7 +39,7 @@ def test_methods_go_by_their_names_of_today_and_presets_that_had_another_plan_sa
     assert record.read("speed")["rows"][0]["name"] == "fast, former plan"
     config = {"step_ratios": today, "forecast_damping": 0.1}
     record.write("speed", {"rows": [{"name": "fast, fitted", "config": config}]})
-    assert record.read("speed")["rows"][0]["name"] == "fast, fitted, former damping"
+    assert record.read("speed")["rows"][0]["name"] == "fast, fitted, former forecast"
 
 
 def test_lists_of_numbers_stand_on_a_line_of_their_own_and_nothing_else_changes(tmp_path, monkeypatch):
