@@ -75,11 +75,13 @@ PRESETS: dict[str, RASConfig] = {
         step_ratios=listed((0, 1, 2, 4, 9, 17, 25), 0.55, regions=(6, 13, 21)),
         forecast_order=1,
         forecast_damping=0.8,
+        forecast_below=0.93,
     ),
     "regions_faster": RASConfig(
         step_ratios=listed((0, 1, 2, 5, 16, 25), 0.5, regions=(11, 21)),
         forecast_order=1,
         forecast_damping=0.5,
+        forecast_below=0.96,
     ),
 }
 """Presets by name; how they were chosen is in docs/quality.md."""
