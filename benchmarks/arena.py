@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import ras_dit
 from benchmarks import record
-from benchmarks.arena_tables import APART
+from benchmarks.arena_tables import APART, OF_PRESETS
 from benchmarks.goals import YARDSTICKS, goals
 from ras_dit.arena import SUITES, Arena, Method, chosen, report, suite
 from ras_dit.arena.metrics import better_by
@@ -163,12 +163,13 @@ PAIRS = [
     }.items()
     for other in others
 ] + [
-    (f"preset {method.name.removeprefix('of presets: ').split(',')[0]}", method.name)
+    (f"preset {method.name.removeprefix(OF_PRESETS).split(',')[0]}", method.name)
     for method in SUITES["options"](NUM_STEPS)
-    if method.name.startswith("of presets: ")
+    if method.name.startswith(OF_PRESETS)
 ]
 
 
+_WAITING = [name for name, config in ras_dit.PRESETS.items() if config.forecast_below < 1]
 LARGE = (
     *("Euler, 14 steps", *(f"UniPC 2, {steps} steps" for steps in (17, 14, 12, 9, 7, 6))),
     *(f"{solver}, {steps} even steps" for solver in ("Euler", "AB2") for steps in (17, 12, 9, 7, 6)),
@@ -180,8 +181,8 @@ LARGE = (
     *(f"regions midway, T {token_steps}, order 1" for token_steps in (17, 11.5, 6)),
     *(f"regions midway, T {token_steps}, order 2" for token_steps in (17, 11.5)),
     *(f"preset {name}" for name in ras_dit.PRESETS),
-    *(f"of presets: {name}, forecasts from the beginning" for name in ("quality", "balanced")),
-    *(f"of presets: {name}, forecasts below 0.93 only" for name in ("fast", "regions_fast", "regions_faster")),
+    *(f"{OF_PRESETS}{name}, forecasts from the beginning" for name in _WAITING),
+    f"{OF_PRESETS}fast, forecasts below 0.93 only",
     *(f"TaylorSeer of attention and MLP order 1, every {interval}" for interval in (2, 3, 4, 6)),
     *("MagCache 0.06", "MagCache 0.12", "MagCache 0.24", "MagCache 0.5, up to 5 skipped", SPARSE),
     *(f"DBCache {threshold}{seer}" for threshold in (0.08, 0.16, 0.32) for seer in ("", " with TaylorSeer")),
@@ -190,7 +191,8 @@ LARGE = (
 
 
 def length_methods(pipe: Any, num_steps: int) -> tuple[list[Method], list[tuple[str, str]]]:
-    """The presets in a run of another length, dense solvers with no fewer steps, and the pairs to compare."""
+    """The presets in a run of another length, with and without an option that depends on noise levels, dense solvers
+    with no fewer steps, and the pairs to compare."""
     methods, pairs = [], []
     for name, config in ras_dit.PRESETS.items():
         count = math.ceil(ras_dit.plan_for(pipe, config, num_steps).token_steps)
@@ -201,6 +203,12 @@ def length_methods(pipe: Any, num_steps: int) -> tuple[list[Method], list[tuple[
         ]
         methods += [preset, *(solver for solver in solvers if solver not in methods)]
         pairs += [(preset.name, solver.name) for solver in solvers]
+        if config.forecast_below < 1:
+            at_once = config.replace(forecast_below=1.0)
+            methods.append(
+                Method(f"{OF_PRESETS}{name}, forecasts from the beginning", "ras", num_steps, config=at_once)
+            )
+            pairs.append((preset.name, methods[-1].name))
     return methods, pairs
 
 

@@ -54,7 +54,8 @@ def chosen(result: dict[str, Any], *beginnings: str) -> list[dict[str, Any]]:
     return [row for row in result["rows"] if row["name"].startswith(beginnings)]
 
 
-APART = ("ablation: ", "midway: ", "of presets: ", "cache ")
+OF_PRESETS = "of presets: "
+APART = ("ablation: ", "midway: ", OF_PRESETS, "cache ")
 """Begin the names of the rows that have one thing changed, which get tables of their own."""
 
 
@@ -83,7 +84,7 @@ def quality_blocks() -> dict[str, str]:
         "goals": goals_block(result),
         "midway": changes_table(result, "midway: "),
         "ablation": changes_table(result, "ablation: "),
-        "preset-options": preset_options_block(result, more_pictures(), large),
+        "preset-options": preset_options_block(result, large),
         "sensitivity": sensitivity_block(result) + more_pictures_block(),
         "large": large_table(large),
         "large-goals": goals_block(large),
@@ -119,9 +120,10 @@ def changes_table(result: dict[str, Any], prefix: str) -> str:
     return "\n".join([*lines, ""])
 
 
-def preset_options_block(result: dict[str, Any], more: dict[str, Any], large: dict[str, Any]) -> str:
+def preset_options_block(result: dict[str, Any], large: dict[str, Any]) -> str:
     """What becomes of each preset with one option changed."""
-    parts = (("256 tokens", result), ("256 tokens", more), ("1,024 tokens", large))
+    lengths = ((f"256 tokens, {steps} steps", found) for steps, found in results_of_lengths().items())
+    parts = (("256 tokens", result), ("256 tokens", more_pictures()), ("1,024 tokens", large), *lengths)
     return "\n".join(
         f"{one['num_pictures']} pictures of {size}. ({record.origin(one)})\n\n{preset_options_table(one)}"
         for size, one in parts
@@ -130,12 +132,11 @@ def preset_options_block(result: dict[str, Any], more: dict[str, Any], large: di
 
 def preset_options_table(result: dict[str, Any]) -> str:
     """Differences picture by picture to each preset, with one option changed."""
-    prefix = "of presets: "
-    rows = {row["name"]: row for row in chosen(result, prefix)}
+    rows = {row["name"]: row for row in chosen(result, OF_PRESETS)}
     lines = ["| preset | changed | T | PSNR to converged, in dB | to dense |", "| --- | --- | --- | --- | --- |"]
     for pair in (pair for pair in result["paired"] if pair["other"] in rows):
         changed = [difference([-x for x in (mean, high, low)]) for mean, low, high in _of(pair)]
-        name, _, what = pair["other"].removeprefix(prefix).partition(", ")
+        name, _, what = pair["other"].removeprefix(OF_PRESETS).partition(", ")
         lines.append(f"| {name} | {what} | {rows[pair['other']]['token_steps']:.2f} | {' | '.join(changed)} |")
     return "\n".join([*lines, ""])
 
@@ -274,14 +275,17 @@ def _digest_of_goals(large: dict[str, Any]) -> str:
     )
 
 
+def results_of_lengths() -> dict[int, dict[str, Any]]:
+    """Results of runs of other lengths than the presets were made for, by their number of steps."""
+    found = [record.read(path.stem) for path in record.RESULTS.glob("arena_embedded_*_steps.json")]
+    by_steps = {row_named(result, "dense")["method"]["steps"]: result for result in found}
+    return dict(sorted(by_steps.items()))
+
+
 def lengths_block() -> str:
-    """How the presets do in runs of other lengths than that they were made for, where that was run."""
-    results = [record.read(path.stem) for path in record.RESULTS.glob("arena_embedded_*_steps.json")]
-    if not results:
-        return "Not run yet.\n"
+    """How the presets do in runs of those lengths."""
     lines = []
-    for result in sorted(results, key=lambda result: row_named(result, "dense")["method"]["steps"]):
-        steps = row_named(result, "dense")["method"]["steps"]
+    for steps, result in results_of_lengths().items():
         by_name = {row["name"]: row for row in result["rows"]}
         lines += [
             f"**{steps} steps**, {result['num_pictures']} pictures, converged run of {converged_steps(result)} steps. "
@@ -290,7 +294,7 @@ def lengths_block() -> str:
             "| preset | T | FLOPs | PSNR to dense | against | to dense, difference in dB | to converged |",
             "| --- | --- | --- | --- | --- | --- | --- |",
         ]
-        for pair in result["paired"]:
+        for pair in (pair for pair in result["paired"] if not pair["other"].startswith(APART)):
             row = by_name[pair["ours"]]
             lines.append(
                 f"| {pair['ours'].removeprefix('preset ')} | {row['token_steps']:.2f} | {row['flops_share']:.2f} | "
