@@ -7,6 +7,7 @@ from typing import Any
 from benchmarks import record
 from benchmarks.cells import converged_steps, difference, interval, row_named
 from benchmarks.goals import goals_table
+from ras_dit.arena.suites import OF_PRESETS
 
 
 def arena_table(rows: list[dict[str, Any]]) -> str:
@@ -54,7 +55,6 @@ def chosen(result: dict[str, Any], *beginnings: str) -> list[dict[str, Any]]:
     return [row for row in result["rows"] if row["name"].startswith(beginnings)]
 
 
-OF_PRESETS = "of presets: "
 APART = ("ablation: ", "midway: ", OF_PRESETS, "cache ")
 """Begin the names of the rows that have one thing changed, which get tables of their own."""
 

@@ -272,12 +272,13 @@ def option_methods(num_steps: int = NUM_STEPS) -> list[Method]:
     return _one_changed("ablation", base, changes, num_steps) + _preset_options(num_steps)
 
 
+OF_PRESETS = "of presets: "  # begins the names of presets with one option changed
+
+
 def _preset_options(num_steps: int) -> list[Method]:
     """Every preset with one option changed (but `regions`, the plan that `midway_methods` varies)."""
     found = []
-    for name, config in PRESETS.items():
-        if config == MIDWAY[11.5]:
-            continue
+    for name, config in ((name, config) for name, config in PRESETS.items() if config != MIDWAY[11.5]):
         changes: dict[str, dict[str, object]] = {
             "no forecast of noise": {"forecast_order": 0},
             "forecast damping 1": {"forecast_damping": 1.0},
@@ -289,7 +290,7 @@ def _preset_options(num_steps: int) -> list[Method]:
         }
         for what, change in changes.items():
             if (changed := config.replace(**change)) != config:
-                found.append(Method(f"of presets: {name}, {what}", "ras", num_steps, config=changed))
+                found.append(Method(f"{OF_PRESETS}{name}, {what}", "ras", num_steps, config=changed))
     return found
 
 

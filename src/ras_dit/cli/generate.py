@@ -35,13 +35,9 @@ class Batch:
     def path(self, picture: Picture) -> Path:
         """The picture's file: its name holds a digest of everything asked for, so the same request is the same file."""
         config = self.config and self.config.to_dict()
-        request = [
-            picture.to_dict(),
-            self.model,
-            config,
-            self.dtype,
-            *([self.fps] if self.fps != FRAMES_PER_SECOND else []),
-        ]
+        request: list[Any] = [picture.to_dict(), self.model, config, self.dtype]
+        if self.fps != FRAMES_PER_SECOND:  # as it is in the names of files that were made without a word of it
+            request.append(self.fps)
         digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:8]
         slug = re.sub(r"\W+", "-", picture.prompt.lower()).strip("-")[:48] or "picture"
         return self.folder / f"{slug}-seed{picture.seed}-{digest}.png"
