@@ -169,7 +169,6 @@ PAIRS = [
 ]
 
 
-_WAITING = [name for name, config in ras_dit.PRESETS.items() if config.forecast_below < 1]
 LARGE = (
     *("Euler, 14 steps", *(f"UniPC 2, {steps} steps" for steps in (17, 14, 12, 9, 7, 6))),
     *(f"{solver}, {steps} even steps" for solver in ("Euler", "AB2") for steps in (17, 12, 9, 7, 6)),
@@ -181,7 +180,7 @@ LARGE = (
     *(f"regions midway, T {token_steps}, order 1" for token_steps in (17, 11.5, 6)),
     *(f"regions midway, T {token_steps}, order 2" for token_steps in (17, 11.5)),
     *(f"preset {name}" for name in ras_dit.PRESETS),
-    *(f"{OF_PRESETS}{name}, forecasts from the beginning" for name in _WAITING),
+    *(name for _, name in PAIRS if name.startswith(OF_PRESETS) and name.endswith(", forecasts from the beginning")),
     f"{OF_PRESETS}fast, forecasts below 0.93 only",
     *(f"TaylorSeer of attention and MLP order 1, every {interval}" for interval in (2, 3, 4, 6)),
     *("MagCache 0.06", "MagCache 0.12", "MagCache 0.24", "MagCache 0.5, up to 5 skipped", SPARSE),
@@ -194,6 +193,7 @@ def length_methods(pipe: Any, num_steps: int) -> tuple[list[Method], list[tuple[
     """The presets in a run of another length, with and without an option that depends on noise levels, dense solvers
     with no fewer steps, and the pairs to compare."""
     methods, pairs = [], []
+    changed = {method.name: method for method in SUITES["options"](num_steps)}
     for name, config in ras_dit.PRESETS.items():
         count = math.ceil(ras_dit.plan_for(pipe, config, num_steps).token_steps)
         preset = Method(f"preset {name}", "ras", num_steps, config=config)
@@ -203,12 +203,9 @@ def length_methods(pipe: Any, num_steps: int) -> tuple[list[Method], list[tuple[
         ]
         methods += [preset, *(solver for solver in solvers if solver not in methods)]
         pairs += [(preset.name, solver.name) for solver in solvers]
-        if config.forecast_below < 1:
-            at_once = config.replace(forecast_below=1.0)
-            methods.append(
-                Method(f"{OF_PRESETS}{name}, forecasts from the beginning", "ras", num_steps, config=at_once)
-            )
-            pairs.append((preset.name, methods[-1].name))
+        if (at_once := changed.get(f"{OF_PRESETS}{name}, forecasts from the beginning")) is not None:
+            methods.append(at_once)
+            pairs.append((preset.name, at_once.name))
     return methods, pairs
 
 

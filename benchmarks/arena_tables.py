@@ -65,16 +65,21 @@ def arena_blocks() -> dict[str, str]:
     failures = "".join(f"* {name}: {why}\n" for name, why in result["failures"].items())
     return {
         "arena": f"{arena_origin(result)}\n\n{arena_table(contestants(result))}",
-        "paired": paired_table([pair for pair in result["paired"] if not pair["other"].startswith(APART)]),
+        "paired": paired_table(whole_pairs(result)),
         "failures": failures or "None.\n",
         "large": f"{arena_origin(large)}\n\n{arena_table(contestants(large))}",
-        "large-paired": paired_table([pair for pair in large["paired"] if not pair["other"].startswith(APART)]),
+        "large-paired": paired_table(whole_pairs(large)),
     }
 
 
 def contestants(result: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows that stand for a whole method."""
     return [row for row in result["rows"] if not row["name"].startswith(APART) and row["name"] != "converged"]
+
+
+def whole_pairs(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Pairs of those."""
+    return [pair for pair in result["paired"] if not pair["other"].startswith(APART)]
 
 
 def quality_blocks() -> dict[str, str]:
@@ -115,7 +120,7 @@ def changes_table(result: dict[str, Any], prefix: str) -> str:
     ]
     pairs = {pair["other"]: pair for pair in result["paired"] if pair["ours"] == base["name"]}
     for name, row in rows.items():
-        changed = [difference([-x for x in (m, high, low)]) for m, low, high in _of(pairs[name])]
+        changed = _other_way_round(pairs[name])
         lines.append(f"| {name.removeprefix(prefix)}{_mark(row)} | {_costs(row)} | {' | '.join(changed)} |")
     return "\n".join([*lines, ""])
 
@@ -135,7 +140,7 @@ def preset_options_table(result: dict[str, Any]) -> str:
     rows = {row["name"]: row for row in chosen(result, OF_PRESETS)}
     lines = ["| preset | changed | T | PSNR to converged, in dB | to dense |", "| --- | --- | --- | --- | --- |"]
     for pair in (pair for pair in result["paired"] if pair["other"] in rows):
-        changed = [difference([-x for x in (mean, high, low)]) for mean, low, high in _of(pair)]
+        changed = _other_way_round(pair)
         name, _, what = pair["other"].removeprefix(OF_PRESETS).partition(", ")
         lines.append(f"| {name} | {what} | {rows[pair['other']]['token_steps']:.2f} | {' | '.join(changed)} |")
     return "\n".join([*lines, ""])
@@ -143,6 +148,11 @@ def preset_options_table(result: dict[str, Any]) -> str:
 
 def _costs(row: dict[str, Any]) -> str:
     return f"{row['token_steps']:.2f} | {row['flops_share']:.2f} | {row['time_share']:.2f}"
+
+
+def _other_way_round(pair: dict[str, Any]) -> list[str]:
+    """How much better the other one is than ours."""
+    return [difference([-mean, -high, -low]) for mean, low, high in _of(pair)]
 
 
 def _of(pair: dict[str, Any]) -> list[list[float]]:
@@ -294,7 +304,7 @@ def lengths_block() -> str:
             "| preset | T | FLOPs | PSNR to dense | against | to dense, difference in dB | to converged |",
             "| --- | --- | --- | --- | --- | --- | --- |",
         ]
-        for pair in (pair for pair in result["paired"] if not pair["other"].startswith(APART)):
+        for pair in whole_pairs(result):
             row = by_name[pair["ours"]]
             lines.append(
                 f"| {pair['ours'].removeprefix('preset ')} | {row['token_steps']:.2f} | {row['flops_share']:.2f} | "

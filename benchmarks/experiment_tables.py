@@ -119,7 +119,7 @@ def plan_search_block() -> str:
     lines = []
     for part in result["parts"].values():
         rows = {row["name"]: row for row in part["rows"]}
-        num_tokens = (part.get("size", 128) // 8) ** 2
+        num_tokens = (part["size"] // 8) ** 2
         lines += [
             f"**{part['num_steps']} steps, {num_tokens:,} tokens**, found on {part['fit_pictures']} pictures, judged "
             f"by {part['num_pictures']} others. ({record.origin(part)})",
