@@ -287,8 +287,8 @@ def _digest_of_goals(large: dict[str, Any]) -> str:
 
 def results_of_lengths() -> dict[int, dict[str, Any]]:
     """Results of runs of other lengths than the presets were made for, by their number of steps."""
-    found = [record.read(path.stem) for path in record.RESULTS.glob("arena_embedded_*_steps.json")]
-    by_steps = {row_named(result, "dense")["method"]["steps"]: result for result in found}
+    found = record.read_all("arena_embedded_*_steps")
+    by_steps = {row_named(result, "dense")["method"]["steps"]: result for result in found.values()}
     return dict(sorted(by_steps.items()))
 
 

@@ -88,8 +88,12 @@ def outline_of(name: str) -> Outline:
 
 def committed_runs(device: str = "cpu") -> list[Run]:
     """Every row of every speed result from this kind of device, dense first in each."""
-    results = [record.read(path.stem) for path in sorted(record.RESULTS.glob("speed_*.json"))]
-    return [run for result in results if result["device"] == device and result["rows"] for run in runs_of(result)]
+    return [
+        run
+        for result in record.read_all("speed_*").values()
+        if result["device"] == device and result["rows"]
+        for run in runs_of(result)
+    ]
 
 
 def runs_of(result: dict[str, Any]) -> list[Run]:

@@ -74,6 +74,11 @@ def read(name: str) -> dict[str, Any]:
     return result
 
 
+def read_all(pattern: str) -> dict[str, dict[str, Any]]:
+    """Results by their names, in order; ``*`` stands for anything in the pattern."""
+    return {path.stem: read(path.stem) for path in sorted(RESULTS.glob(f"{pattern}.json"))}
+
+
 FORMER = (", former plan", ", former forecast")
 RENAMED = {"RAS, T ": "regions in every step, T "}
 """What methods were called in results of before, and are called today (beginnings of names)."""

@@ -23,12 +23,7 @@ NOTE = (
 
 def speed_results() -> Iterator[dict[str, Any]]:
     """All speed results that are there and have rows."""
-    return (result for result in _all_results().values() if result["rows"])
-
-
-def _all_results() -> dict[str, dict[str, Any]]:
-    """All speed results by their names."""
-    return {path.stem: record.read(path.stem) for path in sorted(record.RESULTS.glob("speed_*.json"))}
+    return (result for result in record.read_all("speed_*").values() if result["rows"])
 
 
 def limits_table() -> str:
@@ -139,7 +134,12 @@ def _profile_lines(result: dict[str, Any], mode: str, dense: dict[str, Any], reg
 def draw(path: Path) -> None:
     """The picture of every result of the second form: speed-ups beside their limits, memory beside its estimate."""
     plot(
-        {name.removeprefix("speed_"): result for name, result in _all_results().items() if "crossover" in result}, path
+        {
+            name.removeprefix("speed_"): result
+            for name, result in record.read_all("speed_*").items()
+            if "crossover" in result
+        },
+        path,
     )
 
 
@@ -174,7 +174,7 @@ def _memory_row(row: dict[str, Any]) -> str:
 def crossover_table() -> str:
     """Picture sizes against ratios."""
     lines: list[str] = []
-    for result in _all_results().values():
+    for result in record.read_all("speed_*").values():
         for mode, found in result.get("crossover", {}).items():
             if found["rows"]:
                 lines += [*_crossover_lines(result, mode, found), ""]
