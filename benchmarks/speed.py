@@ -46,6 +46,7 @@ def main() -> None:
     )
     parser.add_argument("--crossover", action="store_true", help="picture sizes against ratios, too")
     parser.add_argument("--no-loops", action="store_true", help="the crossover alone")
+    parser.add_argument("--sizes", help="of the crossover, with commas, instead of the case's own")
     parser.add_argument("--repeats", type=int)
     parser.add_argument("--dtype", choices=DTYPES, help="instead of the case's own")
     parser.add_argument("--steps", type=int, help="evaluations, for a quick look: nothing is written then")
@@ -56,9 +57,10 @@ def main() -> None:
     settings = Settings(
         device=a.device,
         modes=modes,
+        sizes=tuple(a.sizes.split(",")) if a.sizes else None,
         repeats=a.repeats,
         num_steps=a.steps,
-        has_crossover=a.crossover or a.no_loops or is_gpu,
+        has_crossover=a.crossover or bool(a.sizes) or a.no_loops or is_gpu,
         has_loops=not a.no_loops,
     )
     is_green = True

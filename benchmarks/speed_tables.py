@@ -184,13 +184,18 @@ def crossover_table() -> str:
 def _crossover_lines(result: dict[str, Any], mode: str, found: dict[str, Any]) -> list[str]:
     ratios = [one["ratio"] for one in found["rows"][0]["ratios"]]
     lines = [
-        f"{heading(result)}, {mode}: speed-up of the loop by picture size, limit in brackets ({record.origin(result)})",
+        f"{heading(result)}, {mode}: speed-up of the loop by picture size ({record.origin(result)})",
         "",
         "| size | image tokens | " + " | ".join(f"ratio {ratio:g}" for ratio in ratios) + " | repeats to within |",
         "| --- | --- |" + " --- |" * (len(ratios) + 1),
     ]
     for row in found["rows"]:
-        values = " | ".join(f"{one['speedup']:.2f}x ({one['limit']:.2f}x)" for one in row["ratios"])
+        values = " | ".join(_crossover_cell(one) for one in row["ratios"])
         drift = max(abs(one["captured_step"] / row["dense_step"] - 1) for one in row["ratios"])
         lines.append(f"| {row['size']} | {row['num_tokens']:,} | {values} | {drift:.0%} |")
     return lines
+
+
+def _crossover_cell(one: dict[str, Any]) -> str:
+    predicted = f", predicted {one['predicted']:.2f}x" if one.get("predicted") else ""
+    return f"**{one['speedup']:.2f}x** (limit {one['limit']:.2f}x{predicted})"

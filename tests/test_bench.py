@@ -17,7 +17,7 @@ from ras_dit.bench import CASES, Benchmark, Results, Settings, case_named, chose
 from ras_dit.bench.architectures import ARCHITECTURES, Size
 from ras_dit.bench.cases import Case
 from ras_dit.bench.checks import Check, RefusedError, eager_checks, probe, relative_error, require
-from ras_dit.bench.crossover import gains_from
+from ras_dit.bench.crossover import MAX_ROUNDS, MIN_ROUNDS, gains_from
 from ras_dit.bench.inside import PARTS, PartTimer, around_parts
 from ras_dit.bench.loops import StepTimer, run_loop, short_config
 from ras_dit.bench.memory import allocated_peak, memory_row
@@ -299,7 +299,40 @@ def test_the_crossover_is_a_table_of_sizes_and_ratios() -> None:
             spent = 5 * one["region_step"] + 3 * one["captured_step"]
             assert one["speedup"] == pytest.approx(8 * row["dense_step"] / spent)
             assert 1 < one["limit"] < 8 / 3
+            assert 0 < one["predicted"] < one["limit"]
+        assert [check["is_green"] for check in row["checks"]] == [True]
+        assert MIN_ROUNDS <= row["num_rounds"] <= MAX_ROUNDS
     assert set(found["gains_from"]) == {"0.5", "0.25"}
+
+
+def test_picture_sizes_alone_are_checked_at_their_own_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES["sd3-medium"].tiny()
+    sizes, probed = ("96", "64"), []
+    monkeypatch.setattr(
+        "ras_dit.bench.run.eager_checks",
+        lambda pipe, call, dtype: probed.append(call["latents"].shape) or eager_checks(pipe, call, dtype),
+    )
+    settings = dataclasses.replace(QUICK, modes=("compiled",), backend="aot_eager", sizes=sizes, ratios=(0.25,))
+    ran = benchmark(dataclasses.replace(settings, has_crossover=True, has_loops=False))
+    assert ran.run([case])
+    assert [tuple(shape[-2:]) for shape in probed] == [(8, 8)]
+    rows = ran.results.cases["sd3-medium"]["crossover"]["compiled"]["rows"]
+    assert [row["size"] for row in rows] == ["96x96", "64x64"]
+    for row in rows:
+        assert [check["name"].split()[0] for check in row["checks"]] == ["compiled", "compiled", "region"]
+        assert all(check["is_green"] for check in row["checks"])
+    smallest = case.at(Size(64, 64)).estimate()
+    enough = 1.16 * (smallest["weights"] + smallest["kv_cache"])  # for the smallest size, not for the case's own
+    monkeypatch.setattr("ras_dit.bench.cases.free_bytes", lambda device: int(enough))
+    assert case.why_skipped("cpu")
+    ran = benchmark(dataclasses.replace(settings, modes=("eager",), has_crossover=True, has_loops=False))
+    assert ran.run([case])
+    assert ran.results.cases["sd3-medium"]["crossover"]["eager"]["rows"]
+    broken = Check("region step over fresh keys equals dense", 1.0, 0.0)
+    monkeypatch.setattr("ras_dit.bench.crossover.fresh_check", lambda *_: broken)
+    ran = benchmark(dataclasses.replace(settings, modes=("eager",), has_crossover=True, has_loops=False))
+    assert not ran.run([case])
+    assert ran.results.cases["sd3-medium"]["crossover"] == {}
 
 
 def test_a_ratio_gains_from_the_size_on_that_all_larger_ones_gain() -> None:

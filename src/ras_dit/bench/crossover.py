@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ras_dit.bench.cases import Case
-from ras_dit.bench.checks import fresh_check, probe, require
+from ras_dit.bench.checks import Probe, compiled_checks, fresh_check, probe, require
 from ras_dit.bench.loops import StepTimer, run_loop, short_call, short_config
 from ras_dit.bench.modes import settle
-from ras_dit.plan import build_plan
+from ras_dit.config import RASConfig
+from ras_dit.plan import Plan, build_plan
 
-NUM_STEPS = 8
+NUM_STEPS = 3
+"""Dense evaluations of a loop without RAS, the first of which is not counted; region steps of one with RAS, after a
+single dense step that fills the cache."""
+MIN_ROUNDS, MAX_ROUNDS = 2, 5
+ENOUGH = 20.0
+"""Seconds of a size: no further round begins after so many, once there are `MIN_ROUNDS`."""
 GAIN = 1.05
 """A loop that is not faster by this factor is counted as no gain: repetitions differ by a few per cent."""
 
@@ -23,9 +31,11 @@ def size_row(
     device: str,
     ratios: Sequence[float],
     num_steps: int,
+    eager: Probe | None = None,
     on_run: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Steps of one picture size, and what they make of a whole loop.
+    """Steps of one picture size, and what they make of a whole loop. Dense loops and those of every ratio run in turn,
+    round by round, so that a machine that drifts changes all of them alike.
 
     Args:
         case: of this size.
@@ -33,61 +43,103 @@ def size_row(
         device: where it is.
         ratios: shares of tokens below 1.
         num_steps: evaluations of the whole loop.
-        on_run: called after every loop.
+        eager: what `probe` found at this size before the pipeline was compiled; None if it is not.
+        on_run: called `num_runs` times.
 
     Returns:
-        ``size``, ``num_tokens``, ``dense_step`` (seconds, without RAS) and ``ratios``: for each its ``region_step``,
-        ``captured_step`` (a dense step with RAS), ``speedup`` of the loop that the case's schedule makes of these, and
-        its ``limit`` by FLOPs.
+        ``size``, ``num_tokens``, ``dense_step`` (seconds, without RAS), ``num_rounds``, ``checks`` and ``ratios``: for
+        each its ``region_step``, ``captured_step`` (a dense step with RAS that fills the cache), ``speedup`` of the
+        loop that the case's schedule makes of these, its ``limit`` by FLOPs, and what `enable` ``predicted``.
 
     Raises:
         RefusedError: a check is not green at this size.
     """
     call = case.call(pipe, device, NUM_STEPS)
-    settle(pipe, call)
-    require([fresh_check(probe(pipe, call), case.dtype)])
-    run_loop(pipe, short_call(call))
-    with StepTimer(pipe, case.calls_per_step).watching() as timer:
-        run_loop(pipe, call)
-    dense = statistics.median(timer.seconds()[1:])
-    on_run()
-    row: dict[str, Any] = {"size": str(case.size), "dense_step": dense, "ratios": []}
-    for ratio in ratios:
-        found = _ratio(case, pipe, call, ratio, num_steps, dense)
-        row["num_tokens"] = found.pop("num_tokens")
-        row["ratios"].append(found)
+    if eager is not None:
+        settle(pipe, call)
+        checks = compiled_checks(pipe, call, case.dtype, eager)
+    else:
+        checks = [fresh_check(probe(pipe, call), case.dtype)]
+    require(checks)
+    found = [_Ratio(ratio, case.schedule.config(ratio, num_steps)) for ratio in ratios]
+    dense: list[float] = []
+
+    def run_round() -> None:
+        with StepTimer(pipe, case.calls_per_step).watching() as timer:
+            run_loop(pipe, call)
+        dense.extend(timer.seconds()[1:])
         on_run()
-    return row
+        for one in found:
+            one.run(pipe, call)
+            on_run()
 
-
-def _ratio(case: Case, pipe: Any, call: dict[str, Any], ratio: float, num_steps: int, dense: float) -> dict[str, Any]:
-    from ras_dit.engine import accelerate
-
-    config = case.schedule.config(ratio, num_steps)
-    with accelerate(pipe, short_config(config)) as handle:
-        run_loop(pipe, short_call(call))
-        run_loop(pipe, call)
-        steps, plan = handle.trace.steps, handle.latest_plan
-    assert plan is not None
-    assert plan.cost is not None
-    of_kind = {
-        kind: statistics.median(step.seconds or 0.0 for step in steps if step.kind == kind)
-        for kind in ("dense", "region")
-    }
-    whole = build_plan(config, num_steps, plan.num_tokens)
-    active = next(step.num_active for step in plan if step.kind == "region")
-    num_region = whole.num_region_steps
-    spent = num_region * of_kind["region"] + (num_steps - num_region) * of_kind["dense"]
-    flops = num_region * plan.cost.work_of[active].flops + (num_steps - num_region) * plan.cost.dense_flops
+    run_round()
+    if eager is not None:  # this one compiled
+        dense.clear()
+        for one in found:
+            one.seconds.clear()
+    num_rounds, started = int(eager is None), time.perf_counter()
+    while num_rounds < MIN_ROUNDS or (num_rounds < MAX_ROUNDS and time.perf_counter() - started < ENOUGH):
+        run_round()
+        num_rounds += 1
+    for _ in range(num_runs(len(ratios)) - (num_rounds + (eager is not None)) * (1 + len(ratios))):
+        on_run()
+    dense_step = statistics.median(dense)
     return {
-        "ratio": ratio,
-        "num_active": active,
-        "num_tokens": plan.num_tokens,
-        "region_step": of_kind["region"],
-        "captured_step": of_kind["dense"],
-        "speedup": num_steps * dense / spent,
-        "limit": num_steps * plan.cost.dense_flops / flops,
+        "size": str(case.size),
+        "num_tokens": found[0].latest_plan.num_tokens,
+        "dense_step": dense_step,
+        "num_rounds": num_rounds,
+        "checks": [check.to_dict() for check in checks],
+        "ratios": [one.row(dense_step, num_steps) for one in found],
     }
+
+
+def num_runs(num_ratios: int) -> int:
+    """How often `size_row` calls ``on_run``."""
+    return (MAX_ROUNDS + 1) * (1 + num_ratios)
+
+
+@dataclass
+class _Ratio:
+    """One ratio: its config for the whole loop, and the seconds of the steps of its short ones, by kind."""
+
+    ratio: float
+    config: RASConfig
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    plan: Plan | None = None
+
+    @property
+    def latest_plan(self) -> Plan:
+        assert self.plan is not None
+        return self.plan
+
+    def run(self, pipe: Any, call: dict[str, Any]) -> None:
+        from ras_dit.engine import accelerate
+
+        with accelerate(pipe, short_config(self.config).replace(warmup_steps=1)) as handle:
+            run_loop(pipe, short_call(call, 1 + NUM_STEPS))
+        self.plan = handle.latest_plan
+        for step in handle.trace.steps:
+            self.seconds.setdefault(step.kind, []).append(step.seconds or 0.0)
+
+    def row(self, dense_step: float, num_steps: int) -> dict[str, Any]:
+        plan = self.latest_plan
+        region, captured = (statistics.median(self.seconds[kind]) for kind in ("region", "dense"))
+        whole = build_plan(self.config, num_steps, plan.num_tokens)
+        assert plan.cost is not None
+        flops = sum(plan.cost.work_of[step.num_active].flops for step in whole)
+        whole = replace(whole, cost=replace(plan.cost, total_flops=flops))
+        num_region = whole.num_region_steps
+        return {
+            "ratio": self.ratio,
+            "num_active": next(step.num_active for step in plan if step.kind == "region"),
+            "region_step": region,
+            "captured_step": captured,
+            "speedup": num_steps * dense_step / (num_region * region + (num_steps - num_region) * captured),
+            "limit": whole.speedup_limit,
+            "predicted": whole.predicted_speedup,
+        }
 
 
 def gains_from(rows: Sequence[dict[str, Any]]) -> dict[str, str | None]:

@@ -4,8 +4,8 @@ A case has ``title``, ``device``, ``dtype``, ``size``, ``guidance``, ``source``,
 ``name``, ``mode``, ``seconds`` (every loop), ``median``, ``step_seconds``, ``speedup`` (over the best dense loop of
 all modes that ran) and ``speedup_same_mode``; rows of a config have ``config``, ``limit`` (by FLOPs),
 ``share_of_limit``, ``token_steps``, ``dense_step``, ``region_step``, ``step_kinds``, ``num_active``, ``num_tokens``,
-and where it has region steps ``memory`` and ``overhead``; the dense row and the leanest have ``profile``. Times are in
-seconds unless the name says otherwise.
+and where it has region steps ``memory`` and ``overhead``; the dense row and the leanest have ``profile``. ``crossover``
+has, by mode, the rows of `ras_dit.bench.crossover.size_row`. Times are in seconds unless the name says otherwise.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any
 
 SCHEMA = 2
 DENSE = "dense"
+CROSSOVER = "crossover "
+"""Begins the name of a part that measures picture sizes; the mode follows."""
 
 
 def code_hash() -> str:
@@ -82,7 +84,7 @@ class Results:
         found = self.cases.setdefault(case, {"rows": [], "checks": {}, "crossover": {}, "refused": {}, "finished": {}})
         _drop_others(found, part, self._claim(options))
         found.update(result.get("about", {}))
-        mode = part.removeprefix("crossover ")
+        mode = part.removeprefix(CROSSOVER)
         found["refused"].pop(part, None)
         if part != mode:
             found["crossover"].pop(mode, None)
@@ -108,16 +110,16 @@ class Results:
 
 def _drop_others(case: dict[str, Any], part: str, claim: Mapping[str, Any]) -> None:
     """Take out what other code, another machine or other options measured: it would be compared with what is new."""
-    is_crossover = part.startswith("crossover ")
+    is_crossover = part.startswith(CROSSOVER)
     shared = {name: value for name, value in claim.items() if name != "backend"}  # which compiled modes alone have
     for other, theirs in list(case["finished"].items()):
         is_alike = {name: value for name, value in theirs.items() if name != "backend"} == shared
-        if other.startswith("crossover ") != is_crossover or is_alike:
+        if other.startswith(CROSSOVER) != is_crossover or is_alike:
             continue
         del case["finished"][other]
         case["refused"].pop(other, None)
         if is_crossover:
-            case["crossover"].pop(other.removeprefix("crossover "), None)
+            case["crossover"].pop(other.removeprefix(CROSSOVER), None)
         else:
             case["rows"] = [row for row in case["rows"] if row["mode"] != other]
             case["checks"].pop(other, None)

@@ -11,13 +11,13 @@ from typing import Any
 
 from ras_dit.bench.architectures import Size
 from ras_dit.bench.cases import Case
-from ras_dit.bench.checks import Check, Probe, RefusedError, compiled_checks, eager_checks, require
-from ras_dit.bench.crossover import gains_from, size_row
+from ras_dit.bench.checks import Check, Probe, RefusedError, compiled_checks, eager_checks, probe, require
+from ras_dit.bench.crossover import gains_from, num_runs, size_row
 from ras_dit.bench.measure import measure, num_loops
 from ras_dit.bench.modes import in_mode, settle
 from ras_dit.bench.overhead import overhead
 from ras_dit.bench.profiling import profile_step
-from ras_dit.bench.results import Results
+from ras_dit.bench.results import CROSSOVER, Results
 from ras_dit.session import RASWarning, SmallGainWarning
 
 Advance = Callable[[str], None]
@@ -54,13 +54,20 @@ class Settings:
 
     def parts(self, case: Case) -> list[str]:
         """Names of what is measured, in order."""
-        crossed = [f"crossover {mode}" for mode in self.modes] if self.has_crossover and self.sizes_of(case) else []
+        crossed = [f"{CROSSOVER}{mode}" for mode in self.modes] if self.has_crossover and self.sizes_of(case) else []
         return [*(self.modes if self.has_loops else ()), *crossed]
 
     def sizes_of(self, case: Case) -> list[Size]:
         if case.dimensions is None:
             return []
         return [Size.parse(text, case.size) for text in (self.sizes if self.sizes is not None else case.sizes)]
+
+    def least_of(self, case: Case, parts: list[str]) -> Case:
+        """The case at the size at which RAS is checked before these parts are measured: its own, or where no whole
+        loops are asked for, the smallest of the crossover."""
+        if not all(part.startswith(CROSSOVER) for part in parts):
+            return case
+        return case.at(min(self.sizes_of(case), key=lambda size: size.height * size.width * size.num_frames))
 
     def options(self, case: Case, part: str) -> dict[str, Any]:
         """What a part's figures depend on, besides code and machine."""
@@ -70,7 +77,7 @@ class Settings:
             "ratios": self.ratios or case.ratios,
             "backend": None if part.endswith("eager") else self.backend,
         }
-        if part.startswith("crossover"):
+        if part.startswith(CROSSOVER):
             return {**found, "sizes": [str(size) for size in self.sizes_of(case)]}
         if case.variants and not self.ratios:
             found["variants"] = {name: dict(options) for name, options in case.variants.items()}
@@ -103,7 +110,7 @@ class Benchmark:
             due = [part for part in self.settings.parts(case) if not self._is_finished(case, part)]
             if not due:
                 self.say(f"{case.name}: measured already, with the same code and options.")
-            elif reason := case.why_skipped(self.settings.device):
+            elif reason := self.settings.least_of(case, due).why_skipped(self.settings.device):
                 self.say(f"{case.name}: left out, {reason}.")
             else:
                 self._run_case(case, due)
@@ -117,7 +124,7 @@ class Benchmark:
     def _run_case(self, case: Case, due: list[str]) -> None:
         settings = self.settings
         pipe = case.make(settings.device)
-        call = case.call(pipe, settings.device, settings.steps_of(case))
+        call = settings.least_of(case, due).call(pipe, settings.device, settings.steps_of(case))
         checks, eager = eager_checks(pipe, call, case.dtype)
         for part in due:
             try:
@@ -136,7 +143,7 @@ class Benchmark:
     def _part(
         self, case: Case, pipe: Any, call: dict[str, Any], part: str, checks: list[Check], eager: Probe
     ) -> dict[str, Any]:
-        mode = part.removeprefix("crossover ")
+        mode = part.removeprefix(CROSSOVER)
         require(checks)
         if part != mode:
             return {"crossover": self._crossover(case, pipe, mode)}
@@ -178,15 +185,16 @@ class Benchmark:
         settings, rows, left_out = self.settings, [], {}
         ratios = [ratio for ratio in settings.ratios or case.ratios if ratio < 1]
         sizes, title = settings.sizes_of(case), f"{case.name}, {mode}, crossover"
-        with self.progress(title, len(sizes) * (1 + len(ratios))) as advance:
+        with self.progress(title, len(sizes) * num_runs(len(ratios))) as advance:
             for size in sizes:
                 sized = case.at(size)
                 if reason := sized.why_skipped(settings.device, is_loaded=True):
                     left_out[str(size)] = reason
                     continue
-                steps = settings.steps_of(case)
+                steps, device = settings.steps_of(case), settings.device
+                eager = None if mode == "eager" else probe(pipe, sized.call(pipe, device, steps))
                 with in_mode(pipe, mode, settings.backend):  # anew: dense steps of every size get their own graphs
-                    rows.append(size_row(sized, pipe, settings.device, ratios, steps, lambda: advance(title)))
+                    rows.append(size_row(sized, pipe, device, ratios, steps, eager, lambda: advance(title)))
         return {"rows": rows, "gains_from": gains_from(rows), "left_out": left_out}
 
 
