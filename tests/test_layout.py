@@ -25,6 +25,7 @@ ORDER = [
     "kernels",
     "rows",
     "kv_forecast",
+    "addresses",
     "cache",
     "attention",
     "seams",

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from ras_dit.cache import AS_COMPUTED, KVCache, KVStorage, Like
+from ras_dit.cache import AS_COMPUTED, KVCache, KVStorage, Likes
 
 
 class UnsupportedAttentionError(ValueError):
@@ -42,7 +42,7 @@ class LayerSeam:
     def __init__(self, mask_query: int | None = None, heads_per_key: int = 1) -> None:
         self.mask_query = mask_query
         self.heads_per_key = heads_per_key
-        self.likes: list[tuple[Like, Like] | None] = []
+        self.likes: list[Likes | None] = []
         self.clear()
 
     def clear(self) -> None:
@@ -69,6 +69,14 @@ class LayerSeam:
         self.storage = storage
         self.position = 0
 
+    def house(self) -> None:
+        """A capture is over: what has to stay at its address, and was made by the call itself, moves to memory that
+        stays. (No dense step before it said how much that is.)"""
+        if self.storage.is_static:
+            for cached in self.calls:
+                if all(cached is not known for known in self.earlier):
+                    cached.house()
+
     def attend(
         self,
         query: torch.Tensor,
@@ -89,7 +97,7 @@ class LayerSeam:
             return functional.scaled_dot_product_attention(query, key, value)
         if self.kind == "measure":
             own_key, own_value = self._own_heads(query, key, value)
-            self.likes.append(None if is_causal else (Like.of(own_key), Like.of(own_value)))
+            self.likes.append(None if is_causal else Likes.of(own_key, own_value, self._kept(attn_mask)))
         elif self.kind == "capture":
             own_key, own_value = self._own_heads(query, key, value)
             self.calls.append(self._captured(position, own_key, own_value, attn_mask, scale, is_causal))
@@ -139,11 +147,12 @@ class LayerSeam:
     ) -> KVCache:
         """What is kept of an attention call."""
         earlier = self.earlier[position] if position < len(self.earlier) else None
-        if self.storage.is_static and earlier is not None and earlier.fits(key, value):
-            earlier.refill(key, value, self._kept(mask), scale, self.forecasts)
+        mask = self._kept(mask)
+        if self.storage.is_static and earlier is not None and earlier.fits(Likes.of(key, value, mask)):
+            earlier.refill(key, value, mask, scale, self.forecasts)
             return earlier
         storage = KVStorage(keeps=False) if is_causal else self.storage  # text only, see above
-        cached = KVCache(key, value, self._kept(mask), scale, storage)
+        cached = KVCache(key, value, mask, scale, storage)
         if self.forecasts and not is_causal:
             cached.follow(earlier, key, value)
         return cached
@@ -151,7 +160,8 @@ class LayerSeam:
     def _kept(self, mask: torch.Tensor | None) -> torch.Tensor | None:
         """What is kept of a mask [..., queries, keys]."""
         if mask is None or self.mask_query is None:
-            return mask
+            is_alike = mask is not None and mask.ndim > 1 and mask.stride(-2) == 0  # for all queries
+            return mask[..., :1, :] if mask is not None and self.storage.is_static and is_alike else mask
         return mask[..., self.mask_query, :].unsqueeze(-2).clone()
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ras_dit.addresses import FixedAddresses, lasting
 from ras_dit.kernels import Operations
 from ras_dit.kv_forecast import KVAdvance
 from ras_dit.rows import RowIndex, as_words
@@ -25,6 +26,19 @@ class Like:
 
 
 @dataclass(frozen=True)
+class Likes:
+    """What memory an attention call needs: for its key, its value, and its mask if it has one."""
+
+    key: Like
+    value: Like
+    mask: Like | None = None
+
+    @classmethod
+    def of(cls, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> Likes:
+        return cls(Like.of(key), Like.of(value), None if mask is None else Like.of(mask))
+
+
+@dataclass(frozen=True)
 class KVStorage:
     """How keys and values are kept between steps.
 
@@ -33,19 +47,27 @@ class KVStorage:
         device: where they are kept; None where they are computed.
         keeps: False keeps none: computed rows then attend among themselves.
         operations: kernels that write the rows; None for torch.
-        is_static: keys and values stay at their addresses from step to step and from run to run, as CUDA graphs need.
+        addresses: of what compiled blocks read of a step, where these and those of keys and values stay from step to
+            step and from run to run, as CUDA graphs need; None where they need not.
     """
 
     dtype: torch.dtype | None = None
     device: torch.device | None = None
     keeps: bool = True
     operations: Operations | None = None
-    is_static: bool = False
+    addresses: FixedAddresses | None = None
+
+    @property
+    def is_static(self) -> bool:
+        return self.addresses is not None
+
+    def fixed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor laid out for compiled blocks, at an address that stays if need be."""
+        return tensor if self.addresses is None else self.addresses.of(tensor)
 
     def store(self, tensor: torch.Tensor) -> torch.Tensor:
         """A key or value as it is kept, contiguous."""
-        kept = self.bounded(tensor).to(device=self.device, dtype=self.dtype)
-        return kept.clone(memory_format=torch.contiguous_format) if self.is_static else kept.contiguous()
+        return self.bounded(tensor).to(device=self.device, dtype=self.dtype).contiguous()
 
     def bounded(self, tensor: torch.Tensor) -> torch.Tensor:
         """A key or value within the range of the type that it is kept in."""
@@ -57,10 +79,7 @@ class KVStorage:
     def reserve(self, likes: Like) -> torch.Tensor:
         """Memory for a key or value, at an address that compiled code may count on."""
         place = self.device if self.device is not None else likes.device
-        with torch.inference_mode(False):  # a tensor of that mode could not be written to outside of it
-            memory = torch.zeros(likes.shape, dtype=self.dtype or likes.dtype, device=place)
-        torch._dynamo.mark_static_address(memory, guard=False)
-        return memory
+        return lasting(likes.shape, self.dtype or likes.dtype, place)
 
 
 AS_COMPUTED = KVStorage()
@@ -106,28 +125,32 @@ class KVCache:
         self.operations = None if self.is_converted or not storage.keeps else storage.operations
 
     @classmethod
-    def reserved(cls, likes: tuple[Like, Like] | None, storage: KVStorage, forecasts: bool = False) -> KVCache:
+    def reserved(cls, likes: Likes | None, storage: KVStorage, forecasts: bool = False) -> KVCache:
         """An empty cache to be filled by `refill`.
 
         Args:
-            likes: a key and value like those to come; None keeps nothing.
-            storage: how they are kept.
+            likes: what a call to come looks like; None keeps nothing.
+            storage: how keys and values are kept.
             forecasts: with memory for their slopes.
         """
         if likes is None or not storage.keeps:
             nothing = torch.empty(0, 0, 0, 0)
-            return cls(nothing, nothing, storage=KVStorage(keeps=False))
-        key, value = (storage.reserve(like) for like in likes)
-        cache = cls(key, value)
-        cache._is_kept_by(storage)
-        cache.dtype = likes[0].dtype
-        if forecasts:
-            cache.key_slope, cache.value_slope = (storage.reserve(like) for like in likes)
+            cache = cls(nothing, nothing, storage=KVStorage(keeps=False, addresses=storage.addresses))
+        else:
+            cache = cls(storage.reserve(likes.key), storage.reserve(likes.value))
+            cache._is_kept_by(storage)
+            cache.dtype = likes.key.dtype
+            if forecasts:
+                cache.key_slope, cache.value_slope = storage.reserve(likes.key), storage.reserve(likes.value)
+        if likes is not None and likes.mask is not None:
+            cache.mask = lasting(likes.mask.shape, likes.mask.dtype, likes.mask.device)
         return cache
 
-    def fits(self, key: torch.Tensor | Like, value: torch.Tensor | Like) -> bool:
-        """Whether `refill` can take these."""
-        return not self.keeps or (self.key.shape == key.shape and self.value.shape == value.shape)
+    def fits(self, likes: Likes) -> bool:
+        """Whether `refill` can take a call that looks like this."""
+        mask = None if self.mask is None else Like.of(self.mask)
+        is_kept = self.key.shape == likes.key.shape and self.value.shape == likes.value.shape
+        return (is_kept or not self.keeps) and mask == likes.mask
 
     def refill(
         self,
@@ -140,11 +163,13 @@ class KVCache:
         """Take in another dense step in the memory that is there.
 
         Args:
-            key, value: [R, H, length, d], as `fits` them.
-            mask, scale: see above.
+            key, value, mask: [R, H, length, d] and the mask, as they `fits`.
+            scale: see above.
             forecasts: learn slopes: from what was there if it was aimed at this step by `aim_whole`, else from zero.
         """
-        self.mask, self.scale = mask, scale
+        if self.mask is not None:
+            self.mask.copy_(mask)  # type: ignore[arg-type]
+        self.scale = scale
         self.num_heads, self.length = key.shape[1], key.shape[2]
         if not self.keeps:
             return
@@ -158,6 +183,13 @@ class KVCache:
             self._keep_slope(self.value_slope, self._followed(self.value, self.value_slope, value))  # type: ignore[arg-type]
         self.key.copy_(self.storage.bounded(key))
         self.value.copy_(self.storage.bounded(value))
+
+    def house(self) -> None:
+        """Move all that is kept to memory that stays where it is."""
+        for name in ("key", "value", "key_slope", "value_slope", "mask"):
+            tensor = getattr(self, name)
+            if tensor is not None and tensor.numel():
+                setattr(self, name, lasting(tensor.shape, tensor.dtype, tensor.device).copy_(tensor))
 
     def follow(self, earlier: KVCache | None, key: torch.Tensor, value: torch.Tensor) -> None:
         """Forecast from now on: slopes go from an earlier cache of the same call to this one, or begin at zero.
@@ -203,12 +235,12 @@ class KVCache:
             rows: all tokens of the grid, placed in this sequence.
         """
         self.advance = advance
-        laid_out = advance.of_sequence(rows, self.length)
+        laid_out = advance.of_sequence(rows, self.length, self.dtype)
         self.change, self.followed, self.per_sigma = (self._of_own(each) for each in laid_out)
 
     def _of_own(self, laid_out: torch.Tensor) -> torch.Tensor:
-        """In the type of what is kept; a model that attends image by image shares one set (Mochi)."""
-        return laid_out[: self.key.shape[0]].to(self.dtype)
+        """Of so many rows as are kept; a model that attends image by image shares one set (Mochi)."""
+        return self.storage.fixed(laid_out[: self.key.shape[0]])
 
     def aim(self, rows: RowIndex, advance: KVAdvance | None = None) -> None:
         """Lay out where the rows of a region step go; `merge` and `mask_for` then only read tensors and numbers.
@@ -217,9 +249,10 @@ class KVCache:
             rows: computed rows, placed in this sequence.
             advance: from the last step to this one, where keys and values are forecast.
         """
+        fixed = self.storage.fixed
         self.is_flat = not rows.is_alike
-        self.places = rows.positions(self.length)
-        self.index = rows.heads_index(self.places, self.num_heads, self.length)
+        self.places = fixed(rows.positions(self.length))
+        self.index = fixed(rows.heads_index(rows.positions(self.length), self.num_heads, self.length))
         self.drops_text = rows.hole[0] < rows.hole[1]
         self.queries = self.places if self.mask is not None else None
         self.queries_are_alike = rows.is_alike
@@ -231,10 +264,10 @@ class KVCache:
             self.end = self.begin + rows.num_active if is_uniform else self.length
             self.moving = self.index
             if is_uniform:
-                self.moving = rows.heads_index(rows.placed, self.num_heads, self.length)
-            self.change = self._of_own(self.advance.of_sequence(rows, self.length)[0])
-            taken = self.advance.of_rows(rows, self.num_heads, self.length, self.is_flat)
-            self.followed, self.per_sigma = (each.to(self.dtype) for each in taken)
+                self.moving = fixed(rows.heads_index(rows.placed, self.num_heads, self.length))
+            self.change = self._of_own(self.advance.of_sequence(rows, self.length, self.dtype)[0])
+            taken = self.advance.of_rows(rows, self.num_heads, self.length, self.is_flat, self.dtype)
+            self.followed, self.per_sigma = (fixed(each) for each in taken)
 
     def merge(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Write a region step's rows [R, H, P, d] in place and return the full keys and values [R, H, length, d].

@@ -176,7 +176,8 @@ class RASConfig:
     static_memory: bool = _option(
         False,
         "Keys and values stay at their addresses from run to run until RAS is disabled, as CUDA graphs need "
-        "(torch.compile mode 'reduce-overhead'); warm up with at least 2 dense steps then, 3 with kv_forecast.",
+        "(torch.compile mode 'reduce-overhead'). Without 2 dense steps to warm up (3 with kv_forecast), the first run "
+        "needs twice their memory for a moment.",
     )
     seed: int = _option(0, "Seed of random selection and of round_robin's tie-break.")
     rules: Rules = _option("ras_dit", "Use RASConfig.reference(...) for 'reference', the authors' exact behaviour.")

@@ -27,13 +27,16 @@ class KVAdvance:
         """The same for two grids side by side."""
         return KVAdvance(*(torch.cat([each, each], dim=1) for each in (self.change, self.followed, self.per_sigma)))
 
-    def of_rows(self, rows: RowIndex, num_heads: int, length: int, is_flat: bool) -> tuple[torch.Tensor, ...]:
+    def of_rows(
+        self, rows: RowIndex, num_heads: int, length: int, is_flat: bool, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, ...]:
         """``followed`` and ``per_sigma`` of the rows that `KVCache` writes: [1, 1, K, 1] if all rows of the batch are
         alike, else flat [R * H * K, 1]."""
-        key = (rows.num_active, num_heads, length, is_flat)
+        key = (rows.num_active, num_heads, length, is_flat, dtype)
         if key not in self._made:
             self._made[key] = tuple(
-                self._taken(each, rows, num_heads, length, is_flat) for each in (self.followed, self.per_sigma)
+                self._taken(each, rows, num_heads, length, is_flat).to(dtype)
+                for each in (self.followed, self.per_sigma)
             )
         return self._made[key]
 
@@ -45,12 +48,12 @@ class KVAdvance:
         fresh = (fresh if is_flat else fresh[:1])[:, None, :, None]
         return fresh.expand(-1, num_heads, -1, -1).reshape(-1, 1) if is_flat else fresh
 
-    def of_sequence(self, rows: RowIndex, length: int) -> tuple[torch.Tensor, ...]:
+    def of_sequence(self, rows: RowIndex, length: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
         """``change``, ``followed`` and ``per_sigma`` of all rows of a sequence [R, 1, length, 1]; 0 beside the grid."""
-        key = ("sequence", length, rows.offset if isinstance(rows.offset, int) else None)
+        key = ("sequence", length, rows.offset if isinstance(rows.offset, int) else None, dtype)
         if key not in self._made:
             self._made[key] = tuple(
-                self._placed(each, rows, length)[:, None, :, None]
+                self._placed(each, rows, length)[:, None, :, None].to(dtype)
                 for each in (self.change, self.followed, self.per_sigma)
             )
         return self._made[key]

@@ -185,6 +185,8 @@ class Session:
 
     def _before_transformer(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._call = None
+        if self.config.static_memory:  # what CUDA graphs return may go when the next call begins, not the next block
+            torch.compiler.cudagraph_mark_step_begin()
         seams = self._seams[module]
         seams.end(None)
         self._cpu_layers[module].clear()

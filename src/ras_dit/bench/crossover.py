@@ -9,15 +9,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ras_dit.bench.cases import Case
-from ras_dit.bench.checks import Probe, compiled_checks, fresh_check, probe, require
+from ras_dit.bench.checks import PROBE, Probe, compiled_checks, fresh_check, probe, require
 from ras_dit.bench.loops import StepTimer, run_loop, short_call, short_config
-from ras_dit.bench.modes import settle
+from ras_dit.bench.modes import config_in, settle
 from ras_dit.config import RASConfig
 from ras_dit.plan import Plan, build_plan
 
 NUM_STEPS = 3
-"""Dense evaluations of a loop without RAS, the first of which is not counted; region steps of one with RAS, after a
-single dense step that fills the cache."""
+"""Dense evaluations of a loop without RAS, the first of which is not counted; region steps of one with RAS, after the
+dense step that fills the cache."""
 MIN_ROUNDS, MAX_ROUNDS = 2, 5
 ENOUGH = 20.0
 """Seconds of a size: no further round begins after so many, once there are `MIN_ROUNDS`."""
@@ -31,6 +31,7 @@ def size_row(
     device: str,
     ratios: Sequence[float],
     num_steps: int,
+    mode: str = "eager",
     eager: Probe | None = None,
     on_run: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
@@ -39,10 +40,11 @@ def size_row(
 
     Args:
         case: of this size.
-        pipe: the case's, compiled or not.
+        pipe: the case's, in this mode.
         device: where it is.
         ratios: shares of tokens below 1.
         num_steps: evaluations of the whole loop.
+        mode: one of `ras_dit.bench.modes.MODES`.
         eager: what `probe` found at this size before the pipeline was compiled; None if it is not.
         on_run: called `num_runs` times.
 
@@ -57,11 +59,11 @@ def size_row(
     call = case.call(pipe, device, NUM_STEPS)
     if eager is not None:
         settle(pipe, call)
-        checks = compiled_checks(pipe, call, case.dtype, eager)
+        checks = compiled_checks(pipe, call, case.dtype, eager, config_in(mode, PROBE))
     else:
         checks = [fresh_check(probe(pipe, call), case.dtype)]
     require(checks)
-    found = [_Ratio(ratio, case.schedule.config(ratio, num_steps)) for ratio in ratios]
+    found = [_Ratio(ratio, config_in(mode, case.schedule.config(ratio, num_steps))) for ratio in ratios]
     dense: list[float] = []
 
     def run_round() -> None:
@@ -117,10 +119,14 @@ class _Ratio:
     def run(self, pipe: Any, call: dict[str, Any]) -> None:
         from ras_dit.engine import accelerate
 
-        with accelerate(pipe, short_config(self.config).replace(warmup_steps=1)) as handle:
-            run_loop(pipe, short_call(call, 1 + NUM_STEPS))
+        num_dense = 2 if self.config.static_memory else 1  # the first finds out how much memory the second needs
+        with accelerate(pipe, short_config(self.config).replace(warmup_steps=num_dense)) as handle:
+            short = short_call(call, num_dense + NUM_STEPS)
+            if self.config.static_memory:  # its addresses are new: CUDA graphs are recorded once more
+                run_loop(pipe, short)
+            run_loop(pipe, short)
         self.plan = handle.latest_plan
-        for step in handle.trace.steps:
+        for step in handle.trace.steps[num_dense - 1 :]:
             self.seconds.setdefault(step.kind, []).append(step.seconds or 0.0)
 
     def row(self, dense_step: float, num_steps: int) -> dict[str, Any]:

@@ -23,6 +23,11 @@ def blocks_of(pipe: Any) -> list[Any]:
     return [transformer.get_submodule(name) for name in sorted(names)]
 
 
+def config_in(mode: str, config: RASConfig) -> RASConfig:
+    """A config as it runs in a mode: CUDA graphs read keys and values at addresses that stay."""
+    return config.replace(static_memory=True) if mode == "reduce-overhead" else config
+
+
 @contextmanager
 def in_mode(pipe: Any, mode: str, backend: str = "inductor") -> Iterator[None]:
     """Run a pipeline's blocks in a mode; they are as before afterwards.
@@ -30,7 +35,8 @@ def in_mode(pipe: Any, mode: str, backend: str = "inductor") -> Iterator[None]:
     Args:
         pipe: its transformer's blocks are compiled one by one, whole graphs only. The first shape of a block gets a
             graph of its own, later ones share one (PyTorch's default): see `settle`.
-        mode: one of `MODES`.
+        mode: one of `MODES`. With CUDA graphs every transformer call, with RAS or without, is announced to PyTorch:
+            else every block would end what the one before it returned.
         backend: of torch.compile. ``reduce-overhead`` is one of inductor's own modes.
 
     Raises:
@@ -47,11 +53,14 @@ def in_mode(pipe: Any, mode: str, backend: str = "inductor") -> Iterator[None]:
     options: dict[str, Any] = {"mode": "reduce-overhead"} if mode == "reduce-overhead" else {"backend": backend}
     torch.compiler.reset()
     torch._dynamo.config.recompile_limit = max(limit, RECOMPILE_LIMIT)
+    announced = pipe.transformer.register_forward_pre_hook(_announce) if mode == "reduce-overhead" else None
     try:
         for block in blocks:
             block.compile(fullgraph=True, **options)
         yield
     finally:
+        if announced is not None:
+            announced.remove()
         for block in blocks:
             block._compiled_call_impl = None
         torch._dynamo.config.recompile_limit = limit
@@ -70,3 +79,9 @@ def settle(pipe: Any, call: dict[str, Any]) -> None:
     run_loop(pipe, short_call(call, 2))
     with accelerate(pipe, RASConfig(sample_ratio=1.0)):
         run_loop(pipe, short_call(call, 2))
+
+
+def _announce(*_: Any) -> None:
+    import torch
+
+    torch.compiler.cudagraph_mark_step_begin()

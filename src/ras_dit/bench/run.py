@@ -11,10 +11,10 @@ from typing import Any
 
 from ras_dit.bench.architectures import Size
 from ras_dit.bench.cases import Case
-from ras_dit.bench.checks import Check, Probe, RefusedError, compiled_checks, eager_checks, probe, require
+from ras_dit.bench.checks import PROBE, Check, Probe, RefusedError, compiled_checks, eager_checks, probe, require
 from ras_dit.bench.crossover import gains_from, num_runs, size_row
 from ras_dit.bench.measure import measure, num_loops
-from ras_dit.bench.modes import in_mode, settle
+from ras_dit.bench.modes import config_in, in_mode, settle
 from ras_dit.bench.overhead import overhead
 from ras_dit.bench.profiling import profile_step
 from ras_dit.bench.results import CROSSOVER, Results
@@ -150,7 +150,7 @@ class Benchmark:
         with in_mode(pipe, mode, self.settings.backend):
             if mode != "eager":
                 settle(pipe, call)
-                checks = compiled_checks(pipe, call, case.dtype, eager)
+                checks = compiled_checks(pipe, call, case.dtype, eager, config_in(mode, PROBE))
                 require(checks)
             rows = self._rows(case, pipe, call, mode)
         return {"rows": rows, "checks": [check.to_dict() for check in checks]}
@@ -158,8 +158,7 @@ class Benchmark:
     def _rows(self, case: Case, pipe: Any, call: dict[str, Any], mode: str) -> list[dict[str, Any]]:
         settings = self.settings
         configs = case.configs(settings.steps_of(case), settings.ratios)
-        if mode == "reduce-overhead":
-            configs = {name: config.replace(static_memory=True) for name, config in configs.items()}
+        configs = {name: config_in(mode, config) for name, config in configs.items()}
         repeats = settings.repeats or case.repeats
         with self.progress(f"{case.name}, {mode}", num_loops(len(configs), repeats)) as advance:
             rows = measure(
@@ -194,7 +193,7 @@ class Benchmark:
                 steps, device = settings.steps_of(case), settings.device
                 eager = None if mode == "eager" else probe(pipe, sized.call(pipe, device, steps))
                 with in_mode(pipe, mode, settings.backend):  # anew: dense steps of every size get their own graphs
-                    rows.append(size_row(sized, pipe, device, ratios, steps, eager, lambda: advance(title)))
+                    rows.append(size_row(sized, pipe, device, ratios, steps, mode, eager, lambda: advance(title)))
         return {"rows": rows, "gains_from": gains_from(rows), "left_out": left_out}
 
 
