@@ -39,6 +39,8 @@ class PlayedGraphs:
         metadata = torch._guards.TracingContext.get().fw_metadata
         assert metadata is not None
         static, number = list(metadata.static_input_indices), self._num_graphs
+        written = {index for index, info in enumerate(metadata.input_info) if info.mutates_data}
+        assert written <= set(static), "a block that writes to anything else runs without a graph"
         self._num_graphs += 1
 
         def run(*args: Any) -> Any:

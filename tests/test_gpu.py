@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
+from torch._inductor.cudagraph_trees import get_manager
 
 import ras_dit
 from ras_dit.attention import grouped_attention
+from ras_dit.bench.modes import in_mode
 from tiny import REGION, inputs, run, tiny_pipeline
 
 pytestmark = [
@@ -51,6 +54,29 @@ def test_the_loop_does_not_wait_for_the_device() -> None:
         run(pipe, **call, callback_on_step_end=forbid)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@torch.no_grad()
+def test_cuda_graphs_are_recorded_once() -> None:
+    pipe = tiny_pipeline().to("cuda")
+    call = {k: v.to("cuda") if isinstance(v, torch.Tensor) else v for k, v in inputs().items()}
+    config = REGION.replace(static_memory=True)
+    with ras_dit.accelerate(pipe, config):
+        expected = run(pipe, **call)
+    num_skipped = counters["inductor"]["cudagraph_skips"]
+    with in_mode(pipe, "reduce-overhead"), ras_dit.accelerate(pipe, config):
+        for _ in range(3):
+            run(pipe, **call)
+        before = num_recorded()
+        found = run(pipe, **call)
+        assert num_recorded() == before + 1, "asking takes a number itself"
+    assert counters["inductor"]["cudagraph_skips"] == num_skipped
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def num_recorded() -> int:
+    """A number that grows with every CUDA graph of PyTorch's trees, and with every call."""
+    return int(get_manager(torch.cuda.current_device(), create_if_none_exists=False).new_graph_id().id)
 
 
 @pytest.mark.parametrize("with_mask", [False, True])

@@ -133,6 +133,8 @@ class _Loop:
         if not self.plan.num_region_steps:
             return None
         with accelerate(pipe, short_config(self.config)):
+            if self.config.static_memory:  # see `run`
+                run_loop(pipe, short)
             return peak_bytes(lambda: run_loop(pipe, short), device_type)
 
     def row(self, dense: _Loop, num_rows: int) -> dict[str, Any]:
