@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,7 +70,11 @@ def main() -> None:
         name = "_".join(["speed", case.name, *filter(None, (kind, a.machine))])
         path = None if a.steps else FOLDER / f"{name}.json"
         results = Results(path, environment(a.device))
-        is_green &= Benchmark(settings, results, bar, print).run([case])
+        try:
+            is_green &= Benchmark(settings, results, bar, print).run([case])
+        except Exception:  # the next case may do better; what this one has is written
+            traceback.print_exc()
+            is_green = False
         found = results.cases.get(case.name)
         if not found or not (found["rows"] or found["crossover"]):
             continue

@@ -17,7 +17,7 @@ from ras_dit.bench import CASES, Benchmark, Results, Settings, case_named, chose
 from ras_dit.bench.architectures import ARCHITECTURES, Size
 from ras_dit.bench.cases import Case
 from ras_dit.bench.checks import Check, RefusedError, eager_checks, probe, relative_error, require
-from ras_dit.bench.crossover import MAX_ROUNDS, MIN_ROUNDS, gains_from
+from ras_dit.bench.crossover import MAX_ROUNDS, MIN_ROUNDS, gains_from, size_row
 from ras_dit.bench.inside import PARTS, PartTimer, around_parts
 from ras_dit.bench.loops import StepTimer, run_loop, short_config
 from ras_dit.bench.memory import allocated_peak, memory_row
@@ -178,6 +178,46 @@ def test_an_error_of_the_harness_is_no_refusal(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("ras_dit.bench.run.measure", broken)
     with pytest.raises(RuntimeError, match="boom"):
         benchmark().run([CASES["sd3-medium"].tiny()])
+
+
+def test_memory_that_runs_out_stops_a_case_or_a_size_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES["sd3-medium"].tiny()
+    settings = dataclasses.replace(QUICK, has_crossover=True, has_loops=False, sizes=("64", "96"), ratios=(0.25,))
+
+    def full(sized: Case, *rest: Any) -> dict[str, Any]:
+        if sized.size == Size(96, 96):
+            raise torch.OutOfMemoryError("of 139 GiB\nand more")
+        return size_row(sized, *rest)
+
+    monkeypatch.setattr("ras_dit.bench.run.size_row", full)
+    ran = benchmark(settings)
+    assert ran.run([case])
+    found = ran.results.cases["sd3-medium"]["crossover"]["eager"]
+    assert [row["size"] for row in found["rows"]] == ["64x64"]
+    assert found["left_out"] == {"96x96": "ran out of memory (of 139 GiB)"}
+
+    def never(*_: Any) -> None:
+        raise torch.OutOfMemoryError("of 139 GiB")
+
+    monkeypatch.setattr("ras_dit.bench.run.eager_checks", never)
+    ran = benchmark(QUICK)
+    assert not ran.run([case])
+    assert ran.results.cases["sd3-medium"]["refused"] == {"eager": "OutOfMemoryError: of 139 GiB"}
+
+
+def test_cuda_graphs_that_are_not_replayed_get_no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = iter(range(0, 10**6, 3))  # asking counts as one: two more every time
+    with monkeypatch.context() as patched:
+        patched.setattr("ras_dit.bench.measure.num_recorded", lambda device: next(recorded))
+        ran = benchmark(QUICK)
+        assert not ran.run([CASES["sd3-medium"].tiny()])
+    refused = ran.results.cases["sd3-medium"]["refused"]
+    assert refused == {"eager": "RefusedError: dense: 2 CUDA graphs were recorded in a timed loop."}
+    skipped = iter((0, 1))
+    monkeypatch.setattr("ras_dit.bench.run.num_without_graphs", lambda: next(skipped))
+    ran = benchmark(QUICK)
+    assert not ran.run([CASES["sd3-medium"].tiny()])
+    assert "without CUDA graphs" in ran.results.cases["sd3-medium"]["refused"]["eager"]
 
 
 def test_errors_are_relative_and_bounds_are_ceilings_or_floors() -> None:

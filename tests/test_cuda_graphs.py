@@ -17,8 +17,9 @@ from torch._inductor.cudagraph_trees import MarkStepBox
 
 import ras_dit
 from families import all_cases
+from families.case import FamilyCase
 from ras_dit import RASConfig
-from test_compile import blocks_of, one_of_every_kind, run
+from test_compile import blocks_of, one_of_every_kind
 
 CONFIG = RASConfig(sample_ratio=0.25, warmup_steps=3, static_memory=True)
 ALL = {case.name: case for case in all_cases()}
@@ -66,48 +67,56 @@ class PlayedGraphs:
         self._returned.clear()
 
 
+def picture(case: FamilyCase, pipe: Any, batch: int) -> torch.Tensor:
+    torch.manual_seed(0)
+    return case.output(pipe(**case.call(batch=batch, height=6, width=8)))
+
+
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("name", "options", "batch"),
     [
-        ("sd3", {}),
-        ("sd3", {"warmup_steps": 1}),
-        ("sd3", {"kv_forecast": 0.8}),
-        ("flux", {"kv_forecast": 0.8}),
-        ("qwen-image", {"text_reuse": True}),
-        ("lumina2", {"kv_forecast": 0.8}),
-        ("prx", {}),
-        ("wan", {}),
+        ("sd3", {}, 2),
+        ("sd3", {"warmup_steps": 1, "kv_cache_layers": 0.5}, 1),
+        ("sd3", {"kv_forecast": 0.8, "kv_cache_dtype": "bfloat16"}, 2),
+        ("flux", {"kv_forecast": 0.8}, 1),
+        ("qwen-image", {"text_reuse": True}, 1),
+        ("lumina2", {"kv_forecast": 0.8}, 1),
+        ("prx", {}, 1),
+        ("wan", {}, 1),
+        ("kandinsky5", {}, 1),
     ],
 )
 @torch.no_grad()
-def test_region_steps_are_recorded_once(name: str, options: dict[str, Any]) -> None:
+def test_region_steps_are_recorded_once(name: str, options: dict[str, Any], batch: int) -> None:
     case, limit = ALL[name], torch._dynamo.config.recompile_limit
     pipe = case.build()
     config = CONFIG.replace(**options)
-    with ras_dit.accelerate(pipe, config) as handle:
-        expected = run(case, pipe)
-    kinds = [step.kind for step in handle.trace.steps]
-    assert kinds.count("region") > 2
+    with ras_dit.accelerate(pipe, config):
+        expected = picture(case, pipe, batch)
+    graphs, begun = PlayedGraphs(), [0]
+    pipe.transformer.register_forward_pre_hook(lambda *_: begun.append(len(graphs.recorded)))
     torch.compiler.reset()
     torch._dynamo.config.recompile_limit = 64
-    graphs, num_calls = PlayedGraphs(), 0
-
-    def count(*_: Any) -> None:
-        nonlocal num_calls
-        num_calls += 1
-
-    pipe.transformer.register_forward_pre_hook(count)
     try:
         for block in one_of_every_kind(blocks_of(pipe.transformer)):
             block.compile(fullgraph=True, backend=graphs.backend)
-        with ras_dit.accelerate(pipe, config):
-            outputs = [run(case, pipe) for _ in range(2)]  # the first may compile, the second choose among graphs
-            num_recorded = len(graphs.recorded)
-            outputs.append(run(case, pipe))
+        with ras_dit.accelerate(pipe, config) as handle:
+            outputs = [picture(case, pipe, batch) for _ in range(2)]  # the second may choose among graphs otherwise
+            num_recorded, num_calls = len(graphs.recorded), len(begun) - 1
+            outputs.append(picture(case, pipe, batch))
+            assert len(graphs.recorded) == num_recorded
+            graphs.recorded.clear()
+            begun.clear()
+            outputs.append(picture(case, pipe, batch))
     finally:
         torch.compiler.reset()
         torch._dynamo.config.recompile_limit = limit
     for output in outputs:
         torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
-    assert len(graphs.recorded) == num_recorded
-    assert graphs.num_calls == num_calls
+    assert graphs.num_calls == 2 * num_calls
+    kinds = [step.kind for step in handle.trace.steps]
+    per_step = len(begun) // len(kinds)
+    second_region = kinds.index("region") + 1
+    assert set(kinds[second_region:]) == {"region"}
+    assert len(set(begun[second_region * per_step :])) == 1, "a region step recorded what the one before it had"
+    assert len(graphs.recorded) == begun[-1]

@@ -82,19 +82,23 @@ def all_cases(per_subject: int) -> list[Case]:
     return cases
 
 
-def fast_pipeline(folder: Path, zero_rows: int, large: Path | None = None) -> StableDiffusion3Pipeline:
+def fast_pipeline(
+    folder: Path, zero_rows: int, large: Path | None = None, device: str = "cpu"
+) -> StableDiffusion3Pipeline:
     """Load the exported pipeline; one zero row counts for `zero_rows`, which changes nothing but the time.
 
     Args:
         folder: the exported model.
         zero_rows: of text.
         large: what makes the model of 256 x 256 of it, None for the one of the folder.
+        device: to sample on.
     """
     pipeline = StableDiffusion3Pipeline.from_pretrained(
         folder, torch_dtype=torch.float32, text_encoder_3=None, tokenizer_3=None
     )
     if large is not None:
         enlarge_pipeline(pipeline, large)
+    pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     attention = CountedRowAttention()
     size = pipeline.transformer.config.sample_size
@@ -119,7 +123,7 @@ def sample(pipeline: StableDiffusion3Pipeline, cases: list[Case], steps: int, gu
             generator=[torch.Generator().manual_seed(case.seed) for case in cases],
             output_type="pt",
         ).images
-    return pictures.float().mul(2).sub(1)
+    return pictures.float().mul(2).sub(1).cpu()
 
 
 @torch.no_grad()
@@ -210,8 +214,8 @@ def draw_sheet(pictures: Tensor, cases: list[Case], path: Path, columns: int = 1
     sheet.quantize(256).save(path, optimize=True)
 
 
-def provenance() -> dict[str, Any]:
-    """Return commit, hardware, versions and date."""
+def provenance(device: str = "cpu") -> dict[str, Any]:
+    """Return commit, hardware (of this device), versions and date."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     names = ("torch", "diffusers", "transformers", "numpy", "pillow")
     cpu = platform.processor() or platform.machine()
@@ -219,10 +223,9 @@ def provenance() -> dict[str, Any]:
     if info.is_file():
         names_found = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
         cpu = f"{names_found[0]}, {len(names_found)} logical cores" if names_found else cpu
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
     return {
         "commit": commit or None,
-        "hardware": device,
+        "hardware": torch.cuda.get_device_name(torch.device(device)) if device.startswith("cuda") else cpu,
         "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in names},
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
@@ -234,6 +237,7 @@ def main(command_line: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--folder", type=Path, default=model_folder(), help="the exported model")
     parser.add_argument("--font", type=Path, default=DEFAULT_FONT, help="NotoColorEmoji.ttf")
+    parser.add_argument("--device", default="cpu", help="to sample on")
     parser.add_argument("--guidance", type=float, default=GUIDANCE_SCALE)
     parser.add_argument(
         "--max-sequence-length", type=int, default=MAX_SEQUENCE_LENGTH, help="rows of zeros that stand for T5's"
@@ -249,7 +253,7 @@ def main(command_line: list[str] | None = None) -> None:
     started = time.monotonic()
     cases = all_cases(a.per_subject)[: a.first]
     is_large = a.size == LARGE_SIZE
-    pipeline = fast_pipeline(a.folder, a.max_sequence_length, LARGE_WEIGHTS if is_large else None)
+    pipeline = fast_pipeline(a.folder, a.max_sequence_length, LARGE_WEIGHTS if is_large else None, a.device)
     pictures = sample_all(pipeline, cases, a.steps, a.guidance, a.batch, a.out)
     if not Ranks.join().is_first:
         return
@@ -257,7 +261,7 @@ def main(command_line: list[str] | None = None) -> None:
     result = score(pictures, cases, a.font, is_reference_kept=is_large)
     config = {"steps": a.steps, "guidance_scale": a.guidance, "size": pictures.shape[-1], "samples": len(cases)}
     config["max_sequence_length"] = a.max_sequence_length
-    record = {"schema": "ras-dit/embedded-model/1", **provenance(), "config": config, "results": result}
+    record = {"schema": "ras-dit/embedded-model/1", **provenance(a.device), "config": config, "results": result}
     classifier = a.out / "classifier_result.json"
     if classifier.is_file():
         record["classifier"] = json.loads(classifier.read_text())

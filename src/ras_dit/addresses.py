@@ -30,8 +30,10 @@ class FixedAddresses:
         self._taken: Counter[object] = Counter()
         self._of_call: dict[object, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def begin(self) -> None:
-        """A transformer call begins: what was laid out for the last one is not needed any more."""
+    def begin_call(self) -> None:
+        """A transformer call begins: what was laid out for the last one, and what its compiled blocks returned, is not
+        needed any more. (Unless PyTorch hears of it, every block ends what the one before it returned.)"""
+        torch.compiler.cudagraph_mark_step_begin()
         self._taken.clear()
         self._of_call.clear()
 

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from ras_dit.cache import AS_COMPUTED, KVCache, KVStorage, Likes
+from ras_dit.cache import AS_COMPUTED, KVCache, KVStorage, Like, as_little_as
 
 
 class UnsupportedAttentionError(ValueError):
@@ -42,7 +42,7 @@ class LayerSeam:
     def __init__(self, mask_query: int | None = None, heads_per_key: int = 1) -> None:
         self.mask_query = mask_query
         self.heads_per_key = heads_per_key
-        self.likes: list[Likes | None] = []
+        self.likes: list[tuple[Like, Like] | None] = []
         self.clear()
 
     def clear(self) -> None:
@@ -69,13 +69,21 @@ class LayerSeam:
         self.storage = storage
         self.position = 0
 
-    def house(self) -> None:
-        """A capture is over: what has to stay at its address, and was made by the call itself, moves to memory that
-        stays. (No dense step before it said how much that is.)"""
-        if self.storage.is_static:
-            for cached in self.calls:
-                if all(cached is not known for known in self.earlier):
-                    cached.house()
+    def settle(self, masks: dict[object, torch.Tensor]) -> None:
+        """A capture is over: nothing that a block made is kept, for a CUDA graph will overwrite it.
+
+        Args:
+            masks: copies of masks so far, by where they lay: layers share them. More are added.
+        """
+        for cached in self.calls:
+            if all(cached is not known for known in self.earlier):  # it was not filled in place
+                cached.settle()
+            if cached.mask is not None:
+                mask = as_little_as(cached.mask)
+                name = (mask.data_ptr(), mask.shape, mask.stride(), mask.dtype)
+                if name not in masks:
+                    masks[name] = mask.clone()
+                cached.mask = masks[name]
 
     def attend(
         self,
@@ -97,7 +105,7 @@ class LayerSeam:
             return functional.scaled_dot_product_attention(query, key, value)
         if self.kind == "measure":
             own_key, own_value = self._own_heads(query, key, value)
-            self.likes.append(None if is_causal else Likes.of(own_key, own_value, self._kept(attn_mask)))
+            self.likes.append(None if is_causal else (Like.of(own_key), Like.of(own_value)))
         elif self.kind == "capture":
             own_key, own_value = self._own_heads(query, key, value)
             self.calls.append(self._captured(position, own_key, own_value, attn_mask, scale, is_causal))
@@ -147,12 +155,11 @@ class LayerSeam:
     ) -> KVCache:
         """What is kept of an attention call."""
         earlier = self.earlier[position] if position < len(self.earlier) else None
-        mask = self._kept(mask)
-        if self.storage.is_static and earlier is not None and earlier.fits(Likes.of(key, value, mask)):
-            earlier.refill(key, value, mask, scale, self.forecasts)
+        if self.storage.is_static and earlier is not None and earlier.fits(key, value):
+            earlier.refill(key, value, self._kept(mask), scale, self.forecasts)
             return earlier
         storage = KVStorage(keeps=False) if is_causal else self.storage  # text only, see above
-        cached = KVCache(key, value, mask, scale, storage)
+        cached = KVCache(key, value, self._kept(mask), scale, storage)
         if self.forecasts and not is_causal:
             cached.follow(earlier, key, value)
         return cached
@@ -160,8 +167,7 @@ class LayerSeam:
     def _kept(self, mask: torch.Tensor | None) -> torch.Tensor | None:
         """What is kept of a mask [..., queries, keys]."""
         if mask is None or self.mask_query is None:
-            is_alike = mask is not None and mask.ndim > 1 and mask.stride(-2) == 0  # for all queries
-            return mask[..., :1, :] if mask is not None and self.storage.is_static and is_alike else mask
+            return mask
         return mask[..., self.mask_query, :].unsqueeze(-2).clone()
 
 

@@ -26,19 +26,6 @@ class Like:
 
 
 @dataclass(frozen=True)
-class Likes:
-    """What memory an attention call needs: for its key, its value, and its mask if it has one."""
-
-    key: Like
-    value: Like
-    mask: Like | None = None
-
-    @classmethod
-    def of(cls, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> Likes:
-        return cls(Like.of(key), Like.of(value), None if mask is None else Like.of(mask))
-
-
-@dataclass(frozen=True)
 class KVStorage:
     """How keys and values are kept between steps.
 
@@ -47,8 +34,8 @@ class KVStorage:
         device: where they are kept; None where they are computed.
         keeps: False keeps none: computed rows then attend among themselves.
         operations: kernels that write the rows; None for torch.
-        addresses: of what compiled blocks read of a step, where these and those of keys and values stay from step to
-            step and from run to run, as CUDA graphs need; None where they need not.
+        addresses: all that compiled blocks read stays where it is from step to step and from run to run, as CUDA graphs
+            need: keys and values, and at these addresses what is laid out for a step. None if it need not.
     """
 
     dtype: torch.dtype | None = None
@@ -62,7 +49,7 @@ class KVStorage:
         return self.addresses is not None
 
     def fixed(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A tensor laid out for compiled blocks, at an address that stays if need be."""
+        """What is laid out for a step, at an address that stays if need be."""
         return tensor if self.addresses is None else self.addresses.of(tensor)
 
     def store(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -107,9 +94,10 @@ class KVCache:
         storage: KVStorage = AS_COMPUTED,
     ) -> None:
         self._is_kept_by(storage)
-        self.key = storage.store(key) if storage.keeps else key[:, :, :0]
-        self.value = storage.store(value) if storage.keeps else value[:, :, :0]
+        self.key = storage.store(key) if storage.keeps else nothing_like(key)
+        self.value = storage.store(value) if storage.keeps else nothing_like(value)
         self.mask = mask
+        self.laid_out_mask: torch.Tensor | None = None
         self.scale = scale
         self.num_heads = key.shape[1]
         self.length = key.shape[2]
@@ -125,32 +113,29 @@ class KVCache:
         self.operations = None if self.is_converted or not storage.keeps else storage.operations
 
     @classmethod
-    def reserved(cls, likes: Likes | None, storage: KVStorage, forecasts: bool = False) -> KVCache:
+    def reserved(cls, likes: tuple[Like, Like] | None, storage: KVStorage, forecasts: bool = False) -> KVCache:
         """An empty cache to be filled by `refill`.
 
         Args:
-            likes: what a call to come looks like; None keeps nothing.
-            storage: how keys and values are kept.
+            likes: a key and value like those to come; None keeps nothing.
+            storage: how they are kept.
             forecasts: with memory for their slopes.
         """
         if likes is None or not storage.keeps:
             nothing = torch.empty(0, 0, 0, 0)
-            cache = cls(nothing, nothing, storage=KVStorage(keeps=False, addresses=storage.addresses))
-        else:
-            cache = cls(storage.reserve(likes.key), storage.reserve(likes.value))
-            cache._is_kept_by(storage)
-            cache.dtype = likes.key.dtype
-            if forecasts:
-                cache.key_slope, cache.value_slope = storage.reserve(likes.key), storage.reserve(likes.value)
-        if likes is not None and likes.mask is not None:
-            cache.mask = lasting(likes.mask.shape, likes.mask.dtype, likes.mask.device)
+            return cls(nothing, nothing, storage=KVStorage(keeps=False))
+        key, value = (storage.reserve(like) for like in likes)
+        cache = cls(key, value)
+        cache._is_kept_by(storage)
+        cache.dtype = likes[0].dtype
+        if forecasts:
+            cache.key_slope, cache.value_slope = (storage.reserve(like) for like in likes)
         return cache
 
-    def fits(self, likes: Likes) -> bool:
-        """Whether `refill` can take a call that looks like this."""
-        mask = None if self.mask is None else Like.of(self.mask)
-        is_kept = self.key.shape == likes.key.shape and self.value.shape == likes.value.shape
-        return (is_kept or not self.keeps) and mask == likes.mask
+    def fits(self, key: torch.Tensor | Like, value: torch.Tensor | Like) -> bool:
+        """Whether `refill` can take these."""
+        is_alike = self.dtype == key.dtype and (self.storage.device or key.device).type == self.key.device.type
+        return not self.keeps or (is_alike and self.key.shape == key.shape and self.value.shape == value.shape)
 
     def refill(
         self,
@@ -163,13 +148,11 @@ class KVCache:
         """Take in another dense step in the memory that is there.
 
         Args:
-            key, value, mask: [R, H, length, d] and the mask, as they `fits`.
-            scale: see above.
+            key, value: [R, H, length, d], as `fits` them.
+            mask, scale: see above.
             forecasts: learn slopes: from what was there if it was aimed at this step by `aim_whole`, else from zero.
         """
-        if self.mask is not None:
-            self.mask.copy_(mask)  # type: ignore[arg-type]
-        self.scale = scale
+        self.mask, self.scale = mask, scale
         self.num_heads, self.length = key.shape[1], key.shape[2]
         if not self.keeps:
             return
@@ -184,9 +167,9 @@ class KVCache:
         self.key.copy_(self.storage.bounded(key))
         self.value.copy_(self.storage.bounded(value))
 
-    def house(self) -> None:
-        """Move all that is kept to memory that stays where it is."""
-        for name in ("key", "value", "key_slope", "value_slope", "mask"):
+    def settle(self) -> None:
+        """Move keys and values that a block made to memory that stays where it is."""
+        for name in ("key", "value", "key_slope", "value_slope"):
             tensor = getattr(self, name)
             if tensor is not None and tensor.numel():
                 setattr(self, name, lasting(tensor.shape, tensor.dtype, tensor.device).copy_(tensor))
@@ -239,7 +222,7 @@ class KVCache:
         self.change, self.followed, self.per_sigma = (self._of_own(each) for each in laid_out)
 
     def _of_own(self, laid_out: torch.Tensor) -> torch.Tensor:
-        """Of so many rows as are kept; a model that attends image by image shares one set (Mochi)."""
+        """Of so many rows as are kept: a model that attends image by image shares one set (Mochi)."""
         return self.storage.fixed(laid_out[: self.key.shape[0]])
 
     def aim(self, rows: RowIndex, advance: KVAdvance | None = None) -> None:
@@ -249,12 +232,12 @@ class KVCache:
             rows: computed rows, placed in this sequence.
             advance: from the last step to this one, where keys and values are forecast.
         """
-        fixed = self.storage.fixed
         self.is_flat = not rows.is_alike
-        self.places = fixed(rows.positions(self.length))
-        self.index = fixed(rows.heads_index(rows.positions(self.length), self.num_heads, self.length))
+        self.places = rows.positions(self.length)
+        self.index = rows.heads_index(self.places, self.num_heads, self.length)
         self.drops_text = rows.hole[0] < rows.hole[1]
         self.queries = self.places if self.mask is not None else None
+        self.laid_out_mask = None if self.mask is None else self.storage.fixed(self.mask)
         self.queries_are_alike = rows.is_alike
         self.advance = advance if self.keeps else None
         if self.advance is not None:
@@ -264,10 +247,10 @@ class KVCache:
             self.end = self.begin + rows.num_active if is_uniform else self.length
             self.moving = self.index
             if is_uniform:
-                self.moving = fixed(rows.heads_index(rows.placed, self.num_heads, self.length))
+                self.moving = rows.heads_index(rows.placed, self.num_heads, self.length)
             self.change = self._of_own(self.advance.of_sequence(rows, self.length, self.dtype)[0])
             taken = self.advance.of_rows(rows, self.num_heads, self.length, self.is_flat, self.dtype)
-            self.followed, self.per_sigma = (fixed(each) for each in taken)
+            self.followed, self.per_sigma = (self.storage.fixed(each) for each in taken)
 
     def merge(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Write a region step's rows [R, H, P, d] in place and return the full keys and values [R, H, length, d].
@@ -339,9 +322,9 @@ class KVCache:
         Args:
             given: the mask as the model made it, over full or over computed rows.
         """
-        if self.mask is None or self.queries is None or (given is None and not self.drops_text):
+        if self.laid_out_mask is None or self.queries is None or (given is None and not self.drops_text):
             return None
-        mask = self.mask if given is None or given.shape[-1] != self.length else given
+        mask = self.laid_out_mask if given is None or given.shape[-1] != self.length else given
         if mask.ndim >= 2 and mask.shape[-2] == self.length:
             mask = mask[..., :1, :] if mask.stride(-2) == 0 else self._taken(mask, -2)  # alike for all queries, or not
         return mask if self.keeps else self._taken(mask, -1)
@@ -358,3 +341,13 @@ class KVCache:
         shape = list(mask.shape)
         shape[dim] = count
         return mask.gather(dim, self.queries.view(sizes).expand(shape))
+
+
+def nothing_like(tensor: torch.Tensor) -> torch.Tensor:
+    """No rows [R, H, 0, d] of keys or values, in memory of their own: a view would hold all of theirs."""
+    return tensor.new_empty(*tensor.shape[:2], 0, tensor.shape[3])
+
+
+def as_little_as(mask: torch.Tensor) -> torch.Tensor:
+    """A mask without what it repeats: dimensions along which it is expanded have one entry, which broadcasts."""
+    return mask[tuple(slice(None) if stride else slice(0, 1) for stride in mask.stride())]

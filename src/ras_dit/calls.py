@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ras_dit.cache import KVCache, Likes
+from ras_dit.cache import KVCache, Like
 from ras_dit.forecast import TokenHistory
 from ras_dit.kv_forecast import KVAdvance, KVProgress
 from ras_dit.plan import StepKind
@@ -38,7 +38,7 @@ class Branch:
     transformer: object
     history: TokenHistory
     layers: dict[str, list[KVCache]] = field(default_factory=dict)
-    likes: dict[str, list[Likes | None]] = field(default_factory=dict)
+    likes: dict[str, list[tuple[Like, Like] | None]] = field(default_factory=dict)
     last_index: int = -1
     kept: torch.Tensor | None = None
     noise_shape: tuple[int, ...] = ()

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
+
+
+def as_made(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor where it was made."""
+    return tensor
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,8 @@ class RowIndex:
         beside: reference tokens right before and right behind the grid that are not computed (`RASConfig`'s
             ``reference_reuse``).
         hole: where text rows begin and end that are not computed either (``text_reuse``); equal numbers for none.
+        fixed: puts what is made of the ids where compiled blocks may read it (`ras_dit.addresses`); by default it stays
+            where it was made.
     """
 
     active: torch.Tensor
@@ -32,6 +40,7 @@ class RowIndex:
     offset: int | torch.Tensor = 0
     beside: tuple[int, int] = (0, 0)
     hole: tuple[int, int] = (0, 0)
+    fixed: Callable[[torch.Tensor], torch.Tensor] = field(default=as_made, compare=False, repr=False)
     _made: dict[object, torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
     _placed: dict[object, RowIndex] = field(default_factory=dict, compare=False, repr=False)
 
@@ -55,7 +64,7 @@ class RowIndex:
     def twice(self) -> RowIndex:
         """The same tokens of two grids side by side."""
         active = torch.cat([self.active, self.active + self.num_tokens], dim=1)
-        return RowIndex(active, 2 * self.num_tokens, self.is_shared)
+        return RowIndex(self.fixed(active), 2 * self.num_tokens, self.is_shared, fixed=self.fixed)
 
     def at(self, offset: int | torch.Tensor, hole: tuple[int, int] = (0, 0)) -> RowIndex:
         """The same tokens in a sequence whose grid begins elsewhere, and whose text is there, or not computed."""
@@ -72,8 +81,11 @@ class RowIndex:
         if length == self.num_tokens and isinstance(self.offset, int):
             return self.active
         if length not in self._made:
-            self._made[length] = self._positions(length)
+            self._made[length] = self._fixed(self._positions(length))
         return self._made[length]
+
+    def _fixed(self, made: torch.Tensor) -> torch.Tensor:
+        return made if torch.compiler.is_compiling() else self.fixed(made)  # a block's own is no one else's
 
     def _positions(self, length: int) -> torch.Tensor:
         num_rows, device = self.active.shape[0], self.active.device
@@ -136,7 +148,7 @@ class RowIndex:
         """The active tokens' places in the sequence [R, K]; made once per step."""
         if "placed" not in self._made:
             offset = self.offset[:, None] if isinstance(self.offset, torch.Tensor) else self.offset
-            self._made["placed"] = self.active + offset
+            self._made["placed"] = self._fixed(self.active + offset)
         return self._made["placed"]
 
     def heads_index(self, positions: torch.Tensor, num_heads: int, length: int) -> torch.Tensor:
@@ -155,7 +167,7 @@ class RowIndex:
         if key not in self._made:
             num_rows = positions.shape[0]
             starts = torch.arange(num_rows * num_heads, device=positions.device) * length
-            self._made[key] = (positions[:, None, :] + starts.view(num_rows, num_heads, 1)).reshape(-1)
+            self._made[key] = self._fixed((positions[:, None, :] + starts.view(num_rows, num_heads, 1)).reshape(-1))
         return self._made[key]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ras_dit.addresses import FixedAddresses
 from ras_dit.calls import Call
 from ras_dit.chooser import TokenChooser
 from ras_dit.config import RASConfig
@@ -72,6 +73,7 @@ class Session:
         self._inpaint: InpaintMask | None = None
         self._seams: dict[torch.nn.Module, TokenSeams] = {}
         self._memory: StaticMemory = {}
+        self._addresses = FixedAddresses() if config.static_memory else None
         self._cpu_layers: dict[torch.nn.Module, CPULayers] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         try:
@@ -91,8 +93,8 @@ class Session:
     def _attach_transformer(self, root: torch.nn.Module) -> None:
         self._hooks.append(root.register_forward_pre_hook(self._before_transformer, with_kwargs=True))
         self._hooks.append(root.register_forward_hook(self._after_transformer, with_kwargs=True))
-        storages = storages_of(self.config, len(self.token_plan.attention_modules(root)), self._operations)
-        self._seams[root] = TokenSeams(root, self.token_plan, lambda: self._call, storages)
+        kept = storages_of(self.config, len(self.token_plan.attention_modules(root)), self._operations, self._addresses)
+        self._seams[root] = TokenSeams(root, self.token_plan, lambda: self._call, kept)
         self._seams[root].attach()
         self._cpu_layers[root] = CPULayers(root, self.token_plan.linear_streams(root))
         if self.config.skips:
@@ -185,8 +187,8 @@ class Session:
 
     def _before_transformer(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._call = None
-        if self.config.static_memory:  # what CUDA graphs return may go when the next call begins, not the next block
-            torch.compiler.cudagraph_mark_step_begin()
+        if self._addresses is not None:
+            self._addresses.begin_call()
         seams = self._seams[module]
         seams.end(None)
         self._cpu_layers[module].clear()
@@ -294,7 +296,7 @@ class Session:
             config, self.plan, grid, sigmas, self.note, num_first, token_plan.is_per_image, allowed, self._operations
         )
         self._generation = Generation(
-            config, self.plan, grid, sigmas, self.note, chooser, num_extra, self._memory, fitted
+            config, self.plan, grid, sigmas, self.note, chooser, num_extra, self._memory, fitted, self._addresses
         )
         self.trace = self._generation.trace
         self.trace.notes.extend(notes)

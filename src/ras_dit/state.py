@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from ras_dit import selection
+from ras_dit.addresses import FixedAddresses
 from ras_dit.cache import KVCache
 from ras_dit.calls import Branch, Call
 from ras_dit.chooser import TokenChooser
@@ -17,7 +18,7 @@ from ras_dit.geometry import TokenGrid
 from ras_dit.kernels import Operations
 from ras_dit.kv_forecast import KVProgress
 from ras_dit.plan import Plan, StepKind
-from ras_dit.rows import RowIndex
+from ras_dit.rows import RowIndex, as_made
 from ras_dit.trace import StepTrace, Stopwatch, Trace
 
 StaticMemory = dict[tuple[int, object], dict[str, list[KVCache]]]
@@ -37,6 +38,7 @@ class Generation:
         memory: where keys and values live beyond a run if their memory is static: by the call's place in an evaluation
             and its transformer.
         fitted: puts its forecast in the place of ours, None for none.
+        addresses: where lies what compiled blocks read of a step, if that has to stay; None if not.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Generation:
         num_extra: int = 0,
         memory: StaticMemory | None = None,
         fitted: FittedForecast | None = None,
+        addresses: FixedAddresses | None = None,
     ) -> None:
         assert len(sigmas) == len(plan) + 1
         self.config = config
@@ -59,6 +62,7 @@ class Generation:
         self.note = note
         self.num_extra = num_extra
         self._fitted = fitted
+        self._fixed = as_made if addresses is None else addresses.of
         self._memory: StaticMemory = {} if memory is None else memory
         self.trace = Trace(grid)
         self.index = 0
@@ -183,7 +187,8 @@ class Generation:
         num_before, beside = self.grid.num_before, (0, 0)
         if self.config.reference_reuse and self.num_extra:
             beside = (num_before, self.num_extra - num_before)
-        return RowIndex(active, self.grid.num_tokens, is_shared, num_before, beside), mask
+        fixed = self._fixed
+        return RowIndex(fixed(active), self.grid.num_tokens, is_shared, num_before, beside, fixed=fixed), mask
 
     def _mask(self, kind: StepKind) -> torch.Tensor | None:
         if kind == "dense" or not self._chooser.has_learned:

@@ -11,7 +11,7 @@ import torch
 
 from ras_dit.addresses import FixedAddresses
 from ras_dit.attention import AttentionMerge, LayerSeam, UnsupportedAttentionError
-from ras_dit.cache import AS_COMPUTED, KVCache, KVStorage, Likes
+from ras_dit.cache import AS_COMPUTED, KVCache, KVStorage, Like
 from ras_dit.calls import Call
 from ras_dit.config import RASConfig
 from ras_dit.flops import keeping_layers
@@ -43,7 +43,7 @@ class TokenSeams:
         self.token_plan = token_plan
         self._current = current
         self._storages = storages
-        self._addresses = storages[0].addresses
+        self._is_static = storages[0].is_static
         self._root_signature = inspect.signature(type(root).forward)
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._patches: list[PatchedMethod] = []
@@ -94,8 +94,6 @@ class TokenSeams:
 
     def begin(self, call: Call) -> None:
         """Tell every attention module what the call does. Nothing has to be worked out inside the modules then."""
-        if self._addresses is not None:
-            self._addresses.begin()
         if call.rows is None:
             self._begin_dense(call)
             return
@@ -112,25 +110,25 @@ class TokenSeams:
         for block in self._blocks:
             is_joint = block.stream == "joint"
             length = self._joint_length(call.branch.layers) if is_joint else call.num_image_rows
-            block.aim(self._place(block.stream, call, call.rows, length), length, self._storages[0].fixed)
+            block.aim(self._place(block.stream, call, call.rows, length), length)
         for text in self._text:
             text.is_dropping = call.num_text_kept > 0
 
     def _begin_dense(self, call: Call) -> None:
         """A dense step keeps keys and values, or measures them where their memory is static, or is left alone."""
         branch = call.branch
-        if branch is None or not (call.captures or self._addresses is not None):
+        if branch is None or not (call.captures or self._is_static):
             return
         earlier = dict(branch.layers)
-        if call.captures and self._addresses is None:
+        if call.captures and not self._is_static:
             branch.layers.clear()  # two generations of keys and values never stand side by side (but to forecast)
         for number, (name, (layer, stream)) in enumerate(self._layers.items()):
-            storage = self._storages[min(number, len(self._storages) - 1)]
             if not call.captures:
-                layer.aim("measure", [], 0, storage)
+                layer.aim("measure", [], 0)
                 continue
+            storage = self._storages[min(number, len(self._storages) - 1)]
             caches = self._followed(call, earlier.get(name, []), stream)
-            if self._addresses is not None:
+            if self._is_static:
                 caches = reserved(caches, branch.likes.get(name, []), storage, call.forecasts) or caches
             layer.aim("capture", [], 0, storage, caches, call.forecasts)
 
@@ -141,7 +139,7 @@ class TokenSeams:
                 if cached.length >= call.num_image_rows:
                     advance = call.advance.twice if stream == "twice" else call.advance
                     cached.aim_whole(advance, self._place(stream, call, call.whole, cached.length))
-        return earlier if call.forecasts or self._addresses is not None else []
+        return earlier if call.forecasts or self._is_static else []
 
     def _joint_length(self, layers: Mapping[str, list[KVCache]]) -> int:
         """Length of the joint sequence, as the last dense step had it."""
@@ -153,10 +151,12 @@ class TokenSeams:
             block.clear()
         for text in self._text:
             text.is_dropping = False
+        masks: dict[object, torch.Tensor] = {}
         for name, (layer, _) in self._layers.items():
             if call is not None and call.branch is not None:
                 if layer.kind == "capture":
-                    layer.house()
+                    if self._is_static:
+                        layer.settle(masks)
                     call.branch.layers[name] = layer.calls
                 elif layer.kind == "measure":
                     call.branch.likes[name] = layer.likes
@@ -251,10 +251,12 @@ class TokenSeams:
         return self._place(self.token_plan.scatter_stream, call, call.rows, length).scatter(output)
 
 
-def reserved(earlier: list[KVCache], likes: list[Likes | None], storage: KVStorage, forecasts: bool) -> list[KVCache]:
+def reserved(
+    earlier: list[KVCache], likes: list[tuple[Like, Like] | None], storage: KVStorage, forecasts: bool
+) -> list[KVCache]:
     """Memory for what a module keeps: that of an earlier step if it is of the size last measured, else anew."""
     if len(earlier) == len(likes) and all(
-        cache.fits(like) if like else not cache.keeps for cache, like in zip(earlier, likes, strict=True)
+        cache.fits(*like) if like else not cache.keeps for cache, like in zip(earlier, likes, strict=True)
     ):
         return earlier
     return [KVCache.reserved(like, storage, forecasts) for like in likes]
@@ -282,10 +284,9 @@ class BlockSeam:
         self.is_alike = False
         self.count = 0
 
-    def aim(self, rows: RowIndex, length: int, fixed: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Take these rows of a sequence of this length (for ``fixed`` see `KVStorage`)."""
-        index, self.is_alike, self.count = rows.laid_out(length)
-        self.index = fixed(index)
+    def aim(self, rows: RowIndex, length: int) -> None:
+        """Take these rows of a sequence of this length."""
+        self.index, self.is_alike, self.count = rows.laid_out(length)
         self.num_tokens, self.num_active = rows.num_tokens, rows.num_active
         self.rows, self.length = rows, length
 
@@ -377,7 +378,9 @@ def attention_seam(
     return forward
 
 
-def storages_of(config: RASConfig, num_layers: int, operations: Operations | None = None) -> list[KVStorage]:
+def storages_of(
+    config: RASConfig, num_layers: int, operations: Operations | None = None, addresses: FixedAddresses | None = None
+) -> list[KVStorage]:
     """How each attention module keeps its keys and values.
 
     Raises:
@@ -392,5 +395,4 @@ def storages_of(config: RASConfig, num_layers: int, operations: Operations | Non
         raise ValueError(
             f"kv_cache_device: got {config.kv_cache_device!r}, which PyTorch cannot use: {error}"
         ) from error
-    addresses = FixedAddresses() if config.static_memory else None
     return [KVStorage(dtype, device, keeps, operations, addresses) for keeps in shares]

@@ -137,7 +137,9 @@ def probe(pipe: Any, call: dict[str, Any], factor: float = STILL, config: RASCon
         raw: list[torch.Tensor] = []
         hook = pipe.transformer.register_forward_hook(lambda module, args, output: raw.append(_noise_of(output)))
         try:
-            run_loop(pipe, short)
+            for _ in range(3 if config is not None and config.static_memory else 1):  # until graphs are recorded
+                raw.clear()
+                run_loop(pipe, short)
         finally:
             hook.remove()
             handle.disable()

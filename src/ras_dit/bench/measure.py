@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ras_dit.bench.checks import RefusedError
 from ras_dit.bench.loops import (
     StepTimer,
     by_step,
@@ -15,7 +16,8 @@ from ras_dit.bench.loops import (
     short_config,
     timed_loop,
 )
-from ras_dit.bench.memory import memory_row, peak_bytes
+from ras_dit.bench.memory import allocated, memory_row, peak_bytes
+from ras_dit.bench.modes import num_recorded
 from ras_dit.config import RASConfig
 
 if TYPE_CHECKING:
@@ -61,6 +63,8 @@ def measure(
     for _ in range(repeats):
         for loop in loops:
             loop.run(pipe, call, calls_per_step)
+            if loop.num_recorded:
+                raise RefusedError(f"{loop.name}: {loop.num_recorded} CUDA graphs were recorded in a timed loop.")
             on_run()
     device_type = device_of(pipe).type
     for loop in loops:
@@ -83,6 +87,7 @@ class _Loop:
         self.steps: list[list[float]] = []
         self.handle: Handle | None = None
         self.peak: int | None = None
+        self.num_recorded = 0  # CUDA graphs, in the latest loop
 
     @property
     def median(self) -> float:
@@ -109,15 +114,20 @@ class _Loop:
 
         if self.config is None:
             with StepTimer(pipe, calls_per_step).watching() as timer:
-                self.seconds.append(timed_loop(pipe, call))
+                self._time(pipe, call)
             self.steps.append(timer.seconds())
             return
         with accelerate(pipe, self.config) as handle:
             if self.config.static_memory:  # its addresses are new: CUDA graphs are recorded once more
                 run_loop(pipe, call)
-            self.seconds.append(timed_loop(pipe, call))
+            self._time(pipe, call)
         self.handle = handle
         self.steps.append([step.seconds or 0.0 for step in handle.trace.steps])
+
+    def _time(self, pipe: Any, call: dict[str, Any]) -> None:
+        before = num_recorded(device_of(pipe))
+        self.seconds.append(timed_loop(pipe, call))
+        self.num_recorded = max(0, num_recorded(device_of(pipe)) - before - 1)
 
     def forget(self) -> None:
         """Leave out what ran so far."""
@@ -132,10 +142,11 @@ class _Loop:
             return peak_bytes(lambda: run_loop(pipe, short), device_type)
         if not self.plan.num_region_steps:
             return None
+        before = allocated(device_type)
         with accelerate(pipe, short_config(self.config)):
-            if self.config.static_memory:  # see `run`
+            if self.config.static_memory:  # see `run`; keys and values are there from now on
                 run_loop(pipe, short)
-            return peak_bytes(lambda: run_loop(pipe, short), device_type)
+            return peak_bytes(lambda: run_loop(pipe, short), device_type, before)
 
     def row(self, dense: _Loop, num_rows: int) -> dict[str, Any]:
         step_seconds = by_step(self.steps)

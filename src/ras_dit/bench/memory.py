@@ -15,23 +15,33 @@ HOW = {
 }
 
 
-def peak_bytes(run: Callable[[], Any], device_type: str) -> int | None:
+def allocated(device_type: str) -> int:
+    """Bytes that a GPU's allocator has given out by now; 0 elsewhere."""
+    if device_type != "cuda":
+        return 0
+    import torch
+
+    torch.cuda.synchronize()
+    return int(torch.cuda.memory_allocated())
+
+
+def peak_bytes(run: Callable[[], Any], device_type: str, before: int | None = None) -> int | None:
     """Bytes that a loop had at most beside what was there before; None on a device that does not say.
 
     Args:
         run: the loop. On a CPU it is profiled, so give it a short one.
         device_type: ``cuda`` or ``cpu``.
+        before: on a GPU, what was `allocated` before, if that was not just now.
     """
     if device_type == "cuda":
-        return _cuda_peak(run)
+        return _cuda_peak(run, allocated(device_type) if before is None else before)
     return allocated_peak(run) if device_type == "cpu" else None
 
 
-def _cuda_peak(run: Callable[[], Any]) -> int:
+def _cuda_peak(run: Callable[[], Any], before: int) -> int:
     import torch
 
     torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     run()
     torch.cuda.synchronize()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ras_dit.bench.loops import run_loop, short_call
 from ras_dit.config import RASConfig
+
+if TYPE_CHECKING:
+    import torch
 
 MODES = ("eager", "compiled", "reduce-overhead")
 RECOMPILE_LIMIT = 64
@@ -79,6 +82,25 @@ def settle(pipe: Any, call: dict[str, Any]) -> None:
     run_loop(pipe, short_call(call, 2))
     with accelerate(pipe, RASConfig(sample_ratio=1.0)):
         run_loop(pipe, short_call(call, 2))
+
+
+def num_without_graphs() -> int:
+    """How often PyTorch compiled something for CUDA graphs, and then ran it without, in this process."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["inductor"]["cudagraph_skips"])
+
+
+def num_recorded(device: torch.device) -> int:
+    """CUDA graphs that were recorded in this process. Asking counts as one, for it takes a number itself."""
+    if device.type != "cuda":
+        return 0
+    import torch
+    from torch._inductor.cudagraph_trees import get_manager
+
+    index = torch.cuda.current_device() if device.index is None else device.index
+    manager = get_manager(index, create_if_none_exists=False)
+    return 0 if manager is None else int(manager.new_graph_id().id)
 
 
 def _announce(*_: Any) -> None:

@@ -12,12 +12,12 @@ from ras_dit.bench.loops import device_of, run_loop, short_call, short_config, s
 from ras_dit.config import RASConfig
 
 GROUPS = {
+    "compiled": ("triton", "compiled", "inductor", "graph_"),
     "attention": ("scaled_dot_product", "flash", "fmha", "attention"),
     "linear": ("addmm", "mm", "gemm", "linear", "bmm", "matmul", "convolution", "cutlass", "nvjet"),
     "activation": ("gelu", "silu"),
     "norm": ("norm", "pow", "mean", "rsqrt", "sum"),
     "moving rows": ("copy", "cat", "index", "gather", "scatter", "clone", "where", "sort", "topk"),
-    "compiled": ("triton", "compiled", "inductor", "graph_"),
 }
 OTHER, ADDED, WALL = "other", "added by RAS", "wall"
 _MARK = "ras_dit."

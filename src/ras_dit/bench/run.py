@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from ras_dit.bench.cases import Case
 from ras_dit.bench.checks import PROBE, Check, Probe, RefusedError, compiled_checks, eager_checks, probe, require
 from ras_dit.bench.crossover import gains_from, num_runs, size_row
 from ras_dit.bench.measure import measure, num_loops
-from ras_dit.bench.modes import config_in, in_mode, settle
+from ras_dit.bench.modes import config_in, in_mode, num_without_graphs, settle
 from ras_dit.bench.overhead import overhead
 from ras_dit.bench.profiling import profile_step
 from ras_dit.bench.results import CROSSOVER, Results
@@ -122,23 +122,37 @@ class Benchmark:
         return self.results.is_finished(case.name, part, self.settings.options(case, part))
 
     def _run_case(self, case: Case, due: list[str]) -> None:
+        import torch
+
         settings = self.settings
-        pipe = case.make(settings.device)
-        call = settings.least_of(case, due).call(pipe, settings.device, settings.steps_of(case))
-        checks, eager = eager_checks(pipe, call, case.dtype)
+        try:
+            pipe = case.make(settings.device)
+            call = settings.least_of(case, due).call(pipe, settings.device, settings.steps_of(case))
+            checks, eager = eager_checks(pipe, call, case.dtype)
+        except torch.OutOfMemoryError as error:
+            for part in due:
+                self._keep(case, part, self._refused(case, part, error))
+            return
         for part in due:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("error", RASWarning)
                     warnings.simplefilter("ignore", SmallGainWarning)  # what is gained is measured here
                     result = self._part(case, pipe, call, part, checks, eager)
-            except (RuntimeError, RASWarning) as error:
+            except Exception as error:
                 if not _is_refusal(error, part):
                     raise
-                result = {"refused": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
-                self.say(f"{case.name}, {part}: {result['refused']}")
-            about = _about(case, settings)
-            self.results.keep(case.name, part, settings.options(case, part), {"about": about, **result})
+                result = self._refused(case, part, error)
+            self._keep(case, part, result)
+
+    def _refused(self, case: Case, part: str, error: Exception) -> dict[str, str]:
+        first_line = (str(error) or "no message").splitlines()[0]
+        self.say(f"{case.name}, {part}: {type(error).__name__}: {first_line}")
+        return {"refused": f"{type(error).__name__}: {first_line}"}
+
+    def _keep(self, case: Case, part: str, result: Mapping[str, Any]) -> None:
+        about = _about(case, self.settings)
+        self.results.keep(case.name, part, self.settings.options(case, part), {"about": about, **result})
 
     def _part(
         self, case: Case, pipe: Any, call: dict[str, Any], part: str, checks: list[Check], eager: Probe
@@ -147,12 +161,15 @@ class Benchmark:
         require(checks)
         if part != mode:
             return {"crossover": self._crossover(case, pipe, mode)}
+        num_before = num_without_graphs()
         with in_mode(pipe, mode, self.settings.backend):
             if mode != "eager":
                 settle(pipe, call)
                 checks = compiled_checks(pipe, call, case.dtype, eager, config_in(mode, PROBE))
                 require(checks)
             rows = self._rows(case, pipe, call, mode)
+        if num_without_graphs() > num_before:
+            raise RefusedError("PyTorch ran compiled blocks without CUDA graphs (TORCH_LOGS=perf_hints says why).")
         return {"rows": rows, "checks": [check.to_dict() for check in checks]}
 
     def _rows(self, case: Case, pipe: Any, call: dict[str, Any], mode: str) -> list[dict[str, Any]]:
@@ -181,6 +198,8 @@ class Benchmark:
         return [{"mode": mode, **row} for row in rows]
 
     def _crossover(self, case: Case, pipe: Any, mode: str) -> dict[str, Any]:
+        import torch
+
         settings, rows, left_out = self.settings, [], {}
         ratios = [ratio for ratio in settings.ratios or case.ratios if ratio < 1]
         sizes, title = settings.sizes_of(case), f"{case.name}, {mode}, crossover"
@@ -190,11 +209,20 @@ class Benchmark:
                 if reason := sized.why_skipped(settings.device, is_loaded=True):
                     left_out[str(size)] = reason
                     continue
-                steps, device = settings.steps_of(case), settings.device
-                eager = None if mode == "eager" else probe(pipe, sized.call(pipe, device, steps))
-                with in_mode(pipe, mode, settings.backend):  # anew: dense steps of every size get their own graphs
-                    rows.append(size_row(sized, pipe, device, ratios, steps, mode, eager, lambda: advance(title)))
+                try:
+                    rows.append(self._size_row(sized, pipe, mode, ratios, lambda: advance(title)))
+                except torch.OutOfMemoryError as error:
+                    left_out[str(size)] = f"ran out of memory ({(str(error) or 'no message').splitlines()[0]})"
+                    _free(settings.device)
         return {"rows": rows, "gains_from": gains_from(rows), "left_out": left_out}
+
+    def _size_row(
+        self, sized: Case, pipe: Any, mode: str, ratios: list[float], on_run: Callable[[], None]
+    ) -> dict[str, Any]:
+        steps, device = self.settings.steps_of(sized), self.settings.device
+        eager = None if mode == "eager" else probe(pipe, sized.call(pipe, device, steps))
+        with in_mode(pipe, mode, self.settings.backend):  # anew: dense steps of every size get their own graphs
+            return size_row(sized, pipe, device, ratios, steps, mode, eager, on_run)
 
 
 def _free(device: str) -> None:
