@@ -98,8 +98,10 @@ def committed_runs(device: str = "cpu") -> list[Run]:
 
 def runs_of(result: dict[str, Any]) -> list[Run]:
     """The rows of one result whose blocks were not compiled: the constants are of those."""
-    outline = outline_of(result["case"])
     rows = [row for row in result["rows"] if row.get("mode", "eager") == "eager"]
+    if not rows:
+        return []
+    outline = outline_of(result["case"])
     num_tokens = next(row["num_tokens"] for row in rows if "num_tokens" in row)
     return [_run(result, row, outline, num_tokens) for row in rows]
 

@@ -51,8 +51,11 @@ def rows_of(result: dict[str, Any], mode: str) -> list[dict[str, Any]]:
     return [row for row in result["rows"] if row.get("mode", "eager") == mode]
 
 
-def heading(result: dict[str, Any]) -> str:
-    return f"**{result['title'][0].upper()}{result['title'][1:]}**"
+def heading(result: dict[str, Any], has_size: bool = True) -> str:
+    title = result["title"]
+    if not has_size:
+        title = title.replace(f", {result['size'].replace('x', ' x ')}", "")
+    return f"**{title[0].upper()}{title[1:]}**"
 
 
 def speed_table() -> str:
@@ -67,7 +70,7 @@ def _speed_lines(result: dict[str, Any]) -> list[str]:
     modes, dense = modes_of(result), result["rows"][0]
     has_modes = len(modes) > 1
     best = result.get("dense_best", {"mode": "eager", "median": dense["median"]})
-    which = f" ({best['mode']}, the best of {', '.join(modes)})" if has_modes else ""
+    which = f" ({best['mode']}, the best of {', '.join(modes)})" if has_modes else _named(modes[0], " ({})")
     guidance = "with distilled guidance" if result.get("guidance", "").startswith("distilled") else "with guidance"
     head, rule = ("| mode | setting |", "| --- | --- |") if has_modes else ("| setting |", "| --- |")
     last, last_rule = (" over dense of its own mode |", " --- |") if has_modes else ("", "")
@@ -83,6 +86,11 @@ def _speed_lines(result: dict[str, Any]) -> list[str]:
         shown = rows if has_modes else rows[1:]
         lines += [f"| {mode} {_speed_row(row)}{_own_mode(row)}" if has_modes else _speed_row(row) for row in shown]
     return lines
+
+
+def _named(mode: str, text: str) -> str:
+    """The only mode of a result, where it is not the eager one."""
+    return "" if mode == "eager" else text.format(mode)
 
 
 def _own_mode(row: dict[str, Any]) -> str:
@@ -115,7 +123,7 @@ def profile_table() -> str:
 
 
 def _profile_lines(result: dict[str, Any], mode: str, dense: dict[str, Any], region: dict[str, Any]) -> list[str]:
-    which = f", {mode}" if len(modes_of(result)) > 1 else ""
+    which = f", {mode}" if len(modes_of(result)) > 1 else _named(mode, ", {}")
     lines = [
         f"{heading(result)}{which}: one evaluation, dense and `{region['name']}` ({region['num_active']} of "
         f"{region['num_tokens']} image tokens), milliseconds ({record.origin(result)})",
@@ -184,7 +192,7 @@ def crossover_table() -> str:
 def _crossover_lines(result: dict[str, Any], mode: str, found: dict[str, Any]) -> list[str]:
     ratios = [one["ratio"] for one in found["rows"][0]["ratios"]]
     lines = [
-        f"{heading(result)}, {mode}: speed-up of the loop by picture size ({record.origin(result)})",
+        f"{heading(result, has_size=False)}, {mode}: speed-up of the loop by picture size ({record.origin(result)})",
         "",
         "| size | image tokens | " + " | ".join(f"ratio {ratio:g}" for ratio in ratios) + " | filling the cache |",
         "| --- | --- |" + " --- |" * (len(ratios) + 1),
