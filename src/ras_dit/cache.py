@@ -349,5 +349,6 @@ def nothing_like(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def as_little_as(mask: torch.Tensor) -> torch.Tensor:
-    """A mask without what it repeats: dimensions along which it is expanded have one entry, which broadcasts."""
-    return mask[tuple(slice(None) if stride else slice(0, 1) for stride in mask.stride())]
+    """A mask [..., keys] without what it repeats: dimensions before the last along which it is expanded have one entry,
+    which broadcasts."""
+    return mask[tuple(slice(None) if stride else slice(0, 1) for stride in mask.stride()[:-1])]
