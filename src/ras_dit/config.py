@@ -177,7 +177,7 @@ class RASConfig:
         False,
         "Keys and values stay at their addresses from run to run until RAS is disabled, as CUDA graphs need "
         "(torch.compile mode 'reduce-overhead'). Without 2 dense steps to warm up (3 with kv_forecast), the first run "
-        "needs twice their memory for a moment.",
+        "needs twice their memory under CUDA graphs.",
     )
     seed: int = _option(0, "Seed of random selection and of round_robin's tie-break.")
     rules: Rules = _option("ras_dit", "Use RASConfig.reference(...) for 'reference', the authors' exact behaviour.")

@@ -146,9 +146,9 @@ class Benchmark:
             self._keep(case, part, result)
 
     def _refused(self, case: Case, part: str, error: Exception) -> dict[str, str]:
-        first_line = (str(error) or "no message").splitlines()[0]
-        self.say(f"{case.name}, {part}: {type(error).__name__}: {first_line}")
-        return {"refused": f"{type(error).__name__}: {first_line}"}
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        self.say(f"{case.name}, {part}: {reason}")
+        return {"refused": reason}
 
     def _keep(self, case: Case, part: str, result: Mapping[str, Any]) -> None:
         about = _about(case, self.settings)
@@ -159,17 +159,24 @@ class Benchmark:
     ) -> dict[str, Any]:
         mode = part.removeprefix(CROSSOVER)
         require(checks)
-        if part != mode:
-            return {"crossover": self._crossover(case, pipe, mode)}
         num_before = num_without_graphs()
+        if part != mode:
+            result: dict[str, Any] = {"crossover": self._crossover(case, pipe, mode)}
+        else:
+            result = self._loops(case, pipe, call, mode, checks, eager)
+        if num_without_graphs() > num_before:
+            raise RefusedError("PyTorch ran compiled blocks without CUDA graphs (TORCH_LOGS=perf_hints says why).")
+        return result
+
+    def _loops(
+        self, case: Case, pipe: Any, call: dict[str, Any], mode: str, checks: list[Check], eager: Probe
+    ) -> dict[str, Any]:
         with in_mode(pipe, mode, self.settings.backend):
             if mode != "eager":
                 settle(pipe, call)
                 checks = compiled_checks(pipe, call, case.dtype, eager, config_in(mode, PROBE))
                 require(checks)
             rows = self._rows(case, pipe, call, mode)
-        if num_without_graphs() > num_before:
-            raise RefusedError("PyTorch ran compiled blocks without CUDA graphs (TORCH_LOGS=perf_hints says why).")
         return {"rows": rows, "checks": [check.to_dict() for check in checks]}
 
     def _rows(self, case: Case, pipe: Any, call: dict[str, Any], mode: str) -> list[dict[str, Any]]:
@@ -212,7 +219,7 @@ class Benchmark:
                 try:
                     rows.append(self._size_row(sized, pipe, mode, ratios, lambda: advance(title)))
                 except torch.OutOfMemoryError as error:
-                    left_out[str(size)] = f"ran out of memory ({(str(error) or 'no message').splitlines()[0]})"
+                    left_out[str(size)] = f"ran out of memory ({first_line(error)})"
                     _free(settings.device)
         return {"rows": rows, "gains_from": gains_from(rows), "left_out": left_out}
 
@@ -223,6 +230,11 @@ class Benchmark:
         eager = None if mode == "eager" else probe(pipe, sized.call(pipe, device, steps))
         with in_mode(pipe, mode, self.settings.backend):  # anew: dense steps of every size get their own graphs
             return size_row(sized, pipe, device, ratios, steps, mode, eager, on_run)
+
+
+def first_line(error: Exception) -> str:
+    """Of what an error says."""
+    return (str(error) or "no message").splitlines()[0]
 
 
 def _free(device: str) -> None:
