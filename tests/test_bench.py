@@ -17,13 +17,13 @@ from ras_dit.bench import CASES, Benchmark, Results, Settings, case_named, chose
 from ras_dit.bench.architectures import ARCHITECTURES, Size
 from ras_dit.bench.cases import Case
 from ras_dit.bench.checks import Check, RefusedError, eager_checks, probe, relative_error, require
-from ras_dit.bench.crossover import MAX_ROUNDS, MIN_ROUNDS, gains_from, size_row
+from ras_dit.bench.crossover import MAX_ROUNDS, MIN_ROUNDS, size_row
 from ras_dit.bench.inside import PARTS, PartTimer, around_parts
 from ras_dit.bench.loops import StepTimer, run_loop, short_config
 from ras_dit.bench.memory import allocated_peak, memory_row
 from ras_dit.bench.modes import blocks_of, in_mode
 from ras_dit.bench.profiling import group_of
-from ras_dit.bench.results import compare
+from ras_dit.bench.results import compare, gains_from
 from ras_dit.bench.run import silent
 from ras_dit.bench.weights import empty_transformer, random_transformer, weight_bytes
 from ras_dit.cache import KVCache
@@ -312,14 +312,70 @@ def test_figures_of_other_code_or_options_are_not_compared_with_new_ones() -> No
     results.environment = {"code": "b"}
     results.keep("mid", "eager", {"steps": 28, "backend": None}, rows("eager", 2.0))
     assert [(row["mode"], row["speedup"]) for row in case["rows"]] == [("eager", 1.0)]
-    results.keep("mid", "crossover eager", {"steps": 6, "backend": None}, {"crossover": {"rows": []}})
-    assert set(case["finished"]) == {"eager", "crossover eager"}
+    for part, steps in (("crossover eager 64x64", 6), ("crossover compiled 96x96", 6)):
+        results.keep("mid", part, {"steps": steps, "backend": None}, {"row": sized_row(part.split()[-1])})
+    assert set(case["finished"]) == {"eager", "crossover eager 64x64", "crossover compiled 96x96"}
     results.keep("mid", "compiled", {"steps": 6, "backend": "inductor"}, rows("compiled", 0.2))
-    assert set(case["finished"]) == {"compiled", "crossover eager"}
+    assert set(case["finished"]) == {"compiled", "crossover eager 64x64", "crossover compiled 96x96"}
+    results.keep("mid", "crossover eager 96x96", {"steps": 7, "backend": None}, {"row": sized_row("96x96")})
+    assert set(case["finished"]) == {"compiled", "crossover eager 96x96"}
+    assert [row["size"] for row in case["crossover"]["eager"]["rows"]] == ["96x96"]
+    assert set(case["crossover"]) == {"eager"}
+
+
+def sized_row(size: str, speedup: float = 2.0) -> dict[str, Any]:
+    return {"size": size, "num_tokens": int(size.split("x")[0]), "ratios": [{"ratio": 0.25, "speedup": speedup}]}
+
+
+def test_sizes_come_together_one_by_one() -> None:
+    results, options = Results(None, {"code": "a"}), {"steps": 6, "backend": None}
+    results.keep("mid", "crossover eager 96x96", options, {"row": sized_row("96x96", 1.5)})
+    results.keep("mid", "crossover eager 64x64", options, {"row": sized_row("64x64", 0.9)})
+    results.keep("mid", "crossover eager 512x512", options, {"left_out": "ran out of memory"})
+    found = results.cases["mid"]["crossover"]["eager"]
+    assert [row["size"] for row in found["rows"]] == ["64x64", "96x96"]
+    assert found["gains_from"] == {"0.25": "96x96"}
+    assert found["left_out"] == {"512x512": "ran out of memory"}
+    results.keep("mid", "crossover eager 512x512", options, {"row": sized_row("512x512")})
+    results.keep("mid", "crossover eager 64x64", options, {"row": sized_row("64x64", 1.2)})
+    assert [row["size"] for row in found["rows"]] == ["64x64", "96x96", "512x512"]
+    assert found["gains_from"] == {"0.25": "64x64"}
+    assert not found["left_out"]
+    results.keep("mid", "crossover eager 64x64", options, {"refused": "not green"})
+    assert [row["size"] for row in found["rows"]] == ["96x96", "512x512"]
+    assert results.cases["mid"]["refused"] == {"crossover eager 64x64": "not green"}
+
+
+def test_an_interrupted_crossover_goes_on_with_the_sizes_that_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+
+    def interrupted(case: Case, *rest: Any) -> dict[str, Any]:
+        if len(measured) == 1:
+            raise KeyboardInterrupt
+        measured.append(str(case.size))
+        return sized_row(str(case.size))
+
+    monkeypatch.setattr("ras_dit.bench.run.size_row", interrupted)
+    monkeypatch.setattr("ras_dit.bench.run.eager_checks", lambda *_: ([], None))
+    case, path = CASES["sd3-medium"].tiny(), tmp_path / "results.json"
+    settings = dataclasses.replace(QUICK, has_crossover=True, has_loops=False, sizes=("64", "96", "64x64"))
+    with pytest.raises(KeyboardInterrupt):
+        benchmark(settings, path).run([case])
+    assert measured == ["64x64"]
+    measured.append("")
+    said: list[str] = []
+    for sizes in (settings.sizes, ("128",), ("96", "128")):
+        assert benchmark(dataclasses.replace(settings, sizes=sizes), path, said).run([case])
+    assert measured == ["64x64", "", "96x96", "128x128"]
+    rows = json.loads(path.read_text())["cases"]["sd3-medium"]["crossover"]["eager"]["rows"]
+    assert [row["size"] for row in rows] == ["64x64", "96x96", "128x128"]
+    assert said == ["sd3-medium: measured already, with the same code and options."]
 
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
-    for text, message in (("[", "is no JSON"), ('{"schema": 1}', "holds something else")):
+    for text, message in (("[", "is no JSON"), ('{"schema": 2, "cases": {}}', "holds something else")):
         (tmp_path / "other.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             Results(tmp_path / "other.json", MACHINE)
@@ -330,7 +386,7 @@ def test_the_crossover_is_a_table_of_sizes_and_ratios() -> None:
     ran = benchmark(settings)
     assert ran.run([CASES["qwen-image"].tiny()])
     found = ran.results.cases["qwen-image"]["crossover"]["eager"]
-    assert [(row["size"], row["num_tokens"]) for row in found["rows"]] == [("128x128", 64), ("64x96", 24)]
+    assert [(row["size"], row["num_tokens"]) for row in found["rows"]] == [("64x96", 24), ("128x128", 64)]
     for row in found["rows"]:
         assert [(one["ratio"], one["num_active"]) for one in row["ratios"]] == [
             *((0.5, row["num_tokens"] // 2), (0.25, row["num_tokens"] // 4))
@@ -357,7 +413,7 @@ def test_picture_sizes_alone_are_checked_at_their_own_sizes(monkeypatch: pytest.
     assert ran.run([case])
     assert [tuple(shape[-2:]) for shape in probed] == [(8, 8)]
     rows = ran.results.cases["sd3-medium"]["crossover"]["compiled"]["rows"]
-    assert [row["size"] for row in rows] == ["96x96", "64x64"]
+    assert [row["size"] for row in rows] == ["64x64", "96x96"]
     for row in rows:
         assert [check["name"].split()[0] for check in row["checks"]] == ["compiled", "compiled", "region"]
         assert all(check["is_green"] for check in row["checks"])

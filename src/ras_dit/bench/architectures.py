@@ -24,6 +24,11 @@ class Size:
         text = f"{self.height}x{self.width}"
         return text if self.num_frames == 1 else f"{text}x{self.num_frames}"
 
+    @property
+    def num_pixels(self) -> int:
+        """Of all frames."""
+        return self.height * self.width * self.num_frames
+
     @classmethod
     def parse(cls, text: str, default: Size) -> Size:
         """``1024``, ``768x1024`` (height first) or ``480x832x81`` (with frames).

@@ -21,8 +21,6 @@ dense step that fills the cache."""
 MIN_ROUNDS, MAX_ROUNDS = 2, 5
 ENOUGH = 20.0
 """Seconds of a size: no further round begins after so many, once there are `MIN_ROUNDS`."""
-GAIN = 1.05
-"""A loop that is not faster by this factor is counted as no gain: repetitions differ by a few per cent."""
 
 
 def size_row(
@@ -146,16 +144,3 @@ class _Ratio:
             "limit": whole.speedup_limit,
             "predicted": whole.predicted_speedup,
         }
-
-
-def gains_from(rows: Sequence[dict[str, Any]]) -> dict[str, str | None]:
-    """Ratio -> the smallest of the measured sizes from which on every larger one gains; None if none does."""
-    found: dict[str, str | None] = {}
-    ordered = sorted(rows, key=lambda row: row["num_tokens"])
-    for place, one in enumerate(ordered[0]["ratios"] if ordered else []):
-        found[f"{one['ratio']:g}"] = None
-        for row in reversed(ordered):
-            if row["ratios"][place]["speedup"] < GAIN:
-                break
-            found[f"{one['ratio']:g}"] = row["size"]
-    return found

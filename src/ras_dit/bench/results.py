@@ -5,21 +5,34 @@ A case has ``title``, ``device``, ``dtype``, ``size``, ``guidance``, ``source``,
 all modes that ran) and ``speedup_same_mode``; rows of a config have ``config``, ``limit`` (by FLOPs),
 ``share_of_limit``, ``token_steps``, ``dense_step``, ``region_step``, ``step_kinds``, ``num_active``, ``num_tokens``,
 and where it has region steps ``memory`` and ``overhead``; the dense row and the leanest have ``profile``. ``crossover``
-has, by mode, the rows of `ras_dit.bench.crossover.size_row`. Times are in seconds unless the name says otherwise.
+has, by mode, ``rows`` of `ras_dit.bench.crossover.size_row` from the smallest picture on, what they make of
+``gains_from``, and ``left_out`` (size -> reason). Times are in seconds unless the name says otherwise.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 2
+SCHEMA = 3
 DENSE = "dense"
-CROSSOVER = "crossover "
-"""Begins the name of a part that measures picture sizes; the mode follows."""
+CROSSOVER = "crossover"
+
+
+def part_of(mode: str, size: object = None) -> str:
+    """The name of what is measured, kept and resumed as one: whole loops of a mode, or one size of its crossover."""
+    return mode if size is None else f"{CROSSOVER} {mode} {size}"
+
+
+def mode_and_size(part: str) -> tuple[str, str | None]:
+    """Of a part; no size where it is whole loops."""
+    if not part.startswith(f"{CROSSOVER} "):
+        return part, None
+    _, mode, size = part.split(" ")
+    return mode, size
 
 
 def code_hash() -> str:
@@ -77,24 +90,29 @@ class Results:
 
         Args:
             case: name.
-            part: such as ``eager``, a mode, or ``crossover eager``.
+            part: see `part_of`.
             options: of the measurement.
-            result: ``about`` (facts of the case), and either ``rows`` of a mode, ``crossover``, or ``refused``.
+            result: ``about`` (facts of the case), and either ``rows`` and ``checks`` of a mode; or ``row`` of a size,
+                or why it was ``left_out``; or why the part was ``refused``.
         """
         found = self.cases.setdefault(case, {"rows": [], "checks": {}, "crossover": {}, "refused": {}, "finished": {}})
-        _drop_others(found, part, self._claim(options))
+        for other in _others(found, part, self._claim(options)):
+            _take_out(found, other)
+        _take_out(found, part)
         found.update(result.get("about", {}))
-        mode = part.removeprefix(CROSSOVER)
-        found["refused"].pop(part, None)
-        if part != mode:
-            found["crossover"].pop(mode, None)
-            if "crossover" in result:
-                found["crossover"][mode] = result["crossover"]
-        else:
-            found["rows"] = [row for row in found["rows"] if row["mode"] != mode] + list(result.get("rows", ()))
-            found["checks"][mode] = result.get("checks", [])
+        mode, size = mode_and_size(part)
         if "refused" in result:
             found["refused"][part] = result["refused"]
+        elif size is None:
+            found["rows"] += result["rows"]
+            found["checks"][mode] = result.get("checks", [])
+        else:
+            crossed = found["crossover"].setdefault(mode, {"rows": [], "gains_from": {}, "left_out": {}})
+            if "left_out" in result:
+                crossed["left_out"][size] = result["left_out"]
+            else:
+                crossed["rows"] = sorted([*crossed["rows"], result["row"]], key=lambda row: row["num_tokens"])
+                crossed["gains_from"] = gains_from(crossed["rows"])
         found["finished"][part] = self._claim(options)
         compare(found)
         self.write()
@@ -108,21 +126,50 @@ class Results:
             save_text(json.dumps(whole, indent=1) + "\n", self.path)
 
 
-def _drop_others(case: dict[str, Any], part: str, claim: Mapping[str, Any]) -> None:
-    """Take out what other code, another machine or other options measured: it would be compared with what is new."""
-    is_crossover = part.startswith(CROSSOVER)
+def _others(case: Mapping[str, Any], part: str, claim: Mapping[str, Any]) -> list[str]:
+    """What other code, another machine or other options measured: it would be compared with what is new."""
+    is_loops = mode_and_size(part)[1] is None
     shared = {name: value for name, value in claim.items() if name != "backend"}  # which compiled modes alone have
-    for other, theirs in list(case["finished"].items()):
-        is_alike = {name: value for name, value in theirs.items() if name != "backend"} == shared
-        if other.startswith(CROSSOVER) != is_crossover or is_alike:
-            continue
-        del case["finished"][other]
-        case["refused"].pop(other, None)
-        if is_crossover:
-            case["crossover"].pop(other.removeprefix(CROSSOVER), None)
-        else:
-            case["rows"] = [row for row in case["rows"] if row["mode"] != other]
-            case["checks"].pop(other, None)
+    return [
+        other
+        for other, theirs in case["finished"].items()
+        if (mode_and_size(other)[1] is None) == is_loops
+        and {name: value for name, value in theirs.items() if name != "backend"} != shared
+    ]
+
+
+def _take_out(case: dict[str, Any], part: str) -> None:
+    """Forget a part."""
+    case["finished"].pop(part, None)
+    case["refused"].pop(part, None)
+    mode, size = mode_and_size(part)
+    if size is None:
+        case["rows"] = [row for row in case["rows"] if row["mode"] != mode]
+        case["checks"].pop(mode, None)
+    elif mode in case["crossover"]:
+        crossed = case["crossover"][mode]
+        crossed["left_out"].pop(size, None)
+        crossed["rows"] = [row for row in crossed["rows"] if row["size"] != size]
+        crossed["gains_from"] = gains_from(crossed["rows"])
+        if not (crossed["rows"] or crossed["left_out"]):
+            del case["crossover"][mode]
+
+
+GAIN = 1.05
+"""A loop that is not faster by this factor is counted as no gain: repetitions differ by a few per cent."""
+
+
+def gains_from(rows: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
+    """Ratio -> the smallest of the measured sizes from which on every larger one gains; None if none does."""
+    found: dict[str, str | None] = {}
+    ordered = sorted(rows, key=lambda row: row["num_tokens"])
+    for place, one in enumerate(ordered[0]["ratios"] if ordered else []):
+        found[f"{one['ratio']:g}"] = None
+        for row in reversed(ordered):
+            if row["ratios"][place]["speedup"] < GAIN:
+                break
+            found[f"{one['ratio']:g}"] = row["size"]
+    return found
 
 
 def compare(case: dict[str, Any]) -> None:

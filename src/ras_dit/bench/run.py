@@ -12,12 +12,12 @@ from typing import Any
 from ras_dit.bench.architectures import Size
 from ras_dit.bench.cases import Case
 from ras_dit.bench.checks import PROBE, Check, Probe, RefusedError, compiled_checks, eager_checks, probe, require
-from ras_dit.bench.crossover import gains_from, num_runs, size_row
+from ras_dit.bench.crossover import num_runs, size_row
 from ras_dit.bench.measure import measure, num_loops
 from ras_dit.bench.modes import config_in, in_mode, num_without_graphs, settle
 from ras_dit.bench.overhead import overhead
 from ras_dit.bench.profiling import profile_step
-from ras_dit.bench.results import CROSSOVER, Results
+from ras_dit.bench.results import Results, mode_and_size, part_of
 from ras_dit.session import RASWarning, SmallGainWarning
 
 Advance = Callable[[str], None]
@@ -54,20 +54,24 @@ class Settings:
 
     def parts(self, case: Case) -> list[str]:
         """Names of what is measured, in order."""
-        crossed = [f"{CROSSOVER}{mode}" for mode in self.modes] if self.has_crossover and self.sizes_of(case) else []
-        return [*(self.modes if self.has_loops else ()), *crossed]
+        sizes = self.sizes_of(case) if self.has_crossover else []
+        return [
+            *(self.modes if self.has_loops else ()),
+            *(part_of(mode, size) for mode in self.modes for size in sizes),
+        ]
 
     def sizes_of(self, case: Case) -> list[Size]:
         if case.dimensions is None:
             return []
-        return [Size.parse(text, case.size) for text in (self.sizes if self.sizes is not None else case.sizes)]
+        texts = self.sizes if self.sizes is not None else case.sizes
+        return list(dict.fromkeys(Size.parse(text, case.size) for text in texts))
 
     def least_of(self, case: Case, parts: list[str]) -> Case:
         """The case at the size at which RAS is checked before these parts are measured: its own, or where no whole
-        loops are asked for, the smallest of the crossover."""
-        if not all(part.startswith(CROSSOVER) for part in parts):
-            return case
-        return case.at(min(self.sizes_of(case), key=lambda size: size.height * size.width * size.num_frames))
+        loops are among them, the smallest of the crossover's."""
+        sizes = [_size_of(part) for part in parts]
+        crossed = [size for size in sizes if size is not None]
+        return case if len(crossed) < len(sizes) else case.at(min(crossed, key=lambda size: size.num_pixels))
 
     def options(self, case: Case, part: str) -> dict[str, Any]:
         """What a part's figures depend on, besides code and machine."""
@@ -75,10 +79,10 @@ class Settings:
             "title": case.title,
             "steps": self.steps_of(case),
             "ratios": self.ratios or case.ratios,
-            "backend": None if part.endswith("eager") else self.backend,
+            "backend": None if mode_and_size(part)[0] == "eager" else self.backend,
         }
-        if part.startswith(CROSSOVER):
-            return {**found, "sizes": [str(size) for size in self.sizes_of(case)]}
+        if _size_of(part) is not None:
+            return found
         if case.variants and not self.ratios:
             found["variants"] = {name: dict(options) for name, options in case.variants.items()}
         return {**found, "repeats": self.repeats or case.repeats}
@@ -157,13 +161,13 @@ class Benchmark:
     def _part(
         self, case: Case, pipe: Any, call: dict[str, Any], part: str, checks: list[Check], eager: Probe
     ) -> dict[str, Any]:
-        mode = part.removeprefix(CROSSOVER)
+        mode, size = mode_and_size(part)[0], _size_of(part)
         require(checks)
         num_before = num_without_graphs()
-        if part != mode:
-            result: dict[str, Any] = {"crossover": self._crossover(case, pipe, mode)}
-        else:
+        if size is None:
             result = self._loops(case, pipe, call, mode, checks, eager)
+        else:
+            result = self._crossed(case.at(size), pipe, mode)
         if num_without_graphs() > num_before:
             raise RefusedError("PyTorch ran compiled blocks without CUDA graphs (TORCH_LOGS=perf_hints says why).")
         return result
@@ -204,32 +208,30 @@ class Benchmark:
             leanest["profile"] = profile_step(pipe, call, configs[leanest["name"]], case.calls_per_step)
         return [{"mode": mode, **row} for row in rows]
 
-    def _crossover(self, case: Case, pipe: Any, mode: str) -> dict[str, Any]:
+    def _crossed(self, sized: Case, pipe: Any, mode: str) -> dict[str, Any]:
+        """One size of the crossover, in one mode."""
         import torch
 
-        settings, rows, left_out = self.settings, [], {}
-        ratios = [ratio for ratio in settings.ratios or case.ratios if ratio < 1]
-        sizes, title = settings.sizes_of(case), f"{case.name}, {mode}, crossover"
-        with self.progress(title, len(sizes) * num_runs(len(ratios))) as advance:
-            for size in sizes:
-                sized = case.at(size)
-                if reason := sized.why_skipped(settings.device, is_loaded=True):
-                    left_out[str(size)] = reason
-                    continue
-                try:
-                    rows.append(self._size_row(sized, pipe, mode, ratios, lambda: advance(title)))
-                except torch.OutOfMemoryError as error:
-                    left_out[str(size)] = f"ran out of memory ({first_line(error)})"
-                    _free(settings.device)
-        return {"rows": rows, "gains_from": gains_from(rows), "left_out": left_out}
-
-    def _size_row(
-        self, sized: Case, pipe: Any, mode: str, ratios: list[float], on_run: Callable[[], None]
-    ) -> dict[str, Any]:
         steps, device = self.settings.steps_of(sized), self.settings.device
-        eager = None if mode == "eager" else probe(pipe, sized.call(pipe, device, steps))
-        with in_mode(pipe, mode, self.settings.backend):  # anew: dense steps of every size get their own graphs
-            return size_row(sized, pipe, device, ratios, steps, mode, eager, on_run)
+        if reason := sized.why_skipped(device, is_loaded=True):
+            return {"left_out": reason}
+        ratios = [ratio for ratio in self.settings.ratios or sized.ratios if ratio < 1]
+        title = f"{sized.name}, {mode}, {sized.size}"
+        try:
+            with self.progress(title, num_runs(len(ratios))) as advance:
+                eager = None if mode == "eager" else probe(pipe, sized.call(pipe, device, steps))
+                with in_mode(pipe, mode, self.settings.backend):  # anew: every size gets its own graphs
+                    row = size_row(sized, pipe, device, ratios, steps, mode, eager, lambda: advance(title))
+        except torch.OutOfMemoryError as error:
+            _free(device)
+            return {"left_out": f"ran out of memory ({first_line(error)})"}
+        return {"row": row}
+
+
+def _size_of(part: str) -> Size | None:
+    """Of a part that is a size of the crossover."""
+    text = mode_and_size(part)[1]
+    return None if text is None else Size.parse(text, Size(1, 1))
 
 
 def first_line(error: Exception) -> str:
@@ -251,7 +253,7 @@ def _is_refusal(error: Exception, part: str) -> bool:
     green, a run went otherwise than planned, memory ran out, or the model does not compile in this mode."""
     import torch
 
-    return not part.endswith("eager") or isinstance(error, (RefusedError, RASWarning, torch.OutOfMemoryError))
+    return mode_and_size(part)[0] != "eager" or isinstance(error, (RefusedError, RASWarning, torch.OutOfMemoryError))
 
 
 def _about(case: Case, settings: Settings) -> dict[str, Any]:
