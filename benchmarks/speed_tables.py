@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks import record
 from ras_dit.bench import CASES
+from ras_dit.bench.profiling import ADDED, WALL
 from ras_dit.bench.report import plot
 
 MIB = 2.0**20
@@ -118,14 +119,29 @@ def profile_table() -> str:
         for mode in modes_of(result):
             found = [row for row in rows_of(result, mode) if "profile" in row]
             if len(found) == 2:
-                lines += [*_profile_lines(result, mode, *found), ""]
+                which = f", {mode}" if len(modes_of(result)) > 1 else _named(mode, ", {}")
+                lines += _profile_lines(result, f"{heading(result)}{which}", *found)
+    for result, mode, row in largest_sizes():
+        region = min(row["ratios"], key=lambda one: one["ratio"])
+        named = {**region, "name": f"ratio {region['ratio']:g}", "num_tokens": row["num_tokens"]}
+        lines += _profile_lines(result, f"{heading(result, has_size=False)}, {row['size']}, {mode}", row, named)
     return "\n".join([*lines, ""])
 
 
-def _profile_lines(result: dict[str, Any], mode: str, dense: dict[str, Any], region: dict[str, Any]) -> list[str]:
-    which = f", {mode}" if len(modes_of(result)) > 1 else _named(mode, ", {}")
+def largest_sizes() -> Iterator[tuple[dict[str, Any], str, dict[str, Any]]]:
+    """Result, mode and row of the largest picture size of every case that has no whole loops in that mode."""
+    for result in record.read_all("speed_*").values():
+        for mode, found in result.get("crossover", {}).items():
+            if mode in modes_of(result) or not found["rows"]:
+                continue
+            row = max(found["rows"], key=lambda one: one["num_tokens"])
+            if "profile" in row:
+                yield result, mode, row
+
+
+def _profile_lines(result: dict[str, Any], title: str, dense: dict[str, Any], region: dict[str, Any]) -> list[str]:
     lines = [
-        f"{heading(result)}{which}: one evaluation, dense and `{region['name']}` ({region['num_active']} of "
+        f"{title}: one evaluation, dense and `{region['name']}` ({region['num_active']} of "
         f"{region['num_tokens']} image tokens), milliseconds ({record.origin(result)})",
         "",
         "| operations | dense | region | region / dense |",
@@ -136,7 +152,7 @@ def _profile_lines(result: dict[str, Any], mode: str, dense: dict[str, Any], reg
         if before or after:
             share = f"{after / before:.3f}" if before else ""
             lines.append(f"| {group} | {before:.1f} | {after:.1f} | {share} |")
-    return lines
+    return [*lines, ""]
 
 
 def draw(path: Path) -> None:
@@ -156,18 +172,27 @@ def memory_table() -> str:
     lines: list[str] = []
     for result in speed_results():
         found = [row for row in result["rows"] if row.get("memory", {}).get("extra_bytes") is not None]
-        if not found:
+        if found:
+            lines += [*_memory_head(f"{heading(result)} ({record.origin(result)})"), *map(_memory_row, found), ""]
+    for result, mode, row in largest_sizes():
+        region = min(row["ratios"], key=lambda one: one["ratio"])
+        if region["memory"]["extra_bytes"] is None:
             continue
-        lines += [
-            f"{heading(result)} ({record.origin(result)})",
-            "",
-            "| mode | setting | K/V cache by the plan | peak over dense's | ratio | selection + forecast, share of a "
-            "dense step |",
-            "| --- | --- | --- | --- | --- | --- |",
-            *(_memory_row(row) for row in found),
-            "",
-        ]
+        added = region["profile"][ADDED] / row["profile"][WALL]
+        named = {**region, "mode": mode, "name": f"ratio {region['ratio']:g}", "overhead": {"share": added}}
+        title = f"{heading(result, has_size=False)}, {row['size']} ({record.origin(result)})"
+        lines += [*_memory_head(title), _memory_row(named), ""]
     return "\n".join(lines or ["Not measured yet."]) + "\n"
+
+
+def _memory_head(title: str) -> list[str]:
+    return [
+        title,
+        "",
+        "| mode | setting | K/V cache by the plan | peak over dense's | ratio | selection + forecast, share of a "
+        "dense step |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
 
 
 def _memory_row(row: dict[str, Any]) -> str:

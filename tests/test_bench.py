@@ -17,7 +17,7 @@ from ras_dit.bench import CASES, Benchmark, Results, Settings, case_named, chose
 from ras_dit.bench.architectures import ARCHITECTURES, Size
 from ras_dit.bench.cases import Case
 from ras_dit.bench.checks import Check, RefusedError, eager_checks, probe, relative_error, require
-from ras_dit.bench.crossover import MAX_ROUNDS, MIN_ROUNDS, size_row
+from ras_dit.bench.crossover import MAX_ROUNDS, MIN_ROUNDS, num_runs, size_row
 from ras_dit.bench.inside import PARTS, PartTimer, around_parts
 from ras_dit.bench.loops import StepTimer, run_loop, short_config
 from ras_dit.bench.memory import allocated_peak, memory_row
@@ -396,9 +396,22 @@ def test_the_crossover_is_a_table_of_sizes_and_ratios() -> None:
             assert one["speedup"] == pytest.approx(8 * row["dense_step"] / spent)
             assert 1 < one["limit"] < 8 / 3
             assert 0 < one["predicted"] < one["limit"]
+        half, quarter = row["ratios"]
+        assert "profile" not in half
+        assert row["profile"]["linear"] > 0 == row["profile"]["added by RAS"]
+        assert quarter["profile"]["linear"] > 0 < quarter["profile"]["added by RAS"]
+        assert quarter["memory"]["kv_cache_estimate_bytes"] > 0
+        assert quarter["memory"]["peak_bytes"] > quarter["memory"]["extra_bytes"] > 0
         assert [check["is_green"] for check in row["checks"]] == [True]
         assert MIN_ROUNDS <= row["num_rounds"] <= MAX_ROUNDS
     assert set(found["gains_from"]) == {"0.5", "0.25"}
+
+
+def test_all_loops_of_a_size_are_counted() -> None:
+    case, pipe, _ = tiny("sd3-medium")
+    counted: list[int] = []
+    size_row(case, pipe, "cpu", (0.5, 0.25), 8, on_run=lambda: counted.append(1))
+    assert len(counted) == num_runs(2)
 
 
 def test_picture_sizes_alone_are_checked_at_their_own_sizes(monkeypatch: pytest.MonkeyPatch) -> None:

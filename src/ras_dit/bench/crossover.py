@@ -10,8 +10,10 @@ from typing import Any
 
 from ras_dit.bench.cases import Case
 from ras_dit.bench.checks import PROBE, Probe, compiled_checks, fresh_check, probe, require
-from ras_dit.bench.loops import StepTimer, run_loop, short_call, short_config
+from ras_dit.bench.loops import SHORT_WARMUP, StepTimer, run_loop, short_call, short_config
+from ras_dit.bench.memory import memory_row, short_peak
 from ras_dit.bench.modes import config_in, settle
+from ras_dit.bench.profiling import profile_step
 from ras_dit.config import RASConfig
 from ras_dit.plan import Plan, build_plan
 
@@ -47,9 +49,10 @@ def size_row(
         on_run: called `num_runs` times.
 
     Returns:
-        ``size``, ``num_tokens``, ``dense_step`` (seconds, without RAS), ``num_rounds``, ``checks`` and ``ratios``: for
-        each its ``region_step``, ``captured_step`` (a dense step with RAS that fills the cache), ``speedup`` of the
-        loop that the case's schedule makes of these, its ``limit`` by FLOPs, and what `enable` ``predicted``.
+        ``size``, ``num_tokens``, ``dense_step`` (seconds, without RAS), its ``profile``, ``num_rounds``, ``checks`` and
+        ``ratios``: for each its ``region_step``, ``captured_step`` (a dense step with RAS that fills the cache),
+        ``speedup`` of the loop that the case's schedule makes of these, its ``limit`` by FLOPs, and what `enable`
+        ``predicted``; for the lowest also the ``profile`` of a region step, and ``memory``.
 
     Raises:
         RefusedError: a check is not green at this size.
@@ -82,22 +85,49 @@ def size_row(
     while num_rounds < MIN_ROUNDS or (num_rounds < MAX_ROUNDS and time.perf_counter() - started < ENOUGH):
         run_round()
         num_rounds += 1
-    for _ in range(num_runs(len(ratios)) - (num_rounds + (eager is not None)) * (1 + len(ratios))):
+    for _ in range((MAX_ROUNDS + 1 - num_rounds - (eager is not None)) * (1 + len(ratios))):
         on_run()
     dense_step = statistics.median(dense)
+    ratios_found = [one.row(dense_step, num_steps) for one in found]
+    leanest = min(range(len(found)), key=lambda place: found[place].ratio)
+    profile, more = _looked_into(case, pipe, call, found[leanest], on_run)
+    ratios_found[leanest] |= more
     return {
         "size": str(case.size),
         "num_tokens": found[0].latest_plan.num_tokens,
         "dense_step": dense_step,
         "num_rounds": num_rounds,
         "checks": [check.to_dict() for check in checks],
-        "ratios": [one.row(dense_step, num_steps) for one in found],
+        "profile": profile,
+        "ratios": ratios_found,
     }
+
+
+def _looked_into(
+    case: Case, pipe: Any, call: dict[str, Any], leanest: _Ratio, on_run: Callable[[], None]
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Where the time of a dense step goes, and of a ratio's region step with the memory that it takes."""
+
+    def profile_of(config: RASConfig | None, is_warm: bool = True) -> dict[str, float]:
+        groups = profile_step(pipe, call, config, case.calls_per_step, is_warm)
+        on_run()
+        return groups
+
+    def peak_of(config: RASConfig | None, steps: int) -> int | None:
+        peak = short_peak(pipe, call, config, steps)
+        on_run()
+        return peak
+
+    config, cost = leanest.config, leanest.latest_plan.cost
+    assert cost is not None
+    dense, region = profile_of(None), profile_of(config, not config.static_memory)
+    peaks = peak_of(None, SHORT_WARMUP), peak_of(config, SHORT_WARMUP + 1)
+    return dense, {"profile": region, "memory": memory_row(*peaks, case.num_rows * cost.kv_cache_bytes)}
 
 
 def num_runs(num_ratios: int) -> int:
     """How often `size_row` calls ``on_run``."""
-    return (MAX_ROUNDS + 1) * (1 + num_ratios)
+    return (MAX_ROUNDS + 1) * (1 + num_ratios) + 4
 
 
 @dataclass

@@ -16,7 +16,7 @@ from ras_dit.bench.loops import (
     short_config,
     timed_loop,
 )
-from ras_dit.bench.memory import allocated, memory_row, peak_bytes
+from ras_dit.bench.memory import memory_row, short_peak
 from ras_dit.bench.modes import num_recorded
 from ras_dit.config import RASConfig
 
@@ -66,9 +66,8 @@ def measure(
             if loop.num_recorded:
                 raise RefusedError(f"{loop.name}: {loop.num_recorded} CUDA graphs were recorded in a timed loop.")
             on_run()
-    device_type = device_of(pipe).type
     for loop in loops:
-        loop.peak = loop.peak_of(pipe, call, device_type)
+        loop.find_peak(pipe, call)
         on_run()
     return [loop.row(loops[0], num_rows) for loop in loops]
 
@@ -133,20 +132,10 @@ class _Loop:
         """Leave out what ran so far."""
         self.seconds, self.steps = [], []
 
-    def peak_of(self, pipe: Any, call: dict[str, Any], device_type: str) -> int | None:
-        """Peak memory of a short loop; None where a config never fills a cache."""
-        from ras_dit.engine import accelerate
-
-        short = short_call(call)
-        if self.config is None:
-            return peak_bytes(lambda: run_loop(pipe, short), device_type)
-        if not self.plan.num_region_steps:
-            return None
-        before = allocated(device_type)
-        with accelerate(pipe, short_config(self.config)):
-            if self.config.static_memory:  # see `run`; keys and values are there from now on
-                run_loop(pipe, short)
-            return peak_bytes(lambda: run_loop(pipe, short), device_type, before)
+    def find_peak(self, pipe: Any, call: dict[str, Any]) -> None:
+        """Peak memory of a short loop; none of a config that never fills a cache."""
+        if self.config is None or self.plan.num_region_steps:
+            self.peak = short_peak(pipe, call, self.config)
 
     def row(self, dense: _Loop, num_rows: int) -> dict[str, Any]:
         step_seconds = by_step(self.steps)

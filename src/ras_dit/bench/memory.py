@@ -9,10 +9,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ras_dit.bench.loops import SHORT_STEPS, device_of, run_loop, short_call, short_config
+from ras_dit.config import RASConfig
+
 HOW = {
     "cuda": "torch.cuda.max_memory_allocated over the loop, less what was allocated before",
     "cpu": "highest sum of PyTorch's CPU allocations and frees over a short loop (profiler's memory events)",
 }
+
+
+def short_peak(pipe: Any, call: dict[str, Any], config: RASConfig | None, num_steps: int = SHORT_STEPS) -> int | None:
+    """Peak of a short loop beside what was there before, in bytes; None on a device that does not say.
+
+    Args:
+        pipe: RAS is not enabled on it.
+        call: arguments.
+        config: has region steps; None runs without RAS.
+        num_steps: evaluations; of those with RAS the first two are dense.
+    """
+    from ras_dit.engine import accelerate
+
+    short, device_type = short_call(call, num_steps), device_of(pipe).type
+    if config is None:
+        return peak_bytes(lambda: run_loop(pipe, short), device_type)
+    before = allocated(device_type)
+    with accelerate(pipe, short_config(config)):
+        if config.static_memory:  # graphs are recorded first; keys and values are there from now on
+            run_loop(pipe, short)
+        return peak_bytes(lambda: run_loop(pipe, short), device_type, before)
 
 
 def allocated(device_type: str) -> int:

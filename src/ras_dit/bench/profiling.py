@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 from ras_dit.bench.inside import PARTS, around_parts
-from ras_dit.bench.loops import device_of, run_loop, short_call, short_config, synchronize
+from ras_dit.bench.loops import SHORT_WARMUP, device_of, run_loop, short_call, short_config, synchronize
 from ras_dit.config import RASConfig
 
 GROUPS = {
@@ -24,7 +25,9 @@ _MARK = "ras_dit."
 _PROFILED = 3  # the fourth evaluation: in a region run the second one that is none of the warm-up
 
 
-def profile_step(pipe: Any, call: dict[str, Any], config: RASConfig | None, calls_per_step: int) -> dict[str, float]:
+def profile_step(
+    pipe: Any, call: dict[str, Any], config: RASConfig | None, calls_per_step: int, is_warm: bool = False
+) -> dict[str, float]:
     """Milliseconds per group of one step, from its first transformer call to that of the next step.
 
     Guidance and the scheduler are in it. Times are the device's where there is one, else the processor's.
@@ -34,40 +37,46 @@ def profile_step(pipe: Any, call: dict[str, Any], config: RASConfig | None, call
         call: arguments.
         config: of the region step; None profiles a dense one.
         calls_per_step: transformer calls of an evaluation.
+        is_warm: such steps ran before, and nothing is recorded at the first of a session (`RASConfig.static_memory`):
+            as few evaluations as show the step, not two short loops.
 
     Returns:
         Group -> milliseconds; ``wall`` is the step's time under the profiler.
     """
     from ras_dit.engine import accelerate
 
-    short, window = short_call(call), _Window(pipe, calls_per_step)
+    index = _PROFILED if not is_warm else 1 if config is None else SHORT_WARMUP
+    short = short_call(call, index + 2) if is_warm else short_call(call)
+    window = _Window(pipe, calls_per_step, index)
     if config is None:
-        run_loop(pipe, short)
+        if not is_warm:
+            run_loop(pipe, short)
         with window.open():
             run_loop(pipe, short)
     else:
         with accelerate(pipe, short_config(config)) as handle:
-            run_loop(pipe, short)
-            with around_parts(handle, _marked), window.open():
+            if not is_warm:
+                run_loop(pipe, short)
+            with around_parts(handle, partial(_marked, index)), window.open():
                 run_loop(pipe, short)
     return window.groups()
 
 
 @contextmanager
-def _marked(part: str, index: int) -> Iterator[None]:
+def _marked(profiled: int, part: str, index: int) -> Iterator[None]:
     import torch
 
-    with torch.profiler.record_function(_MARK + part) if index == _PROFILED else nullcontext():
+    with torch.profiler.record_function(_MARK + part) if index == profiled else nullcontext():
         yield
 
 
 class _Window:
     """A profiler that is on from the first transformer call of one evaluation to that of the next."""
 
-    def __init__(self, pipe: Any, calls_per_step: int) -> None:
+    def __init__(self, pipe: Any, calls_per_step: int, index: int) -> None:
         import torch
 
-        self._pipe, self._calls_per_step, self._num_calls = pipe, calls_per_step, 0
+        self._pipe, self._calls_per_step, self._index, self._num_calls = pipe, calls_per_step, index, 0
         self._device = device_of(pipe)
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self._device.type == "cuda":
@@ -88,11 +97,11 @@ class _Window:
         self._num_calls += 1
         if call:
             return
-        if step == _PROFILED:
+        if step == self._index:
             synchronize(self._device)
             self._profiler.__enter__()
             self._marks.append(time.perf_counter())
-        elif step == _PROFILED + 1:
+        elif step == self._index + 1:
             synchronize(self._device)
             self._marks.append(time.perf_counter())
             self._profiler.__exit__(None, None, None)
