@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ras_dit.bench.results import processor
 from ras_dit.presets import PRESETS
 
 RESULTS = Path(__file__).parent / "results"
@@ -28,7 +29,7 @@ def environment() -> dict[str, Any]:
         "commit": revision(RESULTS.parent.parent),
         "date": datetime.date.today().isoformat(),
         "hardware": {
-            "processor": _processor(),
+            "processor": processor(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -112,16 +113,3 @@ def revision(root: Path) -> str:
 def _git(root: Path, *arguments: str) -> str:
     run = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=root, check=False)
     return run.stdout.strip()
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                known = set(Path("/proc/cpuinfo").read_text().split())
-                flags = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in known]
-                flags = flags or [flag for flag in ("avx512f", "avx2") if flag in known][:1]
-                return line.split(":", 1)[1].strip() + (f" ({', '.join(flags)})" if flags else "")
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

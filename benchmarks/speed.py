@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.speed --case mid`` writes ``benchmarks/results/speed_mid.json``. What is finished already lies in
 ``outputs/bench``, and is not measured again by the same code with the same options. Results of a second kind of machine
-stand beside those of the first under a name of their own: ``--machine avx512`` writes ``speed_mid_avx512.json``.
+stand beside those of the first under a name of their own: ``--machine avx512`` writes ``speed_mid_avx512.json``. A
+result that has modes or picture sizes which the new one does not have is not written over without ``--replace``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from benchmarks import record
 from ras_dit.bench import CASES, DTYPES, Benchmark, Results, Settings, chosen_cases, environment
+from ras_dit.bench.results import part_of
 
 FOLDER = Path("outputs/bench")
 
@@ -37,6 +39,22 @@ def published(case: dict[str, Any], device: str) -> dict[str, Any]:
     return {**record.environment(), "device": device, **kept}
 
 
+def measured(case: dict[str, Any]) -> set[str]:
+    """What a case's results hold: modes of whole loops, and sizes of a mode."""
+    loops = {row.get("mode", "eager") for row in case["rows"]}
+    crossed = case.get("crossover", {}).items()
+    return loops | {part_of(mode, row["size"]) for mode, found in crossed for row in found["rows"]}
+
+
+def why_kept(name: str, case: dict[str, Any]) -> str | None:
+    """Why a result that is there should not be written over by these; None if nothing speaks against it."""
+    if len({claim["code"] for claim in case["finished"].values()}) > 1:
+        return "its loops and its picture sizes are of different code: measure them again"
+    there = record.RESULTS / f"{name}.json"
+    lost = measured(record.read(name)) - measured(case) if there.is_file() else set()
+    return f"the one that is there has {', '.join(sorted(lost))} too" if lost else None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     has_gpu = torch.cuda.is_available()
@@ -52,6 +70,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, help="instead of the case's own")
     parser.add_argument("--steps", type=int, help="evaluations, for a quick look: nothing is written then")
     parser.add_argument("--machine", help="ends the names of the results; after cuda on a GPU")
+    parser.add_argument("--replace", action="store_true", help="write over results that hold more, or other, parts")
     a = parser.parse_args()
     is_gpu = a.device.startswith("cuda")
     modes = tuple(a.mode or (("eager", "compiled", "reduce-overhead") if is_gpu else ("eager",)))
@@ -69,8 +88,9 @@ def main() -> None:
     for case in chosen_cases(tuple(a.case or ()), a.device, a.dtype):
         name = "_".join(["speed", case.name, *filter(None, (kind, a.machine))])
         path = None if a.steps else FOLDER / f"{name}.json"
-        results = Results(path, environment(a.device))
+        results = Results(None, {})
         try:
+            results = Results(path, environment(a.device))
             is_green &= Benchmark(settings, results, bar, print).run([case])
         except Exception:  # the next case may do better; what this one has is written
             traceback.print_exc()
@@ -81,7 +101,10 @@ def main() -> None:
         for row in found["rows"]:
             limit = f"  limit {row['limit']:.2f}x  {row['share_of_limit']:.0%} of it" if "limit" in row else ""
             print(f"{row['mode']:<16} {row['name']:<12} {row['median']:8.3f} s  {row['speedup']:.2f}x{limit}")
-        if path is not None:
+        if reason := path and not a.replace and why_kept(name, found):
+            print(f"{name}.json is left as it is: {reason}. What was measured is in {path}; --replace takes it.")
+            is_green = False
+        elif path is not None:
             print("wrote", record.write(name, published(found, a.device)).name)
     sys.exit(not is_green)
 

@@ -232,7 +232,7 @@ def test_errors_are_relative_and_bounds_are_ceilings_or_floors() -> None:
 
 
 def test_compiled_blocks_are_held_against_eager_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = dataclasses.replace(QUICK, modes=("eager", "compiled"), ratios=(0.25,), backend="aot_eager")
+    settings = dataclasses.replace(QUICK, modes=("eager", "compiled"), ratios=(0.25,), backend="eager")
     case = CASES["flux-dev"].tiny()
     ran = benchmark(settings)
     assert ran.run([case])
@@ -317,6 +317,11 @@ def test_figures_of_other_code_or_options_are_not_compared_with_new_ones() -> No
     assert set(case["finished"]) == {"eager", "crossover eager 64x64", "crossover compiled 96x96"}
     results.keep("mid", "compiled", {"steps": 6, "backend": "inductor"}, rows("compiled", 0.2))
     assert set(case["finished"]) == {"compiled", "crossover eager 64x64", "crossover compiled 96x96"}
+    other = {"steps": 6, "backend": "aot_eager"}
+    results.keep("mid", "crossover compiled 64x64", {**other, "backend": "inductor"}, {"row": sized_row("64x64")})
+    assert [row["size"] for row in case["crossover"]["compiled"]["rows"]] == ["64x64", "96x96"]
+    results.keep("mid", "crossover compiled 96x96", other, {"row": sized_row("96x96")})
+    assert [row["size"] for row in case["crossover"]["compiled"]["rows"]] == ["96x96"]
     results.keep("mid", "crossover eager 96x96", {"steps": 7, "backend": None}, {"row": sized_row("96x96")})
     assert set(case["finished"]) == {"compiled", "crossover eager 96x96"}
     assert [row["size"] for row in case["crossover"]["eager"]["rows"]] == ["96x96"]
@@ -336,6 +341,8 @@ def test_sizes_come_together_one_by_one() -> None:
     assert [row["size"] for row in found["rows"]] == ["64x64", "96x96"]
     assert found["gains_from"] == {"0.25": "96x96"}
     assert found["left_out"] == {"512x512": "ran out of memory"}
+    assert results.is_finished("mid", "crossover eager 64x64", options)
+    assert not results.is_finished("mid", "crossover eager 512x512", options)
     results.keep("mid", "crossover eager 512x512", options, {"row": sized_row("512x512")})
     results.keep("mid", "crossover eager 64x64", options, {"row": sized_row("64x64", 1.2)})
     assert [row["size"] for row in found["rows"]] == ["64x64", "96x96", "512x512"]
@@ -375,7 +382,8 @@ def test_an_interrupted_crossover_goes_on_with_the_sizes_that_are_missing(
 
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
-    for text, message in (("[", "is no JSON"), ('{"schema": 2, "cases": {}}', "holds something else")):
+    wrong = (("[", "is no JSON"), ('{"schema": 9}', "something else"), ('{"schema": 2}', "earlier version"))
+    for text, message in wrong:
         (tmp_path / "other.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             Results(tmp_path / "other.json", MACHINE)
@@ -421,7 +429,7 @@ def test_picture_sizes_alone_are_checked_at_their_own_sizes(monkeypatch: pytest.
         "ras_dit.bench.run.eager_checks",
         lambda pipe, call, dtype: probed.append(call["latents"].shape) or eager_checks(pipe, call, dtype),
     )
-    settings = dataclasses.replace(QUICK, modes=("compiled",), backend="aot_eager", sizes=sizes, ratios=(0.25,))
+    settings = dataclasses.replace(QUICK, modes=("compiled",), backend="eager", sizes=sizes, ratios=(0.25,))
     ran = benchmark(dataclasses.replace(settings, has_crossover=True, has_loops=False))
     assert ran.run([case])
     assert [tuple(shape[-2:]) for shape in probed] == [(8, 8)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import arena, record
+from benchmarks import arena, record, speed
 from ras_dit import PRESETS
 from ras_dit.arena import Method
 
@@ -119,3 +119,23 @@ def test_a_revision_says_whether_the_sources_are_those_of_the_commit(tmp_path):
     (tmp_path / "src" / "b.py").unlink()
     (tmp_path / "src" / "a.py").write_text("a = 2\n")
     assert record.revision(tmp_path) == clean + "+changes"
+
+
+def test_results_that_hold_more_are_not_written_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+
+    def found(modes, sizes, codes=("a",)):
+        crossed = {"eager": {"rows": [{"size": size} for size in sizes]}}
+        claims = {str(place): {"code": code} for place, code in enumerate(codes)}
+        rows = [{"mode": mode, "name": "dense"} for mode in modes]
+        return {"rows": rows, "crossover": crossed, "finished": claims}
+
+    assert speed.why_kept("speed", found(["eager"], ["64x64"])) is None
+    record.write("speed", found(["eager", "compiled"], ["64x64"]))
+    assert speed.why_kept("speed", found(["eager", "compiled"], ["64x64", "96x96"])) is None
+    assert speed.why_kept("speed", found(["eager"], ["96x96"])) == (
+        "the one that is there has compiled, crossover eager 64x64 too"
+    )
+    assert "of different code" in speed.why_kept("speed", found(["eager", "compiled"], ["64x64"], ("a", "b")))
+    record.write("speed", {"rows": [{"name": "dense"}]})  # of the first form
+    assert speed.why_kept("speed", found([], ["64x64"])) == "the one that is there has eager too"

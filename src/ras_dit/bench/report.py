@@ -81,8 +81,16 @@ def crossover_table(name: str, mode: str, found: Mapping[str, Any]) -> Renderabl
         values = [f"{one['speedup']:.2f}x ({one['limit']:.2f}x)" for one in row["ratios"]]
         table.add_row(row["size"], f"{row['num_tokens']:,}", *values)
     gains = [gain_text(ratio, size) for ratio, size in found["gains_from"].items()]
-    table.caption = "; ".join([*gains, *(f"{size}: {why}" for size, why in found["left_out"].items())])
+    memory = [text for row in found["rows"] for text in _memory_texts(row)]
+    table.caption = "; ".join([*gains, *memory, *(f"{size}: {why}" for size, why in found["left_out"].items())])
     return table
+
+
+def _memory_texts(row: Mapping[str, Any]) -> list[str]:
+    """What the lowest ratio takes at a size, in words."""
+    found = [(f"{row['size']}, ratio {one['ratio']:g}", one["memory"]) for one in row["ratios"] if "memory" in one]
+    known = [(name, memory["extra_bytes"]) for name, memory in found if memory["extra_bytes"] is not None]
+    return [f"{name}: {extra / MIB:,.0f} MiB over dense" for name, extra in known]
 
 
 def gain_text(ratio: str, size: str | None) -> str:
@@ -96,6 +104,11 @@ def profile_lines(case: Mapping[str, Any]) -> list[str]:
     for mode in dict.fromkeys(row["mode"] for row in case["rows"]):
         found = [row for row in case["rows"] if row["mode"] == mode and "profile" in row]
         lines += [f"{mode}, {row['name']}: " + _groups(row["profile"]) for row in found]
+    for mode, crossed in case["crossover"].items():
+        for row in crossed["rows"]:
+            lines.append(f"{mode}, {row['size']}, dense: " + _groups(row["profile"]))
+            profiled = [one for one in row["ratios"] if "profile" in one]
+            lines += [f"{mode}, {row['size']}, ratio {one['ratio']:g}: " + _groups(one["profile"]) for one in profiled]
     return lines
 
 

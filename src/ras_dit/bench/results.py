@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 SCHEMA = 3
+EARLIER = range(1, SCHEMA)
 DENSE = "dense"
 CROSSOVER = "crossover"
 
@@ -44,9 +46,24 @@ def code_hash() -> str:
     return digest.hexdigest()[:12]
 
 
+def processor() -> str:
+    """What the processor calls itself, with the widest of its units for matrix products that PyTorch makes use of."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    if not names:
+        return platform.processor() or platform.machine()
+    known = {word for line in lines if line.startswith("flags") for word in line.split()}
+    units: list[str] = [unit for unit in ("amx_bf16", "avx512_bf16") if unit in known]
+    if not units:
+        units = [unit for unit in ("avx512f", "avx2") if unit in known][:1]
+    return names[0] + (f" ({', '.join(units)})" if units else "")
+
+
 def environment(device: str) -> dict[str, Any]:
     """Code, hardware and versions."""
-    import platform
     from importlib.metadata import version
 
     import torch
@@ -55,7 +72,7 @@ def environment(device: str) -> dict[str, Any]:
     return {
         "code": code_hash(),
         "device": torch.cuda.get_device_name(torch.device(device)) if is_cuda else device,
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": version("torch"),
@@ -78,8 +95,12 @@ class Results:
             self.cases = _read(path)["cases"]
 
     def is_finished(self, case: str, part: str, options: Mapping[str, Any]) -> bool:
-        """Whether a part was measured already, by the same code on the same machine with the same options."""
-        return bool(self.cases.get(case, {}).get("finished", {}).get(part) == self._claim(options))
+        """Whether a part was measured already, by the same code on the same machine with the same options. What was
+        left out for want of memory is tried again."""
+        found, (mode, size) = self.cases.get(case, {}), mode_and_size(part)
+        if size in found.get("crossover", {}).get(mode, {}).get("left_out", {}):
+            return False
+        return bool(found.get("finished", {}).get(part) == self._claim(options))
 
     def _claim(self, options: Mapping[str, Any]) -> dict[str, Any]:
         claim: dict[str, Any] = json.loads(json.dumps({**self.environment, **options}))
@@ -129,13 +150,17 @@ class Results:
 def _others(case: Mapping[str, Any], part: str, claim: Mapping[str, Any]) -> list[str]:
     """What other code, another machine or other options measured: it would be compared with what is new."""
     is_loops = mode_and_size(part)[1] is None
-    shared = {name: value for name, value in claim.items() if name != "backend"}  # which compiled modes alone have
     return [
         other
         for other, theirs in case["finished"].items()
-        if (mode_and_size(other)[1] is None) == is_loops
-        and {name: value for name, value in theirs.items() if name != "backend"} != shared
+        if (mode_and_size(other)[1] is None) == is_loops and _differ(claim, theirs)
     ]
+
+
+def _differ(claim: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    has_backends = bool(claim.get("backend") and other.get("backend"))  # the eager mode has none
+    names = {*claim, *other} - ({"backend"} if not has_backends else set())
+    return any(claim.get(name) != other.get(name) for name in names)
 
 
 def _take_out(case: dict[str, Any], part: str) -> None:
@@ -191,6 +216,8 @@ def _read(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"--output: {path} is no JSON ({error}); give another file.") from error
+    if isinstance(found, dict) and found.get("schema") in EARLIER:
+        raise ValueError(f"--output: {path} holds results of an earlier version; remove it or give another file.")
     if not isinstance(found, dict) or found.get("schema") != SCHEMA or "cases" not in found:
         raise ValueError(f"--output: {path} holds something else than results of this benchmark; give another file.")
     return found

@@ -68,10 +68,10 @@ class Settings:
 
     def least_of(self, case: Case, parts: list[str]) -> Case:
         """The case at the size at which RAS is checked before these parts are measured: its own, or where no whole
-        loops are among them, the smallest of the crossover's."""
-        sizes = [_size_of(part) for part in parts]
-        crossed = [size for size in sizes if size is not None]
-        return case if len(crossed) < len(sizes) else case.at(min(crossed, key=lambda size: size.num_pixels))
+        loops are among them, the smallest of all sizes asked for."""
+        if any(_size_of(part) is None for part in parts):
+            return case
+        return case.at(min(self.sizes_of(case), key=lambda size: size.num_pixels))
 
     def options(self, case: Case, part: str) -> dict[str, Any]:
         """What a part's figures depend on, besides code and machine."""
