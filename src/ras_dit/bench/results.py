@@ -45,6 +45,9 @@ def code_hash() -> str:
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
 
+UNITS: tuple[str, ...] = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
+"""Units for matrix products, as Linux names them, the best first."""
+
 
 def processor() -> str:
     """What the processor calls itself, with the widest of its units for matrix products that PyTorch makes use of."""
@@ -56,9 +59,8 @@ def processor() -> str:
     if not names:
         return platform.processor() or platform.machine()
     known = {word for line in lines if line.startswith("flags") for word in line.split()}
-    units: list[str] = [unit for unit in ("amx_bf16", "avx512_bf16") if unit in known]
-    if not units:
-        units = [unit for unit in ("avx512f", "avx2") if unit in known][:1]
+    units = [unit for unit in UNITS if unit in known]
+    units = [unit for unit in units if unit.endswith("bf16")] or units[:1]
     return names[0] + (f" ({', '.join(units)})" if units else "")
 
 
