@@ -45,6 +45,7 @@ def code_hash() -> str:
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
 
+
 UNITS: tuple[str, ...] = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
 """Units for matrix products, as Linux names them, the best first."""
 
