@@ -28,8 +28,8 @@ def speed_results() -> Iterator[dict[str, Any]]:
 
 
 def limits_table() -> str:
-    """What the FLOPs allow, for every case with dimensions of its own. Nothing is measured for it."""
-    lines = ["| model | setting | T | limit by FLOPs |", "| --- | --- | --- | --- |"]
+    """What the FLOPs allow and the cache takes, for every case with dimensions of its own; nothing is measured."""
+    lines = ["| model | setting | T | limit by FLOPs | K/V cache |", "| --- | --- | --- | --- | --- |"]
     for case in CASES.values():
         if case.dimensions is None:
             continue
@@ -39,7 +39,9 @@ def limits_table() -> str:
                 continue
             plan = case.plan(config, pipe)
             of = f"{case.title}, {case.schedule.num_steps} steps"
-            lines.append(f"| {of} | {name} | {plan.token_steps:.2f} | {plan.speedup_limit:.2f}x |")
+            gib = case.num_rows * plan.cost.kv_cache_bytes / 2**30 if plan.cost else 0.0
+            cache = f"{gib:.1f} GiB" if gib else "none"
+            lines.append(f"| {of} | {name} | {plan.token_steps:.2f} | {plan.speedup_limit:.2f}x | {cache} |")
     return "\n".join([*lines, ""])
 
 

@@ -160,7 +160,9 @@ class RASConfig:
         "64 on grids of 1,024 tokens and more, 1 on smaller ones.",
     )
     kv_cache_dtype: KVCacheDType | None = _option(
-        None, "Keep keys and values in this type between steps: float8_e4m3fn, bfloat16 or float16; None as computed."
+        None,
+        "Keep keys and values in this type between steps: float8_e4m3fn, float8_e5m2, bfloat16 or float16; None as "
+        "computed.",
     )
     kv_cache_device: str | None = _option(
         None, "Keep keys and values on this device between steps: 'cpu' spares GPU memory, at the price of transfers."

@@ -14,7 +14,7 @@ from ras_dit.files import FRAMES_PER_SECOND
 
 def arena(
     suites: Annotated[
-        str, typer.Option(help="all, dense, paper, baselines, caches, goals, presets, options; several with commas.")
+        str, typer.Option(help="all, dense, paper, baselines, caches, goals, midway, presets, options; with commas.")
     ] = "dense,paper,presets",
     only: Annotated[
         list[str] | None, typer.Option(help="A method of the suites by its name; several times for several.")

@@ -43,8 +43,8 @@ def calibrate(
     """Fit the forecast of a preset or config to dense runs of a model, and write it as a config.
 
     Paints some pictures twice, dense and by the config. The result is for this model, plan, number of steps and
-    guidance: `ras-dit generate --config outputs/calibrated.json`. With --cost the plan is found first (about nine
-    more runs, and a minute or so of searching): with regions if the config has any, as --preset regions.
+    guidance: `ras-dit generate --config outputs/calibrated.json`. With --cost the plan is found first (eight to
+    thirteen more runs, and a minute or so of searching): with regions if the config has any, as --preset regions.
     """
     import warnings
 

@@ -122,8 +122,8 @@ def token_plan_of(transformer: Any) -> TokenPlan:
             raise ValueError(f"transformer: got {name}; RAS cannot be exact on it: {REFUSED[cls.__name__]}")
     if name == "OptimizedModule":
         raise ValueError(
-            "transformer: got a module wrapped by torch.compile(...). RAS needs the module itself: use "
-            "pipe.transformer.compile_repeated_blocks() instead of replacing it."
+            "transformer: got a module wrapped by torch.compile(...). RAS needs the module itself: compile its "
+            "blocks in place, `for block in pipe.transformer.transformer_blocks: block.compile(fullgraph=True)`."
         )
     close = difflib.get_close_matches(name, TOKEN_PLANS, n=1, cutoff=0.5)
     hint = f" The nearest supported one is {close[0]}." if close else ""

@@ -41,5 +41,8 @@ SD3 = TokenPlan(
     },
     text_rows={"encoder_hidden_states": 1},
     num_text=num_text,
-    caveats=("A ControlNet itself runs dense.", "Perturbed-attention guidance (PAG) is refused."),
+    caveats=(
+        "A ControlNet itself runs dense.",
+        "StableDiffusion3PAGPipeline is refused; a guider for perturbed attention works.",
+    ),
 )
