@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from ras_dit.bench.inside import PARTS, around_parts
-from ras_dit.bench.loops import SHORT_WARMUP, device_of, run_loop, short_call, short_config, synchronize
+from ras_dit.bench.loops import device_of, run_loop, short_call, short_config, synchronize
 from ras_dit.config import RASConfig
 
 GROUPS = {
@@ -45,7 +45,7 @@ def profile_step(
     """
     from ras_dit.engine import accelerate
 
-    index = _PROFILED if not is_warm else 1 if config is None else SHORT_WARMUP
+    index = 1 if is_warm and config is None else _PROFILED  # layers are timed at the first region step (`CPULayers`)
     short = short_call(call, index + 2) if is_warm else short_call(call)
     window = _Window(pipe, calls_per_step, index)
     if config is None:
