@@ -291,11 +291,11 @@ def draw(rows: list[dict[str, Any]], name: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, help="outputs/arena, or outputs/arena_256")
-    parser.add_argument("--pictures", type=int, default=12)
+    parser.add_argument("--pictures", type=int, help="default: 24, or 12 at another size or length than the first")
     parser.add_argument("--batch", type=int, default=6)
     parser.add_argument("--suites", default="all")
     parser.add_argument("--only", action="append", help="a method of the suites by name; several times for several")
-    parser.add_argument("--converged-steps", type=int, default=200)
+    parser.add_argument("--converged-steps", type=int, help="default: 200, 100 at 256 pixels, 60 and 100 for 20 and 50")
     parser.add_argument("--steps", type=int, default=NUM_STEPS, help="of the dense run; others ask how the presets do")
     parser.add_argument("--size", type=int, default=EMBEDDED_SIZES[0], choices=EMBEDDED_SIZES)
     parser.add_argument("--result", help="name of the results file; the plot is not copied then")
@@ -310,6 +310,7 @@ def main() -> None:
     a = parser.parse_args()
     weights = Weights(a.lpips_weights, a.inception_weights, a.clip_model, a.real)
     is_large, is_other_length = a.size != EMBEDDED_SIZES[0], a.steps != NUM_STEPS
+    num_converged = a.converged_steps or {20: 60, 50: 100}.get(a.steps, 100 if is_large else 200)
     ending = (f"_{a.size}" if is_large else "") + (f"_{a.steps}_steps" if is_other_length else "")
     folder = a.folder or Path(f"outputs/arena{ending}")
     name = a.result or f"arena_embedded{ending}"
@@ -318,7 +319,7 @@ def main() -> None:
         return
     pipe = ras_dit.load_embedded(device=a.device, size=a.size)
     pipe.set_progress_bar_config(disable=True)
-    scenes = read_scenes(None, a.pictures, is_embedded=True)
+    scenes = read_scenes(None, a.pictures or (12 if ending else 24), is_embedded=True)
     call = {"guidance_scale": GUIDANCE_SCALE, "max_sequence_length": MAX_SEQUENCE_LENGTH}
     if is_other_length:
         methods, pairs = length_methods(pipe, a.steps)
@@ -331,7 +332,7 @@ def main() -> None:
     if earlier is not None:
         methods = missing(methods, earlier, a.again or ())
         print("to be added:", ", ".join(method.name for method in methods) or "nothing")
-    arena = Arena(folder, scenes, methods, call, a.batch, a.steps, a.converged_steps)
+    arena = Arena(folder, scenes, methods, call, a.batch, a.steps, num_converged)
     with tqdm(total=arena.num_calls, desc="arena", unit="call") as bar:
         arena.run(pipe, bar.update)
     result: dict[str, Any] = {**record.environment(), **report(arena, perceptual=Perceptual.load(weights, a.device))}

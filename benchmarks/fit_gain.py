@@ -113,8 +113,7 @@ def _run(result: dict[str, Any], row: dict[str, Any], outline: Outline, num_toke
     plan = build_plan(config, row["steps"], num_tokens)
     cost = plan_cost(plan, token_plan, transformer, outline.num_text, outline.num_extra, config)
     plan = replace(plan, cost=cost)
-    model = Model.of(transformer, len(token_plan.attention_modules(transformer)))
-    model = replace(model, device=torch.device(result["device"]))
+    model = Model.of(transformer, len(token_plan.attention_modules(transformer)), torch.device(result["device"]))
     load = plan_load(plan, config, model, outline.num_rows)
     predicted = with_prediction(plan, config, model, outline.num_rows)
     speedup, processor = row.get("speedup_same_mode", row["speedup"]), result["hardware"]["processor"]

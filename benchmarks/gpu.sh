@@ -1,20 +1,47 @@
 #!/usr/bin/env bash
-# The whole GPU run in one command, on a machine with CUDA: GPU tests; every speed case that fits the device, eager,
-# compiled and with CUDA graphs, with the crossover; kernels; the embedded model at 256 x 256 (1,024 image tokens), whose
-# training goes on, with its evaluation; the arena at both sizes. Results land in benchmarks/results and runs/. What was
-# measured already is not measured again: run it once more after an interruption. What fails does not stop what comes
-# after it.
+# The whole GPU run in one command, on a machine with CUDA, most important first. Results land in benchmarks/results and
+# runs/; what was measured already is not measured again: run it once more after an interruption. What fails does not
+# stop what comes after it.
+#
+#   bash benchmarks/gpu.sh                    everything: some hours
+#   bash benchmarks/gpu.sh tests sd3 lumina   parts, where a machine is lent by the minute
+#
+# Parts: tests (some minutes); sd3, lumina (the paper's models at 1024 x 1024 and its ratios, eager, compiled and with
+# CUDA graphs); kernels; speed (every case that fits, with presets and the crossover); all-tests (kernels on drawn
+# inputs, too); model (training of the embedded model at 256 x 256 goes on, and is evaluated); arena (both sizes).
+# FOLDER keeps what the speed cases have finished (outputs/bench), MINUTES is how long to train (60), MODES are those of
+# sd3 and lumina, RAS_COMMIT names the commit where there is no git.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 failed=0
-python -m pytest -m gpu || failed=$?
-python -m benchmarks.speed --device cuda --crossover || failed=$?
-python -m benchmarks.kernels --device cuda || failed=$?
-python -m recipes.embedded_model.enlarge --out runs/large --device cuda --scenes 60000 --workers 16 --compile \
-    --whole-batch 64 --window-batch 128 --minutes 60 || failed=$?
-python -m recipes.embedded_model.evaluate --out runs/large --size 256 --device cuda || failed=$?
-python -m benchmarks.arena --device cuda --pictures 96 --batch 32 --folder runs/arena \
-    --result arena_embedded_cuda || failed=$?
-python -m benchmarks.arena --device cuda --pictures 96 --batch 32 --folder runs/arena_256 --size 256 \
-    --result arena_embedded_256_cuda || failed=$?
+modes=()
+for mode in ${MODES:-eager compiled reduce-overhead}; do modes+=(--mode "$mode"); done
+speed() { python -m benchmarks.speed --device cuda --folder "${FOLDER:-outputs/bench}" "$@"; }
+paper() { speed --no-crossover --repeats 3 --ratios 0.5,0.25,0.125 --machine paper "${modes[@]}" --case "$1"; }
+
+all="tests sd3 lumina kernels speed all-tests model arena"
+for part in "$@"; do
+    [[ " $all " == *" $part "* ]] || { echo "gpu.sh: got $part; allowed: $all" >&2 && exit 2; }
+done
+for part in ${*:-$all}; do
+    case "$part" in
+        tests) python -m pytest -m gpu tests/test_gpu.py || failed=$? ;;
+        sd3) paper sd3-medium || failed=$? ;;
+        lumina) paper lumina-next || failed=$? ;;
+        kernels) python -m benchmarks.kernels --device cuda || failed=$? ;;
+        speed) speed --crossover || failed=$? ;;
+        all-tests) python -m pytest -m gpu || failed=$? ;;
+        model)
+            python -m recipes.embedded_model.enlarge --out runs/large --device cuda --scenes 60000 --workers 16 --compile \
+                --whole-batch 64 --window-batch 128 --minutes "${MINUTES:-60}" || failed=$?
+            python -m recipes.embedded_model.evaluate --out runs/large --size 256 --device cuda || failed=$?
+            ;;
+        arena)
+            python -m benchmarks.arena --device cuda --pictures 96 --batch 32 --folder runs/arena \
+                --result arena_embedded_cuda || failed=$?
+            python -m benchmarks.arena --device cuda --pictures 96 --batch 32 --folder runs/arena_256 --size 256 \
+                --result arena_embedded_256_cuda || failed=$?
+            ;;
+    esac
+done
 exit "$failed"

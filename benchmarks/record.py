@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 
+import ras_dit
 from ras_dit.bench.results import processor
 from ras_dit.presets import PRESETS
 
@@ -36,7 +38,8 @@ def environment() -> dict[str, Any]:
         },
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "diffusers", "transformers", "ras-dit")},
+            **{name: version(name) for name in ("torch", "diffusers", "transformers")},
+            "ras-dit": ras_dit.__version__,
         },
     }
 
@@ -105,7 +108,10 @@ def origin(result: dict[str, Any]) -> str:
 
 
 def revision(root: Path) -> str:
-    """The commit of a working tree, with ``+changes`` if something under its ``src`` is not in it."""
+    """The commit of a working tree, with ``+changes`` if something under its ``src`` is not in it; where there is no
+    git, what the variable RAS_COMMIT says."""
+    if shutil.which("git") is None or not (root / ".git").exists():
+        return os.environ.get("RAS_COMMIT", "unknown")
     has_changes = _git(root, "status", "--porcelain", "--", "src")
     return _git(root, "rev-parse", "--short", "HEAD") + ("+changes" if has_changes else "")
 

@@ -65,6 +65,9 @@ def main() -> None:
     )
     parser.add_argument("--crossover", action="store_true", help="picture sizes against ratios, too")
     parser.add_argument("--no-loops", action="store_true", help="the crossover alone")
+    parser.add_argument("--no-crossover", action="store_true", help="whole loops alone, on a GPU too")
+    parser.add_argument("--ratios", help="with commas, instead of the case's own, its presets and variants")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="what is finished, to go on with")
     parser.add_argument("--sizes", help="of the crossover, with commas, instead of the case's own")
     parser.add_argument("--repeats", type=int)
     parser.add_argument("--dtype", choices=DTYPES, help="instead of the case's own")
@@ -80,14 +83,15 @@ def main() -> None:
         sizes=tuple(a.sizes.split(",")) if a.sizes else None,
         repeats=a.repeats,
         num_steps=a.steps,
-        has_crossover=a.crossover or bool(a.sizes) or a.no_loops or is_gpu,
+        ratios=tuple(float(word) for word in a.ratios.split(",")) if a.ratios else None,
+        has_crossover=a.crossover or bool(a.sizes) or a.no_loops or (is_gpu and not a.no_crossover),
         has_loops=not a.no_loops,
     )
     is_green = True
     kind = None if a.device == "cpu" else a.device.split(":")[0]
     for case in chosen_cases(tuple(a.case or ()), a.device, a.dtype):
         name = "_".join(["speed", case.name, *filter(None, (kind, a.machine))])
-        path = None if a.steps else FOLDER / f"{name}.json"
+        path = None if a.steps else a.folder / f"{name}.json"
         results = Results(None, {})
         try:
             results = Results(path, environment(a.device))

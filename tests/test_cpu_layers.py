@@ -14,6 +14,7 @@ from ras_dit import cpu_layers
 from ras_dit.cpu_layers import CPULayers, fastest, in_parts
 from tiny import REGION, inputs, run, tiny_pipeline
 
+CPU = torch.device("cpu")
 # bfloat16 has 8 bits; the sum over 64 inputs is rounded once
 BF16 = {"rtol": 2**-7, "atol": 2**-6}
 
@@ -70,7 +71,7 @@ def test_rows_are_split_in_region_steps_only(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(layer, "forward", lambda rows: calls.append(rows.numel() // 64) or forward(rows))
     layers = layers_of(layer, monkeypatch, parts=4)
     assert torch.equal(layer(given), whole)
-    layers.aim({"image": 20})
+    layers.aim({"image": 20}, CPU)
     assert torch.allclose(layer(given), whole, **BF16)
     layers.clear()
     assert torch.equal(layer(given), whole)
@@ -103,15 +104,16 @@ def test_deterministic_algorithms_small_layers_and_other_streams_are_not_split(m
     layers = layers_of(nn.Linear(64, 32).bfloat16(), monkeypatch, parts=2)
     torch.use_deterministic_algorithms(True)
     try:
-        layers.aim({"image": 8})
+        layers.aim({"image": 8}, CPU)
     finally:
         torch.use_deterministic_algorithms(False)
-    layers.aim({"text": 8})
+    layers.aim({"text": 8}, CPU)
+    layers.aim({"image": 8}, torch.device("cuda"))  # offloaded weights are still on the CPU at this point
     monkeypatch.setattr(cpu_layers, "MIN_FLOPS", 1e12)
-    layers.aim({"image": 8})
+    layers.aim({"image": 8}, CPU)
     assert layers.parts == {}
     monkeypatch.setattr(cpu_layers, "MIN_FLOPS", 0)
-    layers.aim({"image": 8})
+    layers.aim({"image": 8}, CPU)
     assert layers.parts[8, 64, 32] == 2
 
 
@@ -122,7 +124,7 @@ def test_patch_embeddings_take_channels_last(monkeypatch: pytest.MonkeyPatch) ->
     plain = embed(picture)
     layers = layers_of(embed, monkeypatch, parts=1)
     assert embed(picture).is_contiguous()
-    layers.aim({})
+    layers.aim({}, CPU)
     result = embed(picture)
     assert torch.allclose(result, plain, **BF16)
     assert result.flatten(2).transpose(1, 2).is_contiguous(), "rows of tokens, without a copy"

@@ -83,6 +83,28 @@ def test_a_run_that_is_cut_short_frees_keys_and_values() -> None:
         assert not any(ref() for ref in kept)
 
 
+def test_an_error_inside_a_region_step_frees_keys_and_values() -> None:
+    """As memory that runs out does: the call that failed never gets to its end."""
+    pipe = tiny_pipeline()
+    with ras_dit.accelerate(pipe, REGION) as handle:
+        kept: list[weakref.ref[Any]] = []
+
+        def fail(*_: Any) -> None:
+            call = handle._session._call
+            if call is not None and call.kind == "region":
+                kept.extend(weakref.ref(cached) for calls in call.branch.layers.values() for cached in calls)
+                raise torch.OutOfMemoryError
+
+        hook = pipe.transformer.transformer_blocks[1].register_forward_pre_hook(fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            run(pipe, **inputs())
+        hook.remove()
+        gc.collect()
+        assert kept
+        assert not any(ref() for ref in kept)
+        assert torch.isfinite(run(pipe, **inputs())).all()
+
+
 def test_static_memory_outlives_a_run_that_is_cut_short() -> None:
     pipe = tiny_pipeline()
     with ras_dit.accelerate(pipe, REGION.replace(static_memory=True)) as handle:

@@ -57,6 +57,44 @@ def test_images_may_leave_the_batch_in_the_middle(config: RASConfig) -> None:
     assert [step.kind for step in handle.trace.steps] == ["dense"] * 2 + ["region"] * 3 + ["dense"] * 5
 
 
+def leaving(*at: int) -> Any:
+    """A callback that takes the last image out of the batch after each of these evaluations."""
+
+    def drop_one(_pipe: Any, index: int, _t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if index in at:
+            count = len(tensors["latents"])
+            tensors["latents"] = tensors["latents"][:-1]
+            for name in ("prompt_embeds", "pooled_prompt_embeds"):
+                tensors[name] = torch.cat([half[:-1] for half in tensors[name].split(count)])
+        return tensors
+
+    return drop_one
+
+
+@pytest.mark.parametrize("config", [REGION, REGION.replace(solver_order=2), RASConfig.preset("balanced")])
+def test_images_may_leave_the_batch_one_after_the_other(config: RASConfig) -> None:
+    """Nothing is carried from step to step after the first has left: the second must not meet what was."""
+    pipe = tiny_pipeline()
+    names = ["latents", "prompt_embeds", "pooled_prompt_embeds"]
+    call = inputs(batch=4, callback_on_step_end=leaving(4, 6), callback_on_step_end_tensor_inputs=names)
+    with ras_dit.accelerate(pipe, config) as handle, pytest.warns(ras_dit.RASWarning, match="changed in the middle"):
+        fast = run(pipe, **call)
+    assert fast.shape[0] == 2
+    assert torch.isfinite(fast).all()
+    assert [step.kind for step in handle.trace.steps[5:]] == ["dense"] * 5
+
+
+def test_images_may_leave_a_run_with_a_fitted_forecast() -> None:
+    pipe = tiny_pipeline()
+    names = ["latents", "prompt_embeds", "pooled_prompt_embeds"]
+    call = inputs(batch=3, callback_on_step_end=leaving(4), callback_on_step_end_tensor_inputs=names)
+    config = REGION.replace(forecast_fit=(0.1, 0.0, 0.0, 0.0) * 10)
+    with ras_dit.accelerate(pipe, config), pytest.warns(ras_dit.RASWarning, match="changed in the middle"):
+        fast = run(pipe, **call)
+    assert fast.shape[0] == 2
+    assert torch.isfinite(fast).all()
+
+
 def test_interrupt_and_exception_leave_the_next_run_correct() -> None:
     pipe = tiny_pipeline()
     handle = ras_dit.enable(pipe, REGION)

@@ -23,6 +23,7 @@ from ras_dit import RASConfig
 from ras_dit.models import TOKEN_PLANS, token_plan_of
 from ras_dit.pipeline import transformers_of
 from ras_dit.seams import PatchedMethod
+from ras_dit.session import RASWarning
 
 REGION = RASConfig(sample_ratio=0.25, warmup_steps=2)
 CASES = {case.name: case for case in all_cases()}
@@ -371,6 +372,32 @@ def test_images_of_a_batch_have_their_own_sets_or_share_one(name: str) -> None:
     are_alike = all(torch.equal(active[0], active[1]) for active in sets)
     assert are_alike != token_plan_of(pipe.transformer).is_per_image
     assert any("share one active set" in note for note in handle.summary().notes) == are_alike
+
+
+@torch.no_grad()
+def test_the_authors_rules_share_one_set_where_ours_do() -> None:
+    case = CASES["flux"]
+    pipe = case.build()
+    with ras_dit.accelerate(pipe, RASConfig.reference(0.25, start_step=2)) as handle:
+        fast = run(case, pipe, (2, 4, 6))
+    sets = [step.active for step in handle.trace.steps if step.active is not None]
+    assert sets
+    assert all(torch.equal(active[0], active[1]) for active in sets)
+    assert fast.isfinite().all()
+    assert any("share one active set" in note for note in handle.summary().notes)
+
+
+@torch.no_grad()
+def test_the_authors_rules_know_of_no_given_first_frame() -> None:
+    case = CASES["hunyuan-video-i2v-replace"]
+    pipe, size = case.build(), sizes_of(case)[0]
+    dense = run(case, pipe, size)
+    with (
+        ras_dit.accelerate(pipe, RASConfig.reference(0.25, start_step=2)) as handle,
+        pytest.warns(RASWarning, match="given first frame"),
+    ):
+        assert torch.equal(run(case, pipe, size), dense)
+    assert {step.kind for step in handle.trace.steps} == {"dense"}
 
 
 @pytest.mark.parametrize("name", CASES)

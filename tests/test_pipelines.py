@@ -158,6 +158,26 @@ def test_lora_may_be_added_while_enabled() -> None:
         assert torch.equal(run(pipe, **inputs()), before)
 
 
+@pytest.mark.parametrize("layer", ["proj_out", "context_embedder"])
+def test_lora_of_the_first_and_the_last_layer_may_come_and_go_while_enabled(layer: str) -> None:
+    """peft puts a module of its own in the layer's place, around which rows have to be put back."""
+    pipe = tiny_pipeline()
+    adapter = LoraConfig(r=2, target_modules=[layer], init_lora_weights=False)
+    with ras_dit.accelerate(pipe, REGION):
+        before = run(pipe, **inputs())
+        torch.manual_seed(0)
+        pipe.transformer.add_adapter(adapter)
+        during = run(pipe, **inputs())
+        assert not torch.equal(during, before)
+    with ras_dit.accelerate(pipe, REGION):  # the hooks are put in with the adapter there
+        assert torch.equal(run(pipe, **inputs()), during)
+        pipe.transformer.delete_adapters("default")
+        pipe.unload_lora_weights()
+        assert type(pipe.transformer.get_submodule(layer)) is torch.nn.Linear
+        assert torch.equal(run(pipe, **inputs()), before)
+    assert not pipe.transformer.get_submodule(layer)._forward_hooks
+
+
 def test_ip_adapter() -> None:
     from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
     from diffusers.models.embeddings import IPAdapterTimeImageProjection

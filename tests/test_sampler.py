@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import ras_dit
 from ras_dit import RASConfig, TokenGrid, build_plan
 from ras_dit.arena import AdamsBashforth2Scheduler
+from ras_dit.chooser import TokenChooser
 from ras_dit.forecast import TokenHistory, missed_nearby
 from ras_dit.importance import anchors, filtered
 from tiny import REGION, inputs, run, tiny_pipeline
@@ -158,6 +159,27 @@ def test_anchors_are_computed_whatever_the_score(importance: Any) -> None:
             wanted = anchors(grid, 4, index).nonzero().flatten()
             assert len(wanted) == 6
             assert torch.isin(wanted, step.active[0]).all()
+
+
+@pytest.mark.parametrize("num_first", [0, 5])
+def test_tokens_that_are_always_computed_are_not_dropped_at_the_low_end(num_first: int) -> None:
+    """`high_ratio` below 1 drops some of the tokens that are ranked first; not those that every step has to compute."""
+    grid = TokenGrid(6, 8, 2)
+    config = REGION.replace(importance="std", high_ratio=0.5, anchor_stride=None if num_first else 4)
+    plan = build_plan(config, 10, grid.num_tokens, num_first)
+    sigmas = [1 - index / 10 for index in range(11)]
+    chooser = TokenChooser(config, plan, grid, sigmas, lambda *_, **__: None, num_first)
+    torch.manual_seed(0)
+    noise = torch.randn(2, 4, 12, 16)
+    for index in range(2):
+        chooser.learn(noise, index, None)
+    active = chooser.choose(noise, 2)
+    always = torch.arange(num_first) if num_first else anchors(grid, 4, 2).nonzero().flatten()
+    assert len(always)
+    assert active.shape == (2, plan[2].num_active)
+    for image in active:
+        assert torch.isin(always, image).all()
+        assert len(image.unique()) == len(image)
 
 
 def test_forecasts_begin_below_a_noise_level() -> None:

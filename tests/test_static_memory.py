@@ -11,7 +11,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import ras_dit
-from families import one_case_per_class
+from families import one_case_per_class, wan
 from families.case import FamilyCase
 from ras_dit import Handle, RASConfig
 from tiny import inputs, run, tiny_pipeline
@@ -79,6 +79,25 @@ def test_other_families(name: str) -> None:
         assert torch.equal(picture(), expected)
         assert before
         assert addresses(handle) == before
+
+
+def test_two_transformers_keep_memory_each() -> None:
+    case = next(case for case in wan.CASES if case.name == "wan2.2")
+    pipe = case.build()
+
+    def picture() -> torch.Tensor:
+        torch.manual_seed(0)
+        return case.output(pipe(**case.call(batch=1, height=6, width=8)))
+
+    config = CONFIG.replace(warmup_steps=1, refresh_every=2, refresh_steps=())
+    with ras_dit.accelerate(pipe, config):
+        expected = picture()
+    with ras_dit.accelerate(pipe, config.replace(static_memory=True)) as handle:
+        assert torch.equal(picture(), expected)
+        assert {transformer for _, transformer in handle._session._memory} == {pipe.transformer, pipe.transformer_2}
+        before = addresses(handle)
+        assert torch.equal(picture(), expected)
+        assert sorted(addresses(handle)) == sorted(before)
 
 
 def test_another_size_gets_other_memory() -> None:

@@ -207,6 +207,8 @@ def _end_to_end(mask: torch.Tensor | None, repeats: int, count: int) -> torch.Te
     """A mask for the queries of so many heads each end to end."""
     if mask is None:
         return None
+    if mask.shape[-2] > 1 and not mask.stride(-2):  # alike for all queries
+        mask = mask[..., :1, :]
     num_heads = mask.shape[-3] if mask.ndim > 2 else 1
     if num_heads > 1 and mask.stride(-3):
         whole = mask.expand(*mask.shape[:-2], count, mask.shape[-1])

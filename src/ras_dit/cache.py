@@ -352,3 +352,14 @@ def as_little_as(mask: torch.Tensor) -> torch.Tensor:
     """A mask [..., keys] without what it repeats: dimensions before the last along which it is expanded have one entry,
     which broadcasts."""
     return mask[tuple(slice(None) if stride else slice(0, 1) for stride in mask.stride()[:-1])]
+
+
+def reserved(
+    earlier: list[KVCache], likes: list[tuple[Like, Like] | None], storage: KVStorage, forecasts: bool
+) -> list[KVCache]:
+    """Memory for what a module keeps: that of an earlier step if it is of the size last measured, else anew."""
+    if len(earlier) == len(likes) and all(
+        cache.fits(*like) if like else not cache.keeps for cache, like in zip(earlier, likes, strict=True)
+    ):
+        return earlier
+    return [KVCache.reserved(like, storage, forecasts) for like in likes]

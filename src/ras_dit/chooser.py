@@ -49,6 +49,7 @@ class TokenChooser:
         self.num_first = num_first
         self.is_per_image = is_per_image
         self.allowed = allowed
+        self._num_outside = 0 if allowed is None else int((~allowed).sum(dim=1).max())
         self.operations = operations
         self.forget()
 
@@ -101,9 +102,10 @@ class TokenChooser:
             score = importance.starved(metric, self._age, config.starvation_scale)
             score = -self._settled(-score, step.index)  # these rank the wanted ones low
             num_drop = self.grid.num_tokens - step.num_active
-            num_outside = 0 if self.allowed is None else int((~self.allowed).sum(dim=1).max())
-            num_high = min(num_drop, max(round(num_drop * config.high_ratio), num_outside))
-            return selection.drop_ends(score, num_drop - num_high, num_high)
+            num_high = min(num_drop, max(round(num_drop * config.high_ratio), self._num_outside))
+            if num_high < num_drop:
+                score = self._without_lowest(score, step.index, num_drop - num_high)
+            return selection.drop_ends(score, 0, num_drop)
         if config.importance == "error":
             score = self._predicted_error(self.sigmas[step.index])
         else:
@@ -143,14 +145,9 @@ class TokenChooser:
         """
         if self.config.score_filter is not None:
             score = importance.filtered(score, self.grid, self.config.score_filter)
-        if not self.is_per_image and score.shape[0] > 1:
-            self.note(
-                "The position tables of this transformer serve all images of a batch: they share one active set.",
-                is_warning=False,
-            )
-            score = score.mean(dim=0, keepdim=True).expand_as(score)
-        if self.config.anchor_stride is not None:
-            is_anchor = importance.anchors(self.grid, self.config.anchor_stride, index, score.device)
+        score = self._shared(score)
+        is_anchor = self._anchors(index, score.device)
+        if is_anchor is not None:
             above = score.amax(dim=1, keepdim=True) - score.amin(dim=1, keepdim=True) + 1
             score = torch.where(is_anchor, score + above, score)  # in their order, if they are too many
         if self.allowed is not None:
@@ -160,10 +157,37 @@ class TokenChooser:
             score[:, : self.num_first] = torch.inf
         return score
 
+    def _shared(self, score: torch.Tensor) -> torch.Tensor:
+        """The mean score for all images [images, N] where they can have one set of tokens only."""
+        if self.is_per_image or score.shape[0] == 1:
+            return score
+        self.note(
+            "The position tables of this transformer serve all images of a batch: they share one active set.",
+            is_warning=False,
+        )
+        return score.mean(dim=0, keepdim=True).expand_as(score)
+
+    def _anchors(self, index: int, device: torch.device) -> torch.Tensor | None:
+        """Tokens of an evaluation that are computed whatever they score, bool [N]; None without any."""
+        stride = self.config.anchor_stride
+        return None if stride is None else importance.anchors(self.grid, stride, index, device)
+
+    def _without_lowest(self, score: torch.Tensor, index: int, num_low: int) -> torch.Tensor:
+        """A score that ranks the wanted ones low, with the lowest put behind all others: but for tokens that are
+        computed whatever they score."""
+        ranked, is_anchor = score, self._anchors(index, score.device)
+        if is_anchor is not None:
+            ranked = ranked.masked_fill(is_anchor, torch.inf)
+        if self.num_first:
+            ranked = ranked.clone()
+            ranked[:, : self.num_first] = torch.inf
+        lowest = ranked.sort(dim=-1, stable=True).indices[:, :num_low]
+        return score.scatter(1, lowest, torch.inf)
+
     def _allowed_in(self, score: torch.Tensor) -> torch.Tensor:
         """The tokens that may be computed, bool [images, N]."""
         assert self.allowed is not None
-        allowed = self.allowed.to(score.device)
+        allowed = self.allowed = self.allowed.to(score.device)  # once: a copy would wait for the device
         if not self.is_per_image:
             allowed = allowed.any(dim=0, keepdim=True)
         num_images = score.shape[0]
@@ -183,6 +207,7 @@ class TokenChooser:
         displacement = (self.sigmas[index] - self.sigmas[index - 1]) * model_output
         metric = importance.displacement_metric(displacement, self.grid, config.importance)  # type: ignore[arg-type]
         score = importance.reference_starved(metric, self._drop_count, config.starvation_scale)
+        score = self._shared(score)
         num_skip = reference_num_skip(config, index, num_steps, self.grid.num_tokens)
         active = selection.drop_ends(score, *reference_cut(config, num_skip))
         is_dropped = ~selection.membership(active, self.grid.num_tokens)

@@ -82,13 +82,14 @@ class CPULayers:
         """Calls by (rows, inputs, outputs), as measured so far."""
         return dict(self._fastest)
 
-    def aim(self, num_rows: Mapping[str, int]) -> None:
+    def aim(self, num_rows: Mapping[str, int], device: torch.device) -> None:
         """A region step begins.
 
         Args:
             num_rows: rows of its streams, all rows of the batch together; layers of other streams stay as they are.
+            device: of its latents. Weights that are offloaded lie on the CPU until their layer is called.
         """
-        if torch.are_deterministic_algorithms_enabled() or torch.is_grad_enabled():
+        if device.type != "cpu" or torch.are_deterministic_algorithms_enabled() or torch.is_grad_enabled():
             return
         self._is_channels_last = True
         for split in self._splits:

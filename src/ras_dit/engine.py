@@ -13,6 +13,7 @@ from ras_dit.flops import plan_cost
 from ras_dit.gain import DeviceRates, Model, is_small, why_small, with_prediction
 from ras_dit.models import TOKEN_PLANS, check_uncached, token_plan_of
 from ras_dit.models.sizes import check_count, default_call, default_rows, grid_for_size
+from ras_dit.pipeline import device_of
 from ras_dit.plan import Plan, StepPlan, build_plan
 from ras_dit.presets import PRESETS
 from ras_dit.schedule import why_stochastic
@@ -199,7 +200,9 @@ def plan_for(
     plan = build_plan(config, num_inference_steps * order - (order - 1), grid.num_tokens)
     num_text = token_plan.num_text(pipe, max_sequence_length) + token_plan.num_registers
     cost = plan_cost(plan, token_plan, pipe.transformer, num_text, config=config)
-    model = Model.of(pipe.transformer, len(token_plan.attention_modules(pipe.transformer)))
+    weights = next(pipe.transformer.parameters()).device
+    device = weights if weights.type == "meta" else device_of(pipe)
+    model = Model.of(pipe.transformer, len(token_plan.attention_modules(pipe.transformer)), device)
     num_rows = num_images * default_rows(pipe)
     return with_prediction(replace(plan, cost=cost), config, model, num_rows, rates)
 

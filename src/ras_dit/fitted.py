@@ -74,6 +74,8 @@ class FittedForecast:
         tokens, latents = self.grid.patchify(model_output), self.grid.patchify(sample)
         if tokens.numel() != model_output.numel() or latents.shape != tokens.shape:
             return model_output  # frames or tokens beside the grid: not what was fitted
+        if not self._history.is_empty and self._history.values.shape[1:] != tokens.shape:
+            self._history = TokenHistory(3)  # images left the batch
         if active is None:
             self._history.record(tokens, self.sigmas[index])
             return model_output

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import nn
 
 from ras_dit.config import RASConfig
 from ras_dit.models import TokenPlan
-from ras_dit.models.plan import heads_per_key
+from ras_dit.models.plan import fits, heads_per_key
 from ras_dit.plan import Cost, Plan, Work
 
 
@@ -59,12 +58,12 @@ def step_work(
     for name, module in transformer.named_modules():
         size = _layer_size(module)
         if size:
-            stream = next((s for pattern, s in streams.items() if fnmatchcase(name, pattern)), "row")
+            stream = next((s for pattern, s in streams.items() if fits(name, pattern)), "row")
             linear += size * rows[stream]
             moved += _num_channels(module) * rows[stream]
-        if any(fnmatchcase(name, pattern) for pattern in token_plan.cross_attention):
+        if any(fits(name, pattern) for pattern in token_plan.cross_attention):
             attention += 2 * _width(module) * image * num_text
-        if any(fnmatchcase(name, pattern) for pattern in token_plan.dense_attention):
+        if any(fits(name, pattern) for pattern in token_plan.dense_attention):
             attention += 2 * _width(module) * (num_tokens + num_extra) ** 2
     modules = token_plan.attention_modules(transformer).values()
     for (module, stream), keeps in zip(modules, keeping_layers(kv_cache_layers, len(modules)), strict=True):

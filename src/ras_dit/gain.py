@@ -192,7 +192,7 @@ class Model:
         num_operations: of an evaluation.
         num_layers: attention modules.
         element_size: bytes of a number.
-        device: its parameters are on.
+        device: it runs on.
         dtype: of its parameters.
     """
 
@@ -203,9 +203,9 @@ class Model:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, transformer: nn.Module, num_layers: int) -> Model:
+    def of(cls, transformer: nn.Module, num_layers: int, device: torch.device) -> Model:
+        """Read from a transformer; ``device`` is where it runs (offloaded weights lie elsewhere in between)."""
         num_leaves = sum(not any(module.children()) for module in transformer.modules())
-        device = next((parameter.device for parameter in transformer.parameters()), torch.device("cpu"))
         dtype = compute_dtype(transformer)
         return cls(OPERATIONS_PER_MODULE * num_leaves, num_layers, dtype.itemsize, device, dtype)
 

@@ -13,6 +13,13 @@ def device_of(pipe: Any) -> torch.device:
     return device if isinstance(device, torch.device) else next(pipe.transformer.parameters()).device
 
 
+def why_unfit(pipe: Any) -> str | None:
+    """Why no step of a pipeline can leave tokens out, as it guides; None if they can."""
+    if "SmoothedEnergyGuidance" in type(getattr(pipe, "guider", None)).__name__:
+        return "SmoothedEnergyGuidance blurs queries as if all tokens were there: the whole run was dense."
+    return None
+
+
 def transformers_of(pipe: Any) -> list[torch.nn.Module]:
     """The transformers that a pipeline samples with (Wan 2.2 has a second one for low noise)."""
     second = getattr(pipe, "transformer_2", None)

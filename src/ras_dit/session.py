@@ -21,7 +21,7 @@ from ras_dit.geometry import TokenGrid
 from ras_dit.inpainting import InpaintMask
 from ras_dit.kernels import operations_for
 from ras_dit.models import TokenPlan, check_uncached
-from ras_dit.pipeline import device_of, transformers_of
+from ras_dit.pipeline import device_of, transformers_of, why_unfit
 from ras_dit.plan import Plan, build_plan
 from ras_dit.schedule import first_index, first_of_second, is_euler, noise_levels, observing, why_stochastic
 from ras_dit.seams import NoCopies, PatchedMethod, PlainCopies, WatchedLoop, why_frozen
@@ -139,15 +139,10 @@ class Session:
         """A new run begins: whatever an interrupted one left behind is dropped."""
         self._drop_generation()
         self._is_due = True
-        for patch in self._patches:
-            patch.ensure()
+        for part in (*self._patches, *self._cpu_layers.values(), *self._seams.values()):
+            part.ensure()
         if self._inpaint is not None:
             self._inpaint.ensure()
-        for layers in self._cpu_layers.values():
-            layers.ensure()
-        for seams in self._seams.values():
-            seams.end(None)
-            seams.ensure()
         if self._pipe.transformer is not self.transformer:
             self.trace = Trace()
             self.note(
@@ -161,6 +156,10 @@ class Session:
         if self._generation is not None and not self._generation.is_over:
             self._generation.abandon()
         self._generation = self._call = None
+        for seams in self._seams.values():  # a call that failed did not get to let go of keys and values
+            seams.end(None)
+        for layers in self._cpu_layers.values():
+            layers.clear()
 
     def _watched_progress_bar(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def progress_bar(*args: Any, **kwargs: Any) -> Any:
@@ -219,7 +218,7 @@ class Session:
         seams.begin(call)
         if call.rows is None:
             return None
-        self._cpu_layers[module].aim(call.num_rows_of(num_rows, num_text))
+        self._cpu_layers[module].aim(call.num_rows_of(num_rows, num_text), device)
         return seams.gather_root(args, kwargs)
 
     def _begin_generation(self, transformer: torch.nn.Module, arguments: dict[str, Any]) -> None:
@@ -247,10 +246,10 @@ class Session:
         reason = why_stochastic(scheduler)
         if reason:
             reason += ": noise cannot be carried from step to step, so the whole run was dense."
-        elif "SmoothedEnergyGuidance" in type(getattr(self._pipe, "guider", None)).__name__:
-            reason = "SmoothedEnergyGuidance blurs queries as if all tokens were there: the whole run was dense."
         else:
-            reason = token_plan.check(transformer, arguments)
+            reason = why_unfit(self._pipe) or token_plan.check(transformer, arguments)
+            if reason is None and num_first and self.config.rules == "reference":
+                reason = "The authors' rules would leave out the given first frame: the whole run was dense."
             if reason is None and plan.num_region_steps:
                 reason = why_frozen(transformer)
         config = self.config.dense if reason else self.config
@@ -277,7 +276,7 @@ class Session:
             self.note("reference_reuse: this call has no reference tokens, so it changes nothing.", is_warning=False)
         is_timed = token_plan.has_timestep_per_token(arguments, grid.num_tokens + num_extra)
         num_padding = token_plan.count_padding(transformer, arguments, grid)
-        model = Model.of(transformer, len(token_plan.attention_modules(transformer)))
+        model = Model.of(transformer, len(token_plan.attention_modules(transformer)), latents[0].device)
 
         def costed(plan: Plan) -> Plan:
             cost = plan_cost(plan, token_plan, transformer, num_text, num_extra, self.config, is_timed, num_padding)
@@ -290,8 +289,7 @@ class Session:
         fitted = FittedForecast.of(config, grid, sigmas, scheduler, self.note) if self.plan.has_savings else None
         if self.fitting is not None:
             fitted = self.fitting(grid, sigmas)
-        notes = list(self._early_notes)
-        self._early_notes.clear()
+        notes, self._early_notes = self._early_notes, []
         chooser = TokenChooser(
             config, self.plan, grid, sigmas, self.note, num_first, token_plan.is_per_image, allowed, self._operations
         )

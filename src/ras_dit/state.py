@@ -105,13 +105,16 @@ class Generation:
         planned = self.plan[self.index]
         kind = "dense" if self._is_refresh else planned.kind
         branch = self._branches.get(position)
+        is_needed = self.plan.has_savings or self.config.solver_order == 2
+        needs_memory = is_needed and self._why_all_dense is None
         if branch is not None and branch.transformer is not transformer:
+            self._put_away(position, branch)
             branch = None
+        if branch is not None and branch.num_rows != num_rows and not needs_memory:
+            branch = None  # nothing is carried on any more
         if kind != "dense" and (reason := reason or self._why_dense(branch, num_rows, num_text)):
             self.note(reason)
             kind = "dense"
-        is_needed = self.plan.has_savings or self.config.solver_order == 2
-        needs_memory = is_needed and self._why_all_dense is None
         if kind == "dense" and needs_memory and (branch is None or branch.num_rows != num_rows):
             depth = max(self.config.solver_order, self.config.forecast_order + 1)
             branch = Branch(num_rows, transformer, TokenHistory(depth))
@@ -346,11 +349,15 @@ class Generation:
     def _release_layers(self) -> None:
         """Keys and values are not needed any more in this run."""
         for position, branch in self._branches.items():
-            if self.config.static_memory and branch.layers:
-                for cached in (cached for caches in branch.layers.values() for cached in caches):
-                    cached.advance = None
-                self._memory[position, branch.transformer] = branch.layers
-            branch.layers = {}
+            self._put_away(position, branch)
+
+    def _put_away(self, position: int, branch: Branch) -> None:
+        """The keys and values of a branch are not needed any more in this run; static memory is kept for the next."""
+        if self.config.static_memory and branch.layers:
+            for cached in (cached for caches in branch.layers.values() for cached in caches):
+                cached.advance = None
+            self._memory[position, branch.transformer] = branch.layers
+        branch.layers = {}
 
     def _exceeds_tolerance(self) -> bool:
         """Whether the evaluation due has to be dense because its noise would be too far off."""

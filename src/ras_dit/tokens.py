@@ -11,7 +11,7 @@ import torch
 
 from ras_dit.addresses import FixedAddresses
 from ras_dit.attention import AttentionMerge, LayerSeam, UnsupportedAttentionError
-from ras_dit.cache import AS_COMPUTED, KVCache, KVStorage, Like
+from ras_dit.cache import AS_COMPUTED, KVCache, KVStorage, reserved
 from ras_dit.calls import Call
 from ras_dit.config import RASConfig
 from ras_dit.flops import keeping_layers
@@ -45,6 +45,7 @@ class TokenSeams:
         self._storages = storages
         self._is_static = storages[0].is_static
         self._root_signature = inspect.signature(type(root).forward)
+        self._gates: list[torch.nn.Module] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._patches: list[PatchedMethod] = []
         self._layers: dict[str, tuple[LayerSeam, Stream]] = {}
@@ -53,7 +54,7 @@ class TokenSeams:
 
     def attach(self) -> None:
         """Put the hooks in. They fire in the order rows are gathered, attended with, scattered."""
-        plan = self.token_plan
+        plan, self._gates = self.token_plan, self._gate_modules()
         for module, chosen in plan.gather_modules(self.root):
             named = {name: select for name, select in chosen.items() if isinstance(name, str)}
             outputs = {index: select for index, select in chosen.items() if isinstance(index, int)}
@@ -80,9 +81,18 @@ class TokenSeams:
             self._patches.append(PatchedMethod(module, "forward", seam))
 
     def ensure(self) -> None:
-        """Put back what somebody else took out (accelerate's offload does, when its hooks are removed)."""
+        """Put back what somebody else took out (accelerate's offload does, when its hooks are removed), and follow
+        modules that were replaced (peft wraps layers that LoRAs change, the first and the last one too)."""
+        if self._gate_modules() != self._gates:
+            self.close()
+            self.attach()
         for patch in self._patches:
             patch.ensure()
+
+    def _gate_modules(self) -> list[torch.nn.Module]:
+        """Where rows are gathered and scattered, as the modules are now."""
+        plan = self.token_plan
+        return [*(module for module, _ in plan.gather_modules(self.root)), *plan.scatter_modules(self.root)]
 
     def close(self) -> None:
         """Take everything out."""
@@ -249,17 +259,6 @@ class TokenSeams:
         if self.token_plan.scatter_stream == "joint" and not self.token_plan.text_rows:
             length += call.num_text_kept  # left out as rows were gathered
         return self._place(self.token_plan.scatter_stream, call, call.rows, length).scatter(output)
-
-
-def reserved(
-    earlier: list[KVCache], likes: list[tuple[Like, Like] | None], storage: KVStorage, forecasts: bool
-) -> list[KVCache]:
-    """Memory for what a module keeps: that of an earlier step if it is of the size last measured, else anew."""
-    if len(earlier) == len(likes) and all(
-        cache.fits(*like) if like else not cache.keeps for cache, like in zip(earlier, likes, strict=True)
-    ):
-        return earlier
-    return [KVCache.reserved(like, storage, forecasts) for like in likes]
 
 
 class BlockSeam:

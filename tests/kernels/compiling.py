@@ -85,7 +85,7 @@ def launches(dtype: torch.dtype) -> list[tuple[Any, Callable[[], Any]]]:
 
 
 def main() -> None:
-    for capability, dtype in ((80, torch.bfloat16), (90, torch.float32)):
+    for capability, dtype in ((80, torch.bfloat16), (90, torch.bfloat16), (90, torch.float32)):
         for kernel, launch in launches(dtype):
             compile_for(capability, kernel, launch)
 

@@ -68,12 +68,12 @@ def size_row(
     dense: list[float] = []
 
     def run_round() -> None:
-        with StepTimer(pipe, case.calls_per_step).watching() as timer:
+        with StepTimer(pipe, case.calls_per_step, is_whole=True).watching() as timer:
             run_loop(pipe, call)
         dense.extend(timer.seconds()[1:])
         on_run()
         for one in found:
-            one.run(pipe, call)
+            one.run(pipe, call, case.calls_per_step)
             on_run()
 
     run_round()
@@ -144,7 +144,7 @@ class _Ratio:
         assert self.plan is not None
         return self.plan
 
-    def run(self, pipe: Any, call: dict[str, Any]) -> None:
+    def run(self, pipe: Any, call: dict[str, Any], calls_per_step: int) -> None:
         from ras_dit.engine import accelerate
 
         num_dense = 2 if self.config.static_memory else 1  # the first finds out how much memory the second needs
@@ -152,10 +152,11 @@ class _Ratio:
             short = short_call(call, num_dense + NUM_STEPS)
             if self.config.static_memory:  # its addresses are new: CUDA graphs are recorded once more
                 run_loop(pipe, short)
-            run_loop(pipe, short)
+            with StepTimer(pipe, calls_per_step, is_whole=True).watching() as timer:
+                run_loop(pipe, short)
         self.plan = handle.latest_plan
-        for step in handle.trace.steps[num_dense - 1 :]:
-            self.seconds.setdefault(step.kind, []).append(step.seconds or 0.0)
+        for step, seconds in list(zip(handle.trace.steps, timer.seconds(), strict=True))[num_dense - 1 :]:
+            self.seconds.setdefault(step.kind, []).append(seconds)
 
     def row(self, dense_step: float, num_steps: int) -> dict[str, Any]:
         plan = self.latest_plan

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ras_dit.config import RASConfig
+from ras_dit.seams import PatchedMethod
 
 if TYPE_CHECKING:
     import torch
@@ -67,15 +68,17 @@ def short_config(config: RASConfig) -> RASConfig:
 
 
 class StepTimer:
-    """Times the transformer calls of a pipeline that RAS is not on, without waiting for the device meanwhile.
+    """Times evaluations, without waiting for the device meanwhile.
 
     Args:
-        pipe: its transformer gets two hooks while `watching`.
+        pipe: its transformer gets hooks while `watching`, and its scheduler's step is wrapped if ``is_whole``.
         calls_per_step: calls that make one evaluation.
+        is_whole: from the first call to the end of the scheduler's step, with guidance and all that RAS does; else the
+            calls alone.
     """
 
-    def __init__(self, pipe: Any, calls_per_step: int) -> None:
-        self._pipe, self._calls_per_step = pipe, calls_per_step
+    def __init__(self, pipe: Any, calls_per_step: int, is_whole: bool = False) -> None:
+        self._pipe, self._calls_per_step, self._is_whole = pipe, calls_per_step, is_whole
         self._is_cuda = device_of(pipe).type == "cuda"
         self._begun: list[Any] = []
         self._ended: list[Any] = []
@@ -93,24 +96,39 @@ class StepTimer:
     def watching(self) -> Iterator[StepTimer]:
         """Time the calls inside the block."""
         transformer = self._pipe.transformer
-        hooks = [
-            transformer.register_forward_pre_hook(lambda *_: self._begun.append(self._mark())),
-            transformer.register_forward_hook(lambda *_: self._ended.append(self._mark())),
-        ]
+        hooks = [transformer.register_forward_pre_hook(lambda *_: self._begun.append(self._mark()), prepend=True)]
+        patches = []
+        if self._is_whole:
+            patches.append(PatchedMethod(self._pipe.scheduler, "step", self._ending))
+        else:
+            hooks.append(transformer.register_forward_hook(lambda *_: self._ended.append(self._mark())))
         try:
             yield self
         finally:
             for hook in hooks:
                 hook.remove()
+            for patch in patches:
+                patch.release()
+
+    def _ending(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            self._ended.append(self._mark())
+            return result
+
+        return step
 
     def seconds(self) -> list[float]:
         """Of every evaluation."""
         synchronize(device_of(self._pipe))
-        if self._is_cuda:
-            calls = [begun.elapsed_time(ended) / 1e3 for begun, ended in zip(self._begun, self._ended, strict=True)]
-        else:
-            calls = [ended - begun for begun, ended in zip(self._begun, self._ended, strict=True)]
         count = self._calls_per_step
+        begun, ended = self._begun[:: count if self._is_whole else 1], self._ended
+        if self._is_cuda:
+            calls = [begin.elapsed_time(end) / 1e3 for begin, end in zip(begun, ended, strict=True)]
+        else:
+            calls = [end - begin for begin, end in zip(begun, ended, strict=True)]
+        if self._is_whole:
+            return calls
         return [sum(calls[index : index + count]) for index in range(0, len(calls), count)]
 
 

@@ -75,8 +75,8 @@ def environment(device: str) -> dict[str, Any]:
     return {
         "code": code_hash(),
         "device": torch.cuda.get_device_name(torch.device(device)) if is_cuda else device,
-        "processor": processor(),
-        "threads": torch.get_num_threads(),
+        "processor": None if is_cuda else processor(),  # a GPU's results are resumed on any host
+        "threads": None if is_cuda else torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": version("torch"),
         "diffusers": version("diffusers"),

@@ -117,8 +117,10 @@ class Benchmark:
             elif reason := self.settings.least_of(case, due).why_skipped(self.settings.device):
                 self.say(f"{case.name}: left out, {reason}.")
             else:
-                self._run_case(case, due)
-                _free(self.settings.device)
+                try:
+                    self._run_case(case, due)
+                finally:
+                    _free(self.settings.device)
         refused = [found["refused"] for found in self.results.cases.values()]
         return not any(refused)
 

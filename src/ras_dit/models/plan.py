@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -216,6 +217,13 @@ def heads_per_key(attention: torch.nn.Module) -> int:
     return query // key
 
 
+@functools.lru_cache(maxsize=2**16)
+def fits(name: str, pattern: str) -> bool:
+    """A glob over a whole dotted path. Remembered, for every run asks the same of hundreds of modules."""
+    return fnmatchcase(name, pattern)
+
+
+@functools.lru_cache(maxsize=2**16)
 def matches(name: str, pattern: str) -> bool:
     """A glob in which ``*`` stays inside one part of a dotted path."""
     parts, wanted = name.split("."), pattern.split(".")
