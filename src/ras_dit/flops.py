@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,9 +14,43 @@ from ras_dit.models.plan import fits, heads_per_key
 from ras_dit.plan import Cost, Plan, Work
 
 
+@dataclass(frozen=True)
+class Layers:
+    """What counts of a transformer's layers, read in one go.
+
+    Attributes:
+        linears: multiply-adds and numbers of one row, and the stream whose rows go through: linear and convolution
+            layers.
+        cross_attention: channels of every module that attends to the text.
+        dense_attention: of every one that attends over all image tokens in front of the gather.
+        attention: channels of queries and of keys, and the stream, of every module that a token plan names.
+    """
+
+    linears: list[tuple[int, int, str]]
+    cross_attention: list[int]
+    dense_attention: list[int]
+    attention: list[tuple[int, int, str]]
+
+    @classmethod
+    def of(cls, token_plan: TokenPlan, transformer: nn.Module) -> Layers:
+        """Read from a transformer; its weights are not."""
+        found, streams = cls([], [], [], []), token_plan.linear_streams(transformer)
+        for name, module in transformer.named_modules():
+            size = _layer_size(module)
+            if size:
+                stream = next((s for pattern, s in streams.items() if fits(name, pattern)), "row")
+                found.linears.append((size, _num_channels(module), stream))
+            if any(fits(name, pattern) for pattern in token_plan.cross_attention):
+                found.cross_attention.append(_width(module))
+            if any(fits(name, pattern) for pattern in token_plan.dense_attention):
+                found.dense_attention.append(_width(module))
+        for module, stream in token_plan.attention_modules(transformer).values():
+            found.attention.append((_width(module), _width(module) // heads_per_key(module), stream))
+        return found
+
+
 def step_work(
-    token_plan: TokenPlan,
-    transformer: nn.Module,
+    layers: Layers,
     num_active: int,
     num_tokens: int,
     num_text: int,
@@ -30,8 +65,7 @@ def step_work(
     Linear and convolution layers and attention count; norms, activations and rotary tables are left out.
 
     Args:
-        token_plan: says what each layer works on.
-        transformer: its layers are read, not its weights.
+        layers: of the transformer.
         num_active: computed tokens K of the grid.
         num_tokens: tokens N of the grid.
         num_text: text tokens L.
@@ -53,28 +87,21 @@ def step_work(
         "row": 1,
         "timestep": image if has_timestep_per_token else 1,
     }
-    linear = attention = moved = 0
-    streams = token_plan.linear_streams(transformer)
-    for name, module in transformer.named_modules():
-        size = _layer_size(module)
-        if size:
-            stream = next((s for pattern, s in streams.items() if fits(name, pattern)), "row")
-            linear += size * rows[stream]
-            moved += _num_channels(module) * rows[stream]
-        if any(fits(name, pattern) for pattern in token_plan.cross_attention):
-            attention += 2 * _width(module) * image * num_text
-        if any(fits(name, pattern) for pattern in token_plan.dense_attention):
-            attention += 2 * _width(module) * (num_tokens + num_extra) ** 2
-    modules = token_plan.attention_modules(transformer).values()
-    for (module, stream), keeps in zip(modules, keeping_layers(kv_cache_layers, len(modules)), strict=True):
+    linear = sum(size * rows[stream] for size, _, stream in layers.linears)
+    moved = sum(channels * rows[stream] for _, channels, stream in layers.linears)
+    attention = 2 * sum(layers.cross_attention) * image * num_text
+    attention += 2 * sum(layers.dense_attention) * (num_tokens + num_extra) ** 2
+    for (width, _, stream), keeps in zip(
+        layers.attention, keeping_layers(kv_cache_layers, len(layers.attention)), strict=True
+    ):
         keys = _sequence_length(stream, num_tokens + num_extra, num_text) if keeps else rows[stream]
-        attention += 2 * _width(module) * rows[stream] * keys
+        attention += 2 * width * rows[stream] * keys
     return Work(2.0 * linear, 2.0 * attention, moved)
 
 
 def step_flops(token_plan: TokenPlan, transformer: nn.Module, *counts: Any, **options: Any) -> float:
-    """Multiply-adds times two of one evaluation for one row of the batch; arguments as for `step_work`."""
-    return step_work(token_plan, transformer, *counts, **options).flops
+    """Multiply-adds times two of one evaluation for one row of the batch; further arguments as for `step_work`."""
+    return step_work(Layers.of(token_plan, transformer), *counts, **options).flops
 
 
 def _layer_size(module: nn.Module) -> int:
@@ -152,10 +179,11 @@ def plan_cost(
     num_tokens = plan.num_tokens
     share, is_timed = config.kv_cache_layers, has_timestep_per_token
     num_kept = token_plan.count_reused_text(num_text, num_padding) if config.text_reuse else 0
+    layers = Layers.of(token_plan, transformer)
 
     def work(count: int) -> Work:
         reuses = (num_kept, config.reference_reuse) if count < num_tokens else ()
-        return step_work(token_plan, transformer, count, num_tokens, num_text, num_extra, share, is_timed, *reuses)
+        return step_work(layers, count, num_tokens, num_text, num_extra, share, is_timed, *reuses)
 
     by_count = {
         count: work(count) for count in {num_tokens, *(step.num_active for step in plan if step.kind != "skip")}
@@ -167,8 +195,7 @@ def plan_cost(
     cache = 0
     copies = 4 if config.kv_forecast else 2  # keys and values, and the slope of each
     if any(step.captures for step in plan):
-        modules = token_plan.attention_modules(transformer).values()
-        for (module, stream), keeps in zip(modules, keeping_layers(config.kv_cache_layers, len(modules)), strict=True):
-            length = _sequence_length(stream, num_tokens + num_extra, num_text)
-            cache += copies * (_width(module) // heads_per_key(module)) * length * element * keeps
+        keeping = keeping_layers(config.kv_cache_layers, len(layers.attention))
+        for (_, width, stream), keeps in zip(layers.attention, keeping, strict=True):
+            cache += copies * width * _sequence_length(stream, num_tokens + num_extra, num_text) * element * keeps
     return Cost(by_count[num_tokens].flops, total, cache, by_count)

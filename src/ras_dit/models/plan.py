@@ -189,7 +189,7 @@ class TokenPlan:
         path, _, last = self.scatter.rpartition(".")
         if last == "-1":
             return [transformer.get_submodule(path)[-1]]  # type: ignore[index]
-        return [module for name, module in transformer.named_modules() if matches(name, self.scatter)]
+        return [module for _, module in named(transformer, self.scatter)]
 
     def linear_streams(self, transformer: torch.nn.Module) -> Mapping[str, FlopStream]:
         """``linears``, where they depend on the transformer's configuration."""
@@ -203,8 +203,7 @@ class TokenPlan:
             (module, chosen)
             for pattern, chosen in self.gather.items()
             if pattern
-            for name, module in transformer.named_modules()
-            if matches(name, pattern)
+            for _, module in named(transformer, pattern)
         ]
 
 
@@ -228,6 +227,16 @@ def matches(name: str, pattern: str) -> bool:
     """A glob in which ``*`` stays inside one part of a dotted path."""
     parts, wanted = name.split("."), pattern.split(".")
     return len(parts) == len(wanted) and all(fnmatchcase(part, want) for part, want in zip(parts, wanted, strict=True))
+
+
+def named(root: torch.nn.Module, pattern: str) -> list[tuple[str, torch.nn.Module]]:
+    """The modules whose dotted path fits a pattern (see `matches`)."""
+    if "*" in pattern:
+        return [(name, module) for name, module in root.named_modules() if matches(name, pattern)]
+    try:
+        return [(pattern, root.get_submodule(pattern))]
+    except AttributeError:
+        return []
 
 
 def picture_grid(transformer: Any, arguments: Arguments) -> TokenGrid:
