@@ -66,11 +66,11 @@ def pairs(names: list[str]) -> list[tuple[str, str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("outputs/calibration"))
-    parser.add_argument("--pictures", type=int, default=16)
-    parser.add_argument("--fit-pictures", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--converged-steps", type=int, default=100)
+    parser.add_argument("--folder", type=Path, default=Path("outputs/calibration"), help="what is painted already")
+    parser.add_argument("--pictures", type=int, default=16, help="of the measurement, one prompt each")
+    parser.add_argument("--fit-pictures", type=int, default=8, help="to fit to, other ones")
+    parser.add_argument("--batch", type=int, default=8, help="pictures in one call")
+    parser.add_argument("--converged-steps", type=int, default=100, help="of the run taken for converged")
     a = parser.parse_args()
     pipe = ras_dit.load_embedded()
     pipe.set_progress_bar_config(disable=True)

@@ -72,9 +72,9 @@ def at_step(noise: torch.Tensor, sigmas: list[float], index: int, gap: int, grid
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pictures", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=28)
-    parser.add_argument("--gap", type=int, default=2)
+    parser.add_argument("--pictures", type=int, default=16, help="of the measurement, one prompt each")
+    parser.add_argument("--steps", type=int, default=28, help="denoising steps")
+    parser.add_argument("--gap", type=int, default=2, help="evaluations between two that are compared")
     a = parser.parse_args()
     pipe = ras_dit.load_embedded()
     pipe.set_progress_bar_config(disable=True)

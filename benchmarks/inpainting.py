@@ -170,7 +170,7 @@ def compared(pipe: Any, known: Sequence[Task], chosen: dict[str, Callable[[Task]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pictures", type=int, default=16)
+    parser.add_argument("--pictures", type=int, default=16, help="of the measurement, one prompt each")
     parser.add_argument("--side", type=int, default=64, help="of the box, in pixels, a multiple of 8")
     parser.add_argument("--only", action="append", help="a method by name, to look at: nothing is written then")
     a = parser.parse_args()

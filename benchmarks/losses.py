@@ -120,7 +120,7 @@ def plans() -> dict[str, RASConfig]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pictures", type=int, default=16)
+    parser.add_argument("--pictures", type=int, default=16, help="of the measurement, one prompt each")
     a = parser.parse_args()
     pipe = ras_dit.load_embedded()
     pipe.set_progress_bar_config(disable=True)

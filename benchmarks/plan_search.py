@@ -115,9 +115,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, action="append", help="lengths of runs; 20 and 28 without it")
     parser.add_argument("--agreement", action="store_true", help="that alone")
     parser.add_argument("--size", type=int, choices=EMBEDDED_SIZES, default=SIZE, help="of the pictures, in pixels")
-    parser.add_argument("--pictures", type=int, default=16)
-    parser.add_argument("--fit-pictures", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--pictures", type=int, default=16, help="of the measurement, one prompt each")
+    parser.add_argument("--fit-pictures", type=int, default=8, help="to fit to, other ones")
+    parser.add_argument("--batch", type=int, default=8, help="pictures in one call")
     a = parser.parse_args()
     if a.agreement and a.size != SIZE:
         parser.error(f"--size: got {a.size} with --agreement; allowed: {SIZE}, the size of the arena's plans.")

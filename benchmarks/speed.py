@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--ratios", help="with commas, instead of the case's own, its presets and variants")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="what is finished, to go on with")
     parser.add_argument("--sizes", help="of the crossover, with commas, instead of the case's own")
-    parser.add_argument("--repeats", type=int)
+    parser.add_argument("--repeats", type=int, help="whole loops of every setting, instead of the case's own")
     parser.add_argument("--dtype", choices=DTYPES, help="instead of the case's own")
     parser.add_argument("--steps", type=int, help="evaluations, for a quick look: nothing is written then")
     parser.add_argument("--machine", help="ends the names of the results; after cuda on a GPU")

@@ -18,7 +18,8 @@ MIB = 2.0**20
 NOTE = (
     "T is the number of token-steps, the unit of equal compute: a dense step counts 1, a region step its share of "
     "tokens. `ratio` rows use the paper's schedule (of 28 steps, 0-3, 12 and 20 dense). Whole denoising loop, text "
-    "encoding included, without the VAE. Small pictures are held back by the fixed cost of every operation."
+    "encoding included, without the VAE. Small pictures are held back by the fixed cost of every operation. "
+    "*former plan*: the preset computed other steps when this was timed; what today's takes is in docs/quality.md."
 )
 
 

@@ -14,7 +14,7 @@ def paint() -> object:
 
 
 paint().save("dense.png")
-with ras_dit.accelerate(pipe, preset="balanced") as handle:
+with ras_dit.accelerate(pipe, preset="regions") as handle:
     image = paint()
 image.save("ras.png")
 handle.trace.heatmap(image).save("where.png")

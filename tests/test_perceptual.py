@@ -19,7 +19,7 @@ from ras_dit.arena.perceptual import LPIPS_FILES, Perceptual, Weights
 from stand_ins import clip_folder, inception_file, lpips_file
 
 needs_torchmetrics = pytest.mark.skipif(
-    importlib.util.find_spec("torchmetrics") is None, reason="needs torchmetrics: pip install ras-dit[metrics]"
+    importlib.util.find_spec("torchmetrics") is None, reason="needs torchmetrics: pip install '.[metrics]'"
 )
 ROUNDING = 1e-3  # of 2048 square roots of eigenvalues that should be 0, from float32 features
 
@@ -189,7 +189,7 @@ def test_weights_are_found_in_the_caches(files: SimpleNamespace, tmp_path: Path)
 
 def test_without_torchmetrics_lpips_says_how_to_get_it(files: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "pip install ras-dit[metrics]" in Perceptual.load(Weights(lpips=files.alex)).left_out["lpips"]
+    assert "pip install '.[metrics]'" in Perceptual.load(Weights(lpips=files.alex)).left_out["lpips"]
 
 
 def test_files_that_are_wrong_are_refused_with_what_to_give(files: SimpleNamespace, tmp_path: Path) -> None:

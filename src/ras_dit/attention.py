@@ -16,7 +16,8 @@ from ras_dit.cache import AS_COMPUTED, KVCache, KVStorage, Like, as_little_as
 
 
 class UnsupportedAttentionError(ValueError):
-    """The attention of a transformer block goes another way than through scaled_dot_product_attention."""
+    """Raised by the pipeline's call: attention goes another way than through scaled_dot_product_attention, is causal
+    over image tokens, or its calls or lengths change inside a run."""
 
 
 class LayerSeam:

@@ -36,7 +36,8 @@ class RASConfig:
 
     Steps are counted in transformer evaluations from 0, the first one of the call (so an img2img call that starts in
     the middle of the schedule still begins with its warm-up). Wherever a step is asked for, an int is an index and a
-    float in (0, 1) a share of the run's length.
+    float in (0, 1) a share of the run's length. What each option means: its ``metadata["help"]`` in
+    ``dataclasses.fields(RASConfig)``, which ``ras-dit generate --help`` prints with the defaults.
 
     Raises:
         ValueError: a value outside its range, or options that contradict each other; the message says what is allowed.
@@ -68,8 +69,8 @@ class RASConfig:
 
     region_of_interest: RegionOfInterest | Literal["inpaint"] | None = _option(
         None,
-        "Where the picture may change: a mask (PIL image, array, tensor, path), or 'inpaint' for the inpainting "
-        "pipeline's own. Tokens outside are computed in dense steps only.",
+        "Which tokens region steps may choose: a mask (PIL image, array, tensor, path), or 'inpaint' for that of the "
+        "inpainting pipeline's call. Dense steps still compute, and change, the whole picture.",
         important=True,
     )
     auto: bool = _option(
@@ -182,7 +183,10 @@ class RASConfig:
         "needs twice their memory under CUDA graphs.",
     )
     seed: int = _option(0, "Seed of random selection and of round_robin's tie-break.")
-    rules: Rules = _option("ras_dit", "Use RASConfig.reference(...) for 'reference', the authors' exact behaviour.")
+    rules: Rules = _option(
+        "ras_dit",
+        "'reference' is the authors' exact behaviour: `RASConfig.reference(...).save(file)` writes one for --config.",
+    )
     skip_num_step: int = _option(0, "Reference rules only: change of the dropped-token count, in tokens.")
     skip_num_step_length: int = _option(0, "Reference rules only: steps between two such changes.")
 
@@ -240,7 +244,7 @@ class RASConfig:
                 last selection once at ``end_step`` and is dense from there on, as theirs is.
             reset_steps: dense steps inside the run.
             metric: ``std`` or ``l2norm`` over the channels of the step's displacement.
-            high_ratio: share of the dropped tokens taken from the high end, in (0, 1]. (At 0 their code drops every
+            high_ratio: share of the dropped tokens taken from the high end, in [0, 1]. (At 0 their code drops every
                 token; here it drops the low end only.)
             starvation_scale: k in ``metric * exp(k * drop_count)``.
             skip_num_step: tokens by which the dropped count changes every ``skip_num_step_length`` steps.

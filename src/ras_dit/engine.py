@@ -242,7 +242,16 @@ def enable(
         The handle: plan, trace, summary, and `Handle.disable`.
 
     Raises:
-        ValueError: no supported transformer, RAS already enabled, or a bad config.
+        ValueError: no supported transformer, a pipeline of perturbed-attention guidance, RAS or a step cache of
+            diffusers enabled already, a bad config, or one that the model or the device cannot follow (``text_reuse``,
+            ``reference_reuse``, ``kernels``, ``kv_cache_device``).
+
+    Warns:
+        RASWarning: the scheduler adds fresh noise, so that all runs will be dense.
+        SmallGainWarning: the predicted gain is under 5 %.
+
+    The pipeline's calls may raise `UnsupportedAttentionError`, and warn of runs that are dense for a reason that only
+    the call shows.
     """
     if preset is not None and config is not None:
         raise ValueError(f"enable: got both a config and preset={preset!r}; give one of them.")

@@ -59,7 +59,8 @@ class Cost:
     Attributes:
         dense_flops: one dense evaluation.
         total_flops: the whole plan.
-        kv_cache_bytes: keys and values kept between steps, in the transformer's dtype.
+        kv_cache_bytes: keys and values kept between steps (with ``kv_forecast`` their slopes, too), in
+            ``kv_cache_dtype`` or else the transformer's dtype, of the layers that keep them.
         work_of: one evaluation by its number of computed image tokens, as far as the plan has it.
         seconds_of: predicted time of one evaluation by its number of computed image tokens, all rows of the batch, what
             the loop does around it included (see `ras_dit.gain`); 0 tokens is a skipped one. Empty without prediction.
@@ -172,7 +173,8 @@ def build_plan(
         dense_step: a step that must be dense besides those of the config (the first of a second transformer).
 
     Raises:
-        ValueError: a step of the config lies outside the run.
+        ValueError: a count below 1, a step of the config outside the run or skipped inside the warm-up, or one that is
+            both refreshed and skipped.
     """
     if num_steps < 1 or num_tokens < 1:
         raise ValueError(f"plan: got {num_steps} steps of {num_tokens} tokens; allowed: at least 1 of each.")

@@ -60,8 +60,9 @@ def find_plan(
         The config with the plan that was found, or as it was given if nothing nearer was.
 
     Raises:
-        ValueError: too low a cost, another scheduler, second-order steps, or latents that hold more than the tokens of
-            a picture or video.
+        ValueError: RAS already enabled, a cost outside (0, 1) or too low, another scheduler, the authors' rules,
+            second-order steps, a call of under four evaluations or of several runs, or latents that hold more than the
+            tokens of a picture or video.
 
     Source: our own; docs/quality.md, "A plan from dense runs", says what it is worth.
     """

@@ -75,7 +75,12 @@ class Trace:
         return dense[len(dense) // 2] * len(times) / total if dense and total else None
 
     def times_computed(self) -> torch.Tensor:
-        """How often each token was computed, LongTensor [B, height, width] (video: [B, frames, height, width])."""
+        """How often each token was computed, LongTensor [B, height, width] (video: [B, frames, height, width]); B is 1
+        where every step was dense.
+
+        Raises:
+            ValueError: nothing has run yet.
+        """
         if self.grid is None:
             raise ValueError("trace: got no generation yet; call the pipeline first.")
         batch = max((step.active.shape[0] for step in self.steps if step.active is not None), default=1)

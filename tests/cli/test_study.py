@@ -156,7 +156,7 @@ def test_report_without_matplotlib(ras_dit: Run, folder: Path, monkeypatch: pyte
     assert ras_dit(*words)[0] == 0
     code, out, err = ras_dit(*words, "--plot", folder / "plot.png")
     assert (code, out) == (2, "")
-    assert "pip install ras-dit[arena]" in err
+    assert "pip install '.[arena]'" in err
     assert not (folder / "plot.png").exists()
 
 

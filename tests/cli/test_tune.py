@@ -138,4 +138,4 @@ def test_without_optuna_it_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, "optuna", None)
     code, _, err = ras_dit(*words, "--min-psnr", 30)
     assert code == 2
-    assert "needs Optuna; install it with `pip install ras-dit[tune]`" in err
+    assert "needs Optuna; install it with `pip install '.[tune]'`" in err

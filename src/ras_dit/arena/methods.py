@@ -368,7 +368,7 @@ def _db_cached(pipe: Any, method: Method) -> Iterator[None]:
     try:
         import cache_dit
     except ImportError as error:
-        raise ImportError(f"{method.name}: needs cache-dit; install it with `pip install ras-dit[arena]`.") from error
+        raise ImportError(f"{method.name}: needs cache-dit: `pip install '.[arena]'` in the checkout.") from error
     assert method.cache is not None
     options = dict(method.cache.options)
     order = options.pop("taylorseer_order", None)

@@ -116,7 +116,7 @@ class Perceptual:
         if path is None:
             self.left_out["lpips"] = f"no weights; {LPIPS_HINT}."
         elif package is None or not package.submodule_search_locations:
-            self.left_out["lpips"] = "no torchmetrics, which has its calibrated layers; `pip install ras-dit[metrics]`."
+            self.left_out["lpips"] = "no torchmetrics (calibrated layers): `pip install '.[metrics]'` in the checkout."
         else:
             heads = Path(package.submodule_search_locations[0]) / "functional" / "image" / "lpips_models"
             self.lpips = (_digest(path), LPIPS.from_files(path, heads).to(self.device))

@@ -194,7 +194,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("the plot needs matplotlib; install it with `pip install ras-dit[arena]`.") from error
+        raise ImportError("the plot needs matplotlib: `pip install '.[arena]'` in the checkout.") from error
 
     panels = [
         ("flops_share", "psnr_converged", "FLOPs, share of dense", "PSNR against the converged run [dB]"),

@@ -126,7 +126,7 @@ def plot(cases: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("the plot needs matplotlib; install it with `pip install ras-dit[arena]`.") from error
+        raise ImportError("the plot needs matplotlib: `pip install '.[arena]'` in the checkout.") from error
 
     panels = [(name, case, None) for name, case in cases.items() if case["rows"]]
     maps = [(name, case, mode) for name, case in cases.items() for mode in case["crossover"]]

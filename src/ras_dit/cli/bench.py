@@ -19,10 +19,10 @@ def bench(
     case: Annotated[list[str] | None, typer.Option(help="A case by name; several times for several.")] = None,
     eager: Annotated[bool, typer.Option(help="Blocks as they are.")] = True,
     compiled: Annotated[
-        bool | None, typer.Option(help="Blocks under torch.compile(fullgraph=True); without a word, on a GPU.")
+        bool | None, typer.Option(help="Blocks under torch.compile(fullgraph=True); on by default on a GPU.")
     ] = None,
     reduce_overhead: Annotated[
-        bool | None, typer.Option(help="And in torch.compile's mode with CUDA graphs; without a word, on a GPU.")
+        bool | None, typer.Option(help="And in torch.compile's mode with CUDA graphs; on by default on a GPU.")
     ] = None,
     ratios: Annotated[str | None, typer.Option(help="Shares of tokens, with commas, such as 1,0.5,0.25.")] = None,
     loops: Annotated[bool, typer.Option(help="Whole loops; --no-loops measures picture sizes alone.")] = True,

@@ -134,13 +134,24 @@ def _field_parameter(field: dataclasses.Field[Any]) -> inspect.Parameter:
     kind = get_type_hints(RASConfig)[field.name]
     panel = IMPORTANT if field.metadata["important"] else TINKER
     option = typer.Option(
-        flag_of(field.name), metavar=_metavar(kind), help=field.metadata["help"], rich_help_panel=panel
+        flag_of(field.name),
+        metavar=_metavar(kind),
+        help=f"{field.metadata['help']} RASConfig's default: {_written(field.default)}.",
+        rich_help_panel=panel,
     )
     return _keyword(RENAMED.get(field.name, field.name), Annotated[str | None, option])
 
 
+def _written(default: Any) -> str:
+    """A default as its flag takes it."""
+    if isinstance(default, bool):
+        return str(default).lower()
+    return "none" if default is None or default == () else str(default)
+
+
 def _preset_parameter() -> inspect.Parameter:
-    text = f"Start from a preset: {', '.join(PRESETS)} (balanced, unless --config is given). Single flags go over it."
+    text = f"Start from a preset: {', '.join(PRESETS)} (balanced, unless --config is given). Single flags go over it; "
+    text += "one of the plan, such as --sample-ratio, takes the place of the preset's whole plan."
     return _keyword(
         "preset", Annotated[str | None, typer.Option("--preset", "-p", help=text, rich_help_panel=IMPORTANT)]
     )

@@ -157,7 +157,7 @@ def tune(
     console = Console(soft_wrap=True, highlight=False)
     console.print("\n".join(result["summary"]), markup=False)
     if not _has_matplotlib():
-        console.print("No plot: it needs matplotlib (`pip install ras-dit[tune]`).", markup=False)
+        console.print("No plot: it needs matplotlib (`pip install '.[tune]'` in the checkout).", markup=False)
     if outcome.verdict.chosen is None:
         raise typer.Exit(EXIT_MISSED)
     console.print(

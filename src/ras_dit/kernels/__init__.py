@@ -62,7 +62,7 @@ def triton_operations() -> Operations:
     if importlib.util.find_spec("triton") is None:
         raise ValueError(
             "kernels: got 'triton', but Triton is not installed; allowed: 'torch'. Install the extra "
-            "(pip install 'ras-dit[kernels]', Linux), or leave kernels out."
+            "(in the checkout: pip install '.[kernels]'; Linux), or leave kernels out."
         )
     import triton
 

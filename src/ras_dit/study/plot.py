@@ -26,7 +26,7 @@ def plot(results: Results, path: Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("the plot needs matplotlib; install it with `pip install ras-dit[arena]`.") from error
+        raise ImportError("the plot needs matplotlib: `pip install '.[arena]'` in the checkout.") from error
 
     rows = [("all votes", results.tally)]
     if len(results.voters) > 1:

@@ -3,7 +3,7 @@
 `target` says what can be asked for, in the measures of `metric`. `space` says which options are searched, `shape` which
 plans, and `plans` how those are changed. `search` tries them with what `measure` paints; `trial` is one try. `validate`
 checks the winners on other pictures, `tuning` does it all in a folder, `report` and `plot` say what came of it. Needs
-Optuna (``ras-dit[tune]``).
+Optuna (the extra ``tune``).
 """
 
 from __future__ import annotations

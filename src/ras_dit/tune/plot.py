@@ -25,7 +25,7 @@ def plot(target: Target, outcome: Outcome, path: Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("the plot needs matplotlib; install it with `pip install ras-dit[tune]`.") from error
+        raise ImportError("the plot needs matplotlib: `pip install '.[tune]'` in the checkout.") from error
 
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     FigureCanvasAgg(figure)

@@ -37,7 +37,7 @@ def load_optuna() -> Any:
     try:
         import optuna
     except ImportError as error:
-        raise ImportError("tune: needs Optuna; install it with `pip install ras-dit[tune]`.") from error
+        raise ImportError("tune: needs Optuna; install it with `pip install '.[tune]'` in the checkout.") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
