@@ -335,7 +335,10 @@ def main() -> None:
     arena = Arena(folder, scenes, methods, call, a.batch, a.steps, num_converged)
     with tqdm(total=arena.num_calls, desc="arena", unit="call") as bar:
         arena.run(pipe, bar.update)
-    result: dict[str, Any] = {**record.environment(), **report(arena, perceptual=Perceptual.load(weights, a.device))}
+    result: dict[str, Any] = {
+        **record.environment(a.device),
+        **report(arena, perceptual=Perceptual.load(weights, a.device)),
+    }
     for row in result["rows"]:  # all of it is in the folder's results.json
         row["per_picture"] = {key: row["per_picture"][key] for key in YARDSTICKS if key in row["per_picture"]}
     if earlier is not None:

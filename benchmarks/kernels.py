@@ -388,7 +388,7 @@ def main(arguments: list[str] | None = None) -> None:
         "verdicts": found,
         "cases": rows,
     }
-    print("wrote", record.write("kernels_cuda", {**record.environment(), **result}).name)
+    print("wrote", record.write("kernels_cuda", {**record.environment(device), **result}).name)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ RESULTS = Path(__file__).parent / "results"
 SCHEMA = 1
 
 
-def environment() -> dict[str, Any]:
-    """Commit, date, hardware and versions."""
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """Commit, date, hardware and versions; the GPU is that of the device that was measured."""
     return {
         "schema": SCHEMA,
         "commit": revision(RESULTS.parent.parent),
@@ -34,7 +34,7 @@ def environment() -> dict[str, Any]:
             "processor": processor(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "gpu": torch.cuda.get_device_name(torch.device(device)) if device.startswith("cuda") else None,
         },
         "versions": {
             "python": platform.python_version(),

@@ -36,7 +36,7 @@ def bar(title: str, total: int) -> Iterator[Any]:
 def published(case: dict[str, Any], device: str) -> dict[str, Any]:
     """A case's results as they are kept: where and when first, no claims for resuming."""
     kept = {key: value for key, value in case.items() if key != "finished"}
-    return {**record.environment(), "device": device, **kept}
+    return {**record.environment(device), "device": device, **kept}
 
 
 def measured(case: dict[str, Any]) -> set[str]:

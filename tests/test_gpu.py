@@ -38,10 +38,11 @@ def test_contract(batch: int) -> None:
     assert torch.equal(run(pipe, **call), dense)
 
 
-def test_the_loop_does_not_wait_for_the_device() -> None:
+@pytest.mark.parametrize("options", [{}, {"importance": "random"}])
+def test_the_loop_does_not_wait_for_the_device(options: dict[str, Any]) -> None:
     pipe = tiny_pipeline().to("cuda")
     call = {k: v.to("cuda") if isinstance(v, torch.Tensor) else v for k, v in inputs().items()}
-    ras_dit.enable(pipe, REGION)
+    ras_dit.enable(pipe, REGION.replace(**options))
     run(pipe, **call)
 
     def forbid(_pipe: Any, index: int, _t: Any, tensors: dict[str, Any]) -> dict[str, Any]:

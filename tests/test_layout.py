@@ -41,6 +41,7 @@ ORDER = [
     "models",
     "flops",
     "gain",
+    "blocks",
     "tokens",
     "session",
     "quality",

@@ -205,6 +205,10 @@ def test_ip_adapter() -> None:
     without = run(pipe, **call(0.0))
     check_contract(pipe, call(0.7))
     assert not torch.equal(run(pipe, **call(0.7)), without)
+    with ras_dit.accelerate(pipe, REGION.replace(text_reuse=True)) as handle:  # no text in its second call
+        assert torch.isfinite(run(pipe, **call(0.7))).all()
+    assert handle.summary().num_dense < 10
+    assert not handle.summary().notes
 
 
 def test_skip_layer_guidance_has_a_branch_of_its_own() -> None:

@@ -32,29 +32,29 @@ class LayerSeam:
         earlier: the caches that a capture follows, or refills.
         forecasts: keys and values are forecast.
         likes: what keys and values of every call look like, as last measured; None for calls that keep none.
-        num_dropped: tokens of the grid that a region step does not compute.
         position: attention calls made so far.
 
     Args:
         mask_query: see `TokenPlan`.
         heads_per_key: how often the module repeats every head of keys and values: one of each is kept.
+        hides_nothing: see `TokenPlan`.
     """
 
-    def __init__(self, mask_query: int | None = None, heads_per_key: int = 1) -> None:
+    def __init__(self, mask_query: int | None = None, heads_per_key: int = 1, hides_nothing: bool = False) -> None:
         self.mask_query = mask_query
         self.heads_per_key = heads_per_key
+        self.hides_nothing = hides_nothing
         self.likes: list[tuple[Like, Like] | None] = []
         self.clear()
 
     def clear(self) -> None:
         """Leave the module alone and keep nothing."""
-        self.aim("idle", [], 0)
+        self.aim("idle", [])
 
     def aim(
         self,
         kind: Literal["idle", "measure", "capture", "region"],
         calls: list[KVCache],
-        num_dropped: int,
         storage: KVStorage = AS_COMPUTED,
         earlier: list[KVCache] | None = None,
         forecasts: bool = False,
@@ -66,7 +66,6 @@ class LayerSeam:
         if kind == "measure":
             self.likes = []
         self.calls = calls
-        self.num_dropped = num_dropped
         self.storage = storage
         self.position = 0
 
@@ -122,13 +121,13 @@ class LayerSeam:
                 raise UnsupportedAttentionError(
                     "attention: got causal attention over image tokens; RAS cannot merge that."
                 )
-            if num_missing == self.num_dropped:
+            if num_missing and num_missing == cached.num_dropped:
                 key, value = cached.merge(*self._own_heads(query, key, value))
-                attn_mask = cached.mask_for(attn_mask)
+                attn_mask = None if self.hides_nothing and not query.is_cpu else cached.mask_for(attn_mask)
                 scale = cached.scale if cached.keeps else scale
             elif num_missing:  # none missing: keys of an image prompt, for instance, with no token of the grid
                 raise UnsupportedAttentionError(
-                    f"attention: {num_missing} keys fewer than in the last dense step, expected {self.num_dropped}; "
+                    f"attention: {num_missing} keys fewer than in the last dense step, expected {cached.num_dropped}; "
                     "RAS needs text and adapters of the same length through a whole run."
                 )
         if self.heads_per_key > 1 and key.shape[1] != query.shape[1]:

@@ -83,6 +83,7 @@ class KVCache:
 
     Attributes:
         key_slope, value_slope: change per sigma, where keys and values are forecast; else None.
+        num_dropped: rows of the sequence that the region step under way does not compute.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class KVCache:
         self.key_slope: torch.Tensor | None = None
         self.value_slope: torch.Tensor | None = None
         self.advance: KVAdvance | None = None
+        self.num_dropped = 0
 
     def _is_kept_by(self, storage: KVStorage) -> None:
         self.storage = storage
@@ -236,6 +238,7 @@ class KVCache:
         self.places = rows.positions(self.length)
         self.index = rows.heads_index(self.places, self.num_heads, self.length)
         self.drops_text = rows.hole[0] < rows.hole[1]
+        self.num_dropped = rows.num_dropped
         self.queries = self.places if self.mask is not None else None
         self.laid_out_mask = None if self.mask is None else self.storage.fixed(self.mask)
         self.queries_are_alike = rows.is_alike

@@ -199,7 +199,10 @@ class TokenChooser:
         is_fixed = self.config.importance == "round_robin"
         seed = self.config.seed * 1_000_003 + (0 if is_fixed else index)
         generator = torch.Generator().manual_seed(seed % 2**63)
-        return torch.rand(self._age.shape, generator=generator).to(device)
+        numbers = torch.rand(self._age.shape, generator=generator)
+        if device.type != "cuda":
+            return numbers.to(device)
+        return numbers.pin_memory().to(device, non_blocking=True)  # from other memory the copy waits for the device
 
     def _choose_by_reference(self, model_output: torch.Tensor, index: int) -> torch.Tensor:
         assert self._drop_count is not None

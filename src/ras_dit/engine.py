@@ -11,7 +11,7 @@ from typing import Any
 from ras_dit.config import RASConfig
 from ras_dit.flops import plan_cost
 from ras_dit.gain import DeviceRates, Model, is_small, why_small, with_prediction
-from ras_dit.models import TOKEN_PLANS, check_uncached, token_plan_of
+from ras_dit.models import TOKEN_PLANS, check_uncached, check_uncompiled, token_plan_of
 from ras_dit.models.sizes import check_count, default_call, default_rows, grid_for_size
 from ras_dit.pipeline import device_of
 from ras_dit.plan import Plan, StepPlan, build_plan
@@ -274,6 +274,7 @@ def enable(
         )
     check_reuse(pipe, chosen)
     check_uncached(pipe.transformer)
+    check_uncompiled(pipe.transformer)
     handle = Handle(pipe, chosen, rates)
     setattr(pipe.transformer, _MARK, handle)
     if chosen.has_savings and (reason := why_stochastic(pipe.scheduler)):

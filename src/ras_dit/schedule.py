@@ -46,6 +46,19 @@ def noise_levels(scheduler: Any) -> list[float]:
     return [float(t) / scheduler.config.num_train_timesteps for t in timesteps.tolist()] + [0.0]
 
 
+def forecast_levels(scheduler: Any, levels: list[float]) -> list[float]:
+    """What `RASConfig.forecast_below` is compared with: 1 is noise and 0 the picture, whatever the scheduler counts in.
+
+    Args:
+        scheduler: of the run.
+        levels: what `noise_levels` says of it, or its last ones: sigmas that rise from 0 to 1 where they are inverted
+            (Mochi, OmniGen), and noise over signal where they begin above 1 (Cosmos Predict2).
+    """
+    if scheduler.config.get("invert_sigmas", False):
+        return [1 - level for level in levels]
+    return [level / (1 + level) for level in levels] if max(noise_levels(scheduler)) > 1 else levels
+
+
 _STOCHASTIC_CLASSES = ("LCM", "Ancestral", "SDE", "TCD", "DDPM", "SASolver", "CogVideoXDPM", "HeliosDMD")
 
 

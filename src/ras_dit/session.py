@@ -23,7 +23,15 @@ from ras_dit.kernels import operations_for
 from ras_dit.models import TokenPlan, check_uncached
 from ras_dit.pipeline import device_of, transformers_of, why_unfit
 from ras_dit.plan import Plan, build_plan
-from ras_dit.schedule import first_index, first_of_second, is_euler, noise_levels, observing, why_stochastic
+from ras_dit.schedule import (
+    first_index,
+    first_of_second,
+    forecast_levels,
+    is_euler,
+    noise_levels,
+    observing,
+    why_stochastic,
+)
 from ras_dit.seams import NoCopies, PatchedMethod, PlainCopies, WatchedLoop, why_frozen
 from ras_dit.state import Generation, StaticMemory
 from ras_dit.tokens import TokenSeams, storages_of
@@ -139,17 +147,18 @@ class Session:
         """A new run begins: whatever an interrupted one left behind is dropped."""
         self._drop_generation()
         self._is_due = True
-        for part in (*self._patches, *self._cpu_layers.values(), *self._seams.values()):
+        inpaint = [] if self._inpaint is None else [self._inpaint]
+        for part in (*self._patches, *self._cpu_layers.values(), *self._seams.values(), *inpaint):
             part.ensure()
-        if self._inpaint is not None:
-            self._inpaint.ensure()
         if self._pipe.transformer is not self.transformer:
-            self.trace = Trace()
-            self.note(
-                "The pipeline's transformer was replaced after `enable`: RAS is not on it. Disable and enable again."
-            )
-            self.trace.notes.extend(self._early_notes)
-            self._early_notes.clear()
+            self._leave("The pipeline's transformer was replaced after `enable`: RAS is not on it. Enable it again.")
+
+    def _leave(self, reason: str) -> None:
+        """A run is not followed at all: say why."""
+        self.trace = Trace()
+        self.note(reason)
+        self.trace.notes.extend(self._early_notes)
+        self._early_notes.clear()
 
     def _drop_generation(self) -> None:
         """Nothing that comes belongs to the run under way any more."""
@@ -226,13 +235,16 @@ class Session:
         self._is_due = False
         token_plan, scheduler = self.token_plan, self._scheduler
         latents = arguments[token_plan.latents]
-        grid = token_plan.grid(transformer, arguments)
+        grid = token_plan.grid_or_reason(transformer, arguments)
+        if isinstance(grid, str):
+            self._leave(grid)
+            return
         is_sequence = isinstance(latents, torch.Tensor) and latents.ndim in (3, 6)
         num_extra = latents.shape[1] - grid.num_tokens if is_sequence else 0
         if grid.has_items:
             num_extra = (latents.shape[1] - 1) * grid.num_tokens
         self.num_references = num_extra
-        self._first = first_index(scheduler, self._scheduler_timestep(arguments[token_plan.timestep]))
+        self._first = first_index(scheduler, token_plan.timestep_in(scheduler, arguments[token_plan.timestep]))
         sigmas = noise_levels(scheduler)[self._first :]
         num_first = token_plan.num_first(transformer, arguments, grid)
         allowed = self._allowed_tokens(grid)
@@ -247,7 +259,7 @@ class Session:
         if reason:
             reason += ": noise cannot be carried from step to step, so the whole run was dense."
         else:
-            reason = why_unfit(self._pipe) or token_plan.check(transformer, arguments)
+            reason = why_unfit(self._pipe, transformer) or token_plan.check(transformer, arguments)
             if reason is None and num_first and self.config.rules == "reference":
                 reason = "The authors' rules would leave out the given first frame: the whole run was dense."
             if reason is None and plan.num_region_steps:
@@ -293,9 +305,8 @@ class Session:
         chooser = TokenChooser(
             config, self.plan, grid, sigmas, self.note, num_first, token_plan.is_per_image, allowed, self._operations
         )
-        self._generation = Generation(
-            config, self.plan, grid, sigmas, self.note, chooser, num_extra, self._memory, fitted, self._addresses
-        )
+        levels, more = forecast_levels(scheduler, sigmas), (self._memory, fitted, self._addresses)
+        self._generation = Generation(config, self.plan, grid, sigmas, levels, self.note, chooser, num_extra, *more)
         self.trace = self._generation.trace
         self.trace.notes.extend(notes)
 
@@ -314,15 +325,6 @@ class Session:
             return None if self._inpaint is None else self._inpaint.take(grid, self.note)
         return region.tokens(grid)
 
-    def _scheduler_timestep(self, timestep: Any) -> Any:
-        """The scheduler's timestep for the transformer's timestep argument."""
-        if not self.token_plan.timestep_is_level:
-            return self.token_plan.scheduler_timestep(timestep)
-        timesteps = self._scheduler.timesteps
-        levels = self._scheduler.sigmas[: len(timesteps)]
-        levels = levels / (1 + levels) if float(levels[0]) > 1 else levels
-        return timesteps[(levels - timestep.amax().to(levels.device)).abs().argmin()]
-
     def _is_expected(self, timestep: Any) -> bool:
         """Whether a call belongs to the run: its timestep is that of the evaluation due. On an accelerator it is taken
         to be, so that the device need not be waited for."""
@@ -333,7 +335,7 @@ class Session:
             return abs(float(timestep) - float(expected)) < 1e-3
         if timestep.device.type != "cpu":
             return True
-        given = float(self._scheduler_timestep(timestep).flatten()[-1])
+        given = float(self.token_plan.timestep_in(self._scheduler, timestep).flatten()[-1])
         rounding = torch.finfo(timestep.dtype).eps if timestep.dtype.is_floating_point else 0.0
         return abs(given - float(expected)) < 1e-3 + 1000 * rounding
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -32,6 +33,7 @@ class Generation:
         plan: what each evaluation should compute.
         grid: token grid of the latents.
         sigmas: S + 1 noise levels: the one of every evaluation, then the last one reached.
+        levels: the same from 1 (noise) to 0 (picture), see `ras_dit.schedule.forecast_levels`.
         note: called with a reason whenever something runs otherwise than planned (False: not worth a warning).
         chooser: chooses the tokens of this run.
         num_extra: reference tokens M beside the grid.
@@ -47,6 +49,7 @@ class Generation:
         plan: Plan,
         grid: TokenGrid,
         sigmas: list[float],
+        levels: list[float],
         note: Callable[..., None],
         chooser: TokenChooser,
         num_extra: int = 0,
@@ -58,7 +61,7 @@ class Generation:
         self.config = config
         self.plan = plan
         self.grid = grid
-        self.sigmas = sigmas
+        self.sigmas, self.levels = sigmas, levels
         self.note = note
         self.num_extra = num_extra
         self._fitted = fitted
@@ -71,11 +74,12 @@ class Generation:
         self._branches: dict[int, Branch] = {}
         self._active: torch.Tensor | None = None  # [images, K]
         self._is_active: torch.Tensor | None = None  # [images, N], of the evaluation under way; None: all
+        self._members: torch.Tensor | None = None  # [images, N], the active tokens as a mask
         self._chooser = chooser
         self._stopwatches: list[Stopwatch] = []
         self._why_all_dense: str | None = None
         self._is_refresh = False  # the evaluation under way is dense because its predicted error is too large
-        self._is_finite: torch.Tensor | None = None
+        self._total: torch.Tensor | None = None  # of all noise and latents: not finite if any of them was not
 
     @property
     def is_over(self) -> bool:
@@ -149,7 +153,7 @@ class Generation:
             branch.kv_progress = KVProgress(branch.num_rows, num_tokens, sigma, device)
             return
         if branch.layers:
-            damping = self.config.kv_forecast if sigma < self.config.forecast_below else 0.0
+            damping = self.config.kv_forecast if self.levels[self.index] < self.config.forecast_below else 0.0
             call.advance = branch.kv_progress.advance(sigma, damping, self.config.forecast_reach)
             if call.kind == "dense":
                 everything = torch.arange(num_tokens, device=device).expand(branch.num_rows, -1)
@@ -183,9 +187,10 @@ class Generation:
 
     def _rows(self, num_rows: int) -> tuple[RowIndex, torch.Tensor]:
         assert self._active is not None
+        assert self._members is not None
         num_images = self._active.shape[0]
         active = self._active.repeat(num_rows // num_images, 1)
-        mask = selection.membership(self._active, self.grid.num_tokens).repeat(num_rows // num_images, 1)
+        mask = self._members.repeat(num_rows // num_images, 1)
         is_shared = num_images == 1 or not self._chooser.is_per_image
         num_before, beside = self.grid.num_before, (0, 0)
         if self.config.reference_reuse and self.num_extra:
@@ -198,8 +203,7 @@ class Generation:
             return None
         if kind == "skip":
             return self._chooser.no_tokens
-        assert self._active is not None
-        return selection.membership(self._active, self.grid.num_tokens)
+        return self._members
 
     def end_call(self, call: Call, output: torch.Tensor | None) -> torch.Tensor | None:
         """Take in the noise of a call; return the full noise in its place, or None to leave it as it is.
@@ -266,7 +270,7 @@ class Generation:
         """Where tokens that are not computed are forecast, the order, the damping and the reach."""
         config, sigma = self.config, self.sigmas[self.index]
         at = self._middle if config.forecast_midpoint or config.solver_order == 2 else sigma
-        order = config.forecast_order if sigma < config.forecast_below else 0
+        order = config.forecast_order if self.levels[self.index] < config.forecast_below else 0
         return at, order, config.forecast_damping, config.forecast_reach
 
     def _recorded(self, kernels: Operations, call: Call, branch: Branch, output: torch.Tensor | None) -> torch.Tensor:
@@ -320,6 +324,7 @@ class Generation:
             self._chooser.learn(model_output, self.index, self._is_active)
             if self._next_selects() and self._why_all_dense is None:
                 self._active = self._chooser.choose(model_output, self.index + 1)
+                self._members = selection.membership(self._active, self.grid.num_tokens)
         self.index += 1
         self._is_refresh = self._exceeds_tolerance()
         self._num_calls = 0
@@ -343,7 +348,7 @@ class Generation:
     def abandon(self) -> None:
         """The run was interrupted: free everything but the trace."""
         self._release_layers()
-        self._is_finite = None
+        self._total = None
         self._finish()
 
     def _release_layers(self) -> None:
@@ -371,14 +376,14 @@ class Generation:
         return True
 
     def _check_finite(self, model_output: torch.Tensor, sample: torch.Tensor) -> None:
-        is_finite = torch.isfinite(model_output.sum(dtype=torch.float32) + sample.sum(dtype=torch.float32))
-        self._is_finite = is_finite if self._is_finite is None else self._is_finite & is_finite
-        if model_output.device.type == "cpu" and not bool(is_finite):
+        total = model_output.sum(dtype=torch.float32) + sample.sum(dtype=torch.float32)
+        self._total = total if self._total is None else self._total + total  # once not finite, it stays so
+        if total.is_cpu and not math.isfinite(total.item()):
             self._why_all_dense = "The noise held values that are not finite: the rest of the run was dense."
 
     def _finish(self) -> None:
         """Free everything but the trace."""
-        if self._is_finite is not None and not bool(self._is_finite):
+        if self._total is not None and not math.isfinite(self._total.item()):
             self.note("The noise held values that are not finite: the picture is damaged, with or without RAS.")
         for stopwatch in self._stopwatches:
             stopwatch.read()
@@ -386,5 +391,6 @@ class Generation:
             if step.active is not None:
                 step.active = step.active.cpu()
         self._branches.clear()
+        self._fitted = None
         self._chooser.forget()
-        self._active = self._is_active = None
+        self._active = self._is_active = self._members = None

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from ras_dit.addresses import FixedAddresses
-from ras_dit.attention import AttentionMerge, LayerSeam, UnsupportedAttentionError
+from ras_dit.attention import LayerSeam
+from ras_dit.blocks import BlockSeam, TextSeam, attention_seam, drop_text
 from ras_dit.cache import AS_COMPUTED, KVCache, KVStorage, reserved
 from ras_dit.calls import Call
 from ras_dit.config import RASConfig
@@ -68,6 +69,12 @@ class TokenSeams:
             module = self.root.get_submodule(plan.text_entry)
             self._text = [TextSeam(module, plan.text_rows or {}, plan.min_text)]
             self._hooks.append(module.register_forward_pre_hook(self._text[0], with_kwargs=True))
+        for path, select in plan.gather_methods.items():
+            owner, _, name = path.rpartition(".")
+            wrap = functools.partial(self._gather_result, select)
+            self._patches.append(PatchedMethod(self.root.get_submodule(owner), name, wrap))
+        for path, prepare in plan.prepare.items():
+            self._hooks.append(self.root.get_submodule(path).register_forward_pre_hook(prepare))
         for module in plan.scatter_modules(self.root):
             self._hooks.append(module.register_forward_hook(self._scatter))
         for name, module in self.root.named_modules():
@@ -76,7 +83,7 @@ class TokenSeams:
                     hook = functools.partial(self._make_whole, argument, inspect.signature(type(module).forward))
                     self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         for name, (module, stream) in plan.attention_modules(self.root).items():
-            self._layers[name] = (LayerSeam(plan.mask_query, plan.heads_per_key(module)), stream)
+            self._layers[name] = (LayerSeam(plan.mask_query, plan.heads_per_key(module), plan.hides_nothing), stream)
             seam = functools.partial(attention_seam, self._layers[name][0], name, module)
             self._patches.append(PatchedMethod(module, "forward", seam))
 
@@ -110,12 +117,11 @@ class TokenSeams:
         assert call.branch is not None
         for name, (layer, stream) in self._layers.items():
             cached_calls = call.branch.layers[name]
-            num_kept = call.num_text_kept if stream == "joint" else 0
             advance = call.advance.twice if call.advance is not None and stream == "twice" else call.advance
             for cached in cached_calls:
                 if cached.length >= call.num_image_rows:
                     cached.aim(self._place(stream, call, call.rows, cached.length), advance)
-            layer.aim("region", cached_calls, call.rows.num_dropped * (2 if stream == "twice" else 1) + num_kept)
+            layer.aim("region", cached_calls)
 
         for block in self._blocks:
             is_joint = block.stream == "joint"
@@ -134,13 +140,13 @@ class TokenSeams:
             branch.layers.clear()  # two generations of keys and values never stand side by side (but to forecast)
         for number, (name, (layer, stream)) in enumerate(self._layers.items()):
             if not call.captures:
-                layer.aim("measure", [], 0)
+                layer.aim("measure", [])
                 continue
             storage = self._storages[min(number, len(self._storages) - 1)]
             caches = self._followed(call, earlier.get(name, []), stream)
             if self._is_static:
                 caches = reserved(caches, branch.likes.get(name, []), storage, call.forecasts) or caches
-            layer.aim("capture", [], 0, storage, caches, call.forecasts)
+            layer.aim("capture", [], storage, caches, call.forecasts)
 
     def _followed(self, call: Call, earlier: list[KVCache], stream: Stream) -> list[KVCache]:
         """The caches that a capture follows or refills; none where keys and values are neither forecast nor static."""
@@ -203,6 +209,13 @@ class TokenSeams:
             parts[index] = self._rows_of(parts[index], select, call)
         return type(output)(parts)
 
+    def _gather_result(self, select: TokenSelect, original: Callable[..., Any]) -> Callable[..., Any]:
+        def method(*args: Any, **kwargs: Any) -> Any:
+            result, call = original(*args, **kwargs), self._current()
+            return result if call is None or call.rows is None else self._rows_of(result, select, call)
+
+        return method
+
     def _rows_of(self, value: Any, select: TokenSelect, call: Call) -> Any:
         if isinstance(value, (list, tuple)):
             return type(value)(self._rows_of(part, select, call) for part in value)
@@ -210,6 +223,10 @@ class TokenSeams:
             return {key: self._rows_of(part, select, call) for key, part in value.items()}
         if not isinstance(value, torch.Tensor) or value.ndim <= select.dim:
             return value
+        if select.is_picture:
+            flat = value.flatten(2).transpose(1, 2)
+            taken = self._rows_of(flat, TokenSelect(), call)
+            return value if taken is flat else taken.transpose(1, 2).unsqueeze(-1)
         dim = select.dim % value.ndim
         length = value.shape[dim]
         if length != call.num_image_rows if select.stream == "image" else length < call.num_image_rows:
@@ -259,122 +276,6 @@ class TokenSeams:
         if self.token_plan.scatter_stream == "joint" and not self.token_plan.text_rows:
             length += call.num_text_kept  # left out as rows were gathered
         return self._place(self.token_plan.scatter_stream, call, call.rows, length).scatter(output)
-
-
-class BlockSeam:
-    """Takes the rows of a block's arguments. It may be traced into a compiled block, so it only reads what `aim` laid
-    out.
-
-    Args:
-        module: the block.
-        chosen: names of its arguments -> the dimension that has one entry per row of the sequence.
-        stream: that sequence.
-    """
-
-    def __init__(self, module: torch.nn.Module, chosen: Mapping[str, TokenSelect], stream: Stream) -> None:
-        self.stream = stream
-        parameters = list(inspect.signature(type(module).forward).parameters)[1:]
-        self.places = [(name, parameters.index(name), select.dim) for name, select in chosen.items()]
-        self.clear()
-
-    def clear(self) -> None:
-        """Leave the arguments alone."""
-        self.index: torch.Tensor | None = None
-        self.is_alike = False
-        self.count = 0
-
-    def aim(self, rows: RowIndex, length: int) -> None:
-        """Take these rows of a sequence of this length."""
-        self.index, self.is_alike, self.count = rows.laid_out(length)
-        self.num_tokens, self.num_active = rows.num_tokens, rows.num_active
-        self.rows, self.length = rows, length
-
-    def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.index is None:
-            return None
-        new_args, new_kwargs = list(args), dict(kwargs)
-        for name, place, dim in self.places:
-            if name in kwargs:
-                new_kwargs[name] = self._taken(kwargs[name], dim)
-            elif place < len(args):
-                new_args[place] = self._taken(args[place], dim)
-        return tuple(new_args), new_kwargs
-
-    def _taken(self, sequence: Any, dim: int) -> Any:
-        if isinstance(sequence, int):  # a number of rows
-            return self.num_active if sequence == self.num_tokens else sequence
-        if isinstance(sequence, (list, tuple)):
-            return type(sequence)(self._taken(part, dim) for part in sequence)
-        if isinstance(sequence, dict):
-            return {key: self._taken(part, dim) for key, part in sequence.items()}
-        if not isinstance(sequence, torch.Tensor) or sequence.ndim <= dim:
-            return sequence
-        assert self.index is not None
-        dim = dim % sequence.ndim
-        length = sequence.shape[dim]
-        if length != self.length:  # a part of the joint sequence that holds the grid, or none of it
-            is_part = self.stream == "joint" and length >= self.num_tokens
-            return self.rows.gather(sequence, dim) if is_part else sequence
-        if self.is_alike:
-            return sequence.index_select(dim, self.index.to(sequence.device))
-        if dim != 1 or sequence.shape[0] * self.count != self.index.shape[0] or sequence.device != self.index.device:
-            return self.rows.gather(sequence, dim)
-        flat = sequence.reshape(sequence.shape[0] * sequence.shape[1], *sequence.shape[2:])
-        return flat.index_select(0, self.index).view(sequence.shape[0], self.count, *sequence.shape[2:])
-
-
-def drop_text(arguments: dict[str, Any], text_rows: Mapping[str, int | None], count: int) -> None:
-    """Leave the first so many text rows of these arguments (see `TokenPlan.text_rows`)."""
-    for name, dim in text_rows.items():
-        if dim is None:
-            arguments.pop(name, None)
-        elif isinstance(arguments.get(name), torch.Tensor):
-            arguments[name] = arguments[name].narrow(dim, 0, count)
-        elif isinstance(arguments.get(name), (list, tuple)):
-            arguments[name] = [part.narrow(dim, 0, count) for part in arguments[name]]
-
-
-class TextSeam:
-    """Drops the text rows of a block's arguments in region steps that reuse them; it may be traced as well.
-
-    Args:
-        module: the block.
-        text_rows, min_text: see `TokenPlan`.
-    """
-
-    def __init__(self, module: torch.nn.Module, text_rows: Mapping[str, int | None], min_text: int) -> None:
-        self.parameters = list(inspect.signature(type(module).forward).parameters)[1:]
-        self.text_rows, self.min_text = text_rows, min_text
-        self.is_dropping = False
-
-    def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not self.is_dropping:
-            return None
-        arguments = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
-        drop_text(arguments, self.text_rows, self.min_text)
-        return (), arguments
-
-
-def attention_seam(
-    layer: LayerSeam, name: str, module: torch.nn.Module, original: Callable[..., Any]
-) -> Callable[..., Any]:
-    """A forward of an attention module whose attention calls go to a seam, unless that is idle."""
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        if layer.kind == "idle":
-            return original(*args, **kwargs)
-        with AttentionMerge(layer):
-            result = original(*args, **kwargs)
-        if layer.position == 0 and not kwargs.get("all_perturbed", False):  # LTX-2's guidance that skips attention
-            processor = type(getattr(module, "processor", module)).__name__
-            raise UnsupportedAttentionError(
-                f"attention: {processor} in {name} does not use scaled_dot_product_attention; RAS cannot merge cached "
-                "keys into it. Use the default processor (pipe.transformer.set_attn_processor(...)) and the native "
-                'backend (pipe.transformer.set_attention_backend("native")).'
-            )
-        return result
-
-    return forward
 
 
 def storages_of(

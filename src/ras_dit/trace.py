@@ -170,14 +170,14 @@ class Stopwatch:
 
     def __init__(self, step: StepTrace, device: torch.device) -> None:
         self._step = step
-        self._is_cuda = device.type == "cuda"
+        self._device, self._is_cuda = device, device.type == "cuda"
         self._started = self._mark()
 
     def _mark(self) -> Any:
         if not self._is_cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))
         return event
 
     def stop(self) -> Stopwatch:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.tensors import DEVICE, NAN, assert_close, dtypes, laid, layouts, normal, seeds
+from kernels.tensors import DEVICE, NAN, ROUNDING, assert_close, dtypes, laid, layouts, normal, seeds
 from ras_dit.forecast import TokenHistory
 from ras_dit.kernels import REFERENCE, triton_operations
 
@@ -81,7 +81,8 @@ def test_record_and_fill_is_its_twin(
     expected = REFERENCE.record_and_fill(*twin, given_tokens, mask, **options)
     assert filled.dtype == dtype
     assert torch.isfinite(filled).all()
-    assert_close(filled, expected)
+    rounding = max(ROUNDING[dtype], ROUNDING[torch.float32])  # histories are float32, whatever comes out
+    torch.testing.assert_close(filled, expected, rtol=rounding, atol=rounding)
     assert torch.equal(kept[0].tensor, twin[0])
     assert torch.equal(kept[1].tensor.nan_to_num(-1), twin[1].nan_to_num(-1))
     assert kept[0].is_alone()

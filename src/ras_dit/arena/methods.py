@@ -21,9 +21,11 @@ from diffusers import (
 )
 
 from ras_dit.config import RASConfig
+from ras_dit.models import cache_hooks
 from ras_dit.pipeline import transformers_of
 from ras_dit.plan import build_plan
 from ras_dit.schedule import is_euler
+from ras_dit.seams import PatchedMethod
 
 Solver = Literal["euler", "ab2", "heun", "unipc", "dpm++", "euler-even", "ab2-even"]
 """``euler``: the pipeline's own scheduler, whatever it is. ``-even``: on a grid of even noise levels, 1 to 1 / steps,
@@ -49,12 +51,15 @@ class AdamsBashforth2Scheduler(_Euler):  # type: ignore[misc]
         """Begin a run."""
         super().set_timesteps(num_inference_steps, device, sigmas, **options)
         self._last: tuple[torch.Tensor, float] | None = None
+        self._levels: list[float] | None = None
 
     def step(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, **options: Any) -> Any:
         """Advance the latents; arguments and result as in `FlowMatchEulerDiscreteScheduler`."""
         if self.step_index is None:
             self._init_step_index(timestep)
-        sigma, following = (float(s) for s in self.sigmas[self.step_index : self.step_index + 2])
+        if self._levels is None:  # all at once: to ask a GPU in every step would be to wait for it
+            self._levels = self.sigmas.tolist()
+        sigma, following = self._levels[self.step_index : self.step_index + 2]
         mean = model_output
         if self._last is not None:
             noise, earlier = self._last
@@ -289,24 +294,34 @@ def _cached(pipe: Any, method: Method, calibrate: Callable[[], Any] | None) -> I
         options["mag_ratios"] = _magnitude_ratios(pipe, method.steps, calibrate)
     with ExitStack() as stack:
         if method.cache.kind in ("pyramid", "faster"):
-            options["current_timestep_callback"] = stack.enter_context(_clock(pipe.transformer))
+            options["current_timestep_callback"] = stack.enter_context(_clock(pipe))
         stack.enter_context(_hooked(pipe.transformer, method.cache.kind, options))
         yield
 
 
 @contextmanager
-def _clock(transformer: torch.nn.Module) -> Iterator[Callable[[], float]]:
-    """A function that tells the timestep of the call under way; some pipelines do not."""
-    at = [0.0]
+def _clock(pipe: Any) -> Iterator[Callable[[], float]]:
+    """A function that tells the timestep of the call under way; some pipelines do not. It asks the scheduler, once a
+    run: to ask a GPU in every call would be to wait for it."""
+    times: list[float] = []
 
-    def read(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        at[0] = float(kwargs["timestep"].flatten()[0])
+    def begin(set_timesteps: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            times.clear()
+            return set_timesteps(*args, **kwargs)
 
-    hook = transformer.register_forward_pre_hook(read, with_kwargs=True)
+        return wrapped
+
+    def now() -> float:
+        if not times:
+            times.extend(pipe.scheduler.timesteps.tolist())
+        return times[pipe.scheduler.step_index or 0]
+
+    patch = PatchedMethod(pipe.scheduler, "set_timesteps", begin)
     try:
-        yield lambda: at[0]
+        yield now
     finally:
-        hook.remove()
+        patch.release()
 
 
 @contextmanager
@@ -326,24 +341,15 @@ def _hooked(transformer: torch.nn.Module, kind: str, options: Mapping[str, Any])
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
     try:
         put(transformer, config(**options))
-        if next(_cache_hooks(transformer), None) is None:
+        if next(cache_hooks(transformer), None) is None:
             raise ValueError(f"cache: {kind} found nothing to hook in {type(transformer).__name__}.")
         registry.invalidate_child_registries_cache()
         _set_cache_context(transformer, CacheContext("arena"))
         yield
     finally:
-        for own, name in list(_cache_hooks(transformer)):
+        for own, name in list(cache_hooks(transformer)):
             own.remove_hook(name, recurse=False)
         registry.invalidate_child_registries_cache()
-
-
-def _cache_hooks(transformer: torch.nn.Module) -> Iterator[tuple[Any, str]]:
-    """Every registry with a cache's hook, and that hook's name."""
-    for module in transformer.modules():
-        own: Any = getattr(module, "_diffusers_hook", None)
-        for name in [] if own is None else own._hook_order:
-            if any(word in name for word in ("fbc", "mag_cache", "taylorseer", "pyramid", "faster_cache")):
-                yield own, name
 
 
 def _magnitude_ratios(pipe: Any, steps: int, calibrate: Callable[[], Any] | None) -> list[float]:

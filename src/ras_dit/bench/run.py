@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,6 +110,10 @@ class Benchmark:
         Returns:
             Whether every part that ran was green.
         """
+        with _on(self.settings.device):
+            return self._run(cases)
+
+    def _run(self, cases: list[Case]) -> bool:
         for case in cases:
             due = [part for part in self.settings.parts(case) if not self._is_finished(case, part)]
             if not due:
@@ -239,6 +243,13 @@ def _size_of(part: str) -> Size | None:
 def first_line(error: Exception) -> str:
     """Of what an error says."""
     return (str(error) or "no message").splitlines()[0]
+
+
+def _on(device: str) -> AbstractContextManager[Any]:
+    """What is timed, and what memory is asked for, is of this device."""
+    import torch
+
+    return torch.cuda.device(torch.device(device)) if device.startswith("cuda") else nullcontext()
 
 
 def _free(device: str) -> None:

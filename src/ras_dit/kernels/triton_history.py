@@ -112,6 +112,7 @@ def _history_kernel(  # type: ignore[no-untyped-def]
         tl.store(at_out, filled.to(out.dtype.element_ty), mask=inside)
 
     if records:
+        tl.debug_barrier()  # every warp of the program has read the sigmas by now; one of them writes them
         if depth > 2:
             tl.store(at_sigma + 2 * s_depth, s1, mask=is_new)
         if depth > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from typing import Any
 
 from ras_dit.models.allegro import ALLEGRO
@@ -120,11 +121,7 @@ def token_plan_of(transformer: Any) -> TokenPlan:
     for cls in type(transformer).__mro__:
         if cls.__name__ in REFUSED:
             raise ValueError(f"transformer: got {name}; RAS cannot be exact on it: {REFUSED[cls.__name__]}")
-    if name == "OptimizedModule":
-        raise ValueError(
-            "transformer: got a module wrapped by torch.compile(...). RAS needs the module itself: compile its "
-            "blocks in place, `for block in pipe.transformer.transformer_blocks: block.compile(fullgraph=True)`."
-        )
+    check_uncompiled(transformer)
     close = difflib.get_close_matches(name, TOKEN_PLANS, n=1, cutoff=0.5)
     hint = f" The nearest supported one is {close[0]}." if close else ""
     raise ValueError(
@@ -143,6 +140,45 @@ def check_uncached(transformer: Any) -> None:
             f"transformer: got {type(transformer).__name__} with a cache of diffusers on it; allowed: one without. "
             "Call pipe.transformer.disable_cache() first, or ras_dit.disable(pipe) to keep it."
         )
+    if (found := next(cache_hooks(transformer), None)) is not None:
+        raise ValueError(
+            f"transformer: got {type(transformer).__name__} with a cache's hook on it, {found[1]!r}; "
+            "allowed: one without. Load the pipeline anew, or call ras_dit.disable(pipe) to keep it."
+        )
 
 
-__all__ = ["REFUSED", "TOKEN_PLANS", "TokenPlan", "TokenSelect", "check_uncached", "token_plan_of"]
+def cache_hooks(transformer: Any) -> Iterator[tuple[Any, str]]:
+    """Every registry of diffusers' hooks that has one of a step cache, and that hook's name."""
+    for module in transformer.modules():
+        own: Any = getattr(module, "_diffusers_hook", None)
+        for name in [] if own is None else own._hook_order:
+            if any(word in name for word in _CACHES):
+                yield own, name
+
+
+_CACHES = ("fbc", "mag_cache", "taylorseer", "pyramid", "faster_cache", "sea_cache", "text_kv_cache")
+
+
+def check_uncompiled(transformer: Any) -> None:
+    """Refuse a transformer that is compiled as a whole: what RAS decides between calls cannot be traced.
+
+    Raises:
+        ValueError: it is.
+    """
+    if type(transformer).__name__ == "OptimizedModule" or getattr(transformer, "_compiled_call_impl", None) is not None:
+        raise ValueError(
+            "transformer: got a module compiled as a whole by torch.compile(...) or .compile(...); allowed: its blocks "
+            "compiled in place, `for block in pipe.transformer.transformer_blocks: block.compile(fullgraph=True)`."
+        )
+
+
+__all__ = [
+    "REFUSED",
+    "TOKEN_PLANS",
+    "TokenPlan",
+    "TokenSelect",
+    "cache_hooks",
+    "check_uncached",
+    "check_uncompiled",
+    "token_plan_of",
+]

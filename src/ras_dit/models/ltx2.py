@@ -12,6 +12,8 @@ def check(transformer: Any, arguments: Arguments) -> str | None:
     """A mask between single tokens would have to be cut in both directions."""
     if arguments.get("video_self_attention_mask") is not None:
         return "LTX-2 with a mask between video tokens (IC-LoRA) is not supported: the run was dense."
+    if arguments.get("num_frames") is None:
+        return "The call does not say how many frames there are: the whole run was dense."
     return None
 
 

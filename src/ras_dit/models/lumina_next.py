@@ -5,7 +5,18 @@ The proportional attention scale depends on the sequence length; the one of the 
 
 from __future__ import annotations
 
+from typing import Any
+
 from ras_dit.models.plan import TokenPlan, TokenSelect, picture_grid
+
+
+def cropped_table(embedder: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The part of the rotary table that the picture needs. The pipeline makes a table of 384 x 384 places on the CPU in
+    every step, of which the embedder crops what it needs once all of it was copied to the device."""
+    latents, table = arguments
+    height, width = (size // embedder.patch_size for size in latents.shape[-2:])
+    return latents, table[:height, :width]
+
 
 LUMINA_NEXT = TokenPlan(
     transformer="LuminaNextDiT2DModel",
@@ -14,8 +25,10 @@ LUMINA_NEXT = TokenPlan(
     gather={"patch_embedder": {0: TokenSelect(), 3: TokenSelect()}},
     scatter="norm_out",
     attention={"layers.*.attn1": "image"},
+    prepare={"patch_embedder": cropped_table},
     grid=picture_grid,
     repeats_keys=True,
+    hides_nothing=True,
     linears={
         "*.norm1.*": "row",
         "layers.*.attn2.to_k": "text",

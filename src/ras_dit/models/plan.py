@@ -30,11 +30,13 @@ class TokenSelect:
     """A tensor (or list of them) with one row per token along ``dim``; others of the same name are left alone.
 
     ``dim`` 0 is a table without a batch dimension (rotary tables, mostly): all images then share one active set. A
-    negative one counts from the end.
+    negative one counts from the end. ``is_picture`` is one with the tokens in the last two dimensions, [R, D, height,
+    width]; what is taken of it is a column, [R, D, K, 1].
     """
 
     dim: int = 1
     stream: Stream = "image"
+    is_picture: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,9 @@ class TokenPlan:
         pipelines: diffusers pipelines this was tried with.
         gather: module (dotted path with ``*`` inside its parts, "" is the transformer itself) -> argument name, or
             index into the module's output -> which rows to take.
+        gather_methods: method of a module (dotted path) -> which rows to take of what it returns.
+        prepare: module -> what is done to its positional arguments in every evaluation, such that it returns the same:
+            (module, arguments) -> arguments.
         scatter: module whose output rows go back to their places.
         scatter_stream: sequence that this output is.
         attention: attention modules whose keys and values are kept -> the sequence they attend over.
@@ -83,6 +88,8 @@ class TokenPlan:
             (transformer, arguments, grid) -> int.
         mask_query: the query whose row of the mask stands for all (0 the first one), where a model makes a mask of
             queries and keys anew in every layer; None keeps masks whole.
+        hides_nothing: masks of self-attention are there, and let every query see every key. Region steps go without
+            one, except on a CPU (whose kernel rounds otherwise without).
         whole: module -> argument that is put back to full length in front of it (a layer that tells frames apart by
             their length); what it puts out for the other tokens means nothing and is to be gathered again.
         timestep_is_level: the timestep argument is the noise level itself, in the scheduler's form or in 0..1.
@@ -98,6 +105,8 @@ class TokenPlan:
     attention: Mapping[str, Stream]
     grid: Callable[[Any, Arguments], TokenGrid]
     linears: Mapping[str, FlopStream]
+    gather_methods: Mapping[str, TokenSelect] = field(default_factory=dict)
+    prepare: Mapping[str, Callable[[Any, tuple[Any, ...]], tuple[Any, ...]]] = field(default_factory=dict)
     scatter_stream: Stream = "image"
     layout: Literal["image_first", "text_first"] = "image_first"
     cross_attention: tuple[str, ...] = ()
@@ -121,10 +130,33 @@ class TokenPlan:
     joint_offset: Callable[[Arguments], torch.Tensor] | None = None
     num_first: Callable[[Any, Arguments, TokenGrid], int] = lambda transformer, arguments, grid: 0
     mask_query: int | None = None
+    hides_nothing: bool = False
     whole: Mapping[str, str] = field(default_factory=dict)
     timestep_is_level: bool = False
     check: Callable[[Any, Arguments], str | None] = lambda transformer, arguments: None
     caveats: tuple[str, ...] = field(default=())
+
+    def grid_or_reason(self, transformer: Any, arguments: Arguments) -> TokenGrid | str:
+        """The grid of a call; where that cannot be told, why the call is refused.
+
+        Raises:
+            Exception: the grid cannot be told, and nothing refuses the call.
+        """
+        try:
+            return self.grid(transformer, arguments)
+        except Exception:
+            if (reason := self.check(transformer, arguments)) is None:
+                raise
+            return reason
+
+    def timestep_in(self, scheduler: Any, timestep: Any) -> Any:
+        """The scheduler's timestep for the transformer's timestep argument."""
+        if not self.timestep_is_level:
+            return self.scheduler_timestep(timestep)
+        timesteps = scheduler.timesteps
+        levels = scheduler.sigmas[: len(timesteps)]
+        levels = levels / (1 + levels) if float(levels[0]) > 1 else levels
+        return timesteps[(levels - timestep.amax().to(levels.device)).abs().argmin()]
 
     def count_text(self, transformer: Any, arguments: Arguments, grid: TokenGrid) -> int:
         """Text, register and padding tokens of a call."""

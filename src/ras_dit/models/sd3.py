@@ -12,6 +12,13 @@ def num_text(pipe: Any, max_sequence_length: int) -> int:
     return int(getattr(pipe, "tokenizer_max_length", 77)) + max_sequence_length
 
 
+def check(transformer: Any, arguments: Any) -> str | None:
+    """Places come from a table that is cropped for the picture, as in every published model."""
+    if transformer.config.pos_embed_max_size:
+        return None
+    return "The transformer's pos_embed_max_size is None: its places are not cropped from a table, the run was dense."
+
+
 SD3 = TokenPlan(
     transformer="SD3Transformer2DModel",
     family="Stable Diffusion 3 medium; 3.5 medium, large",
@@ -23,8 +30,9 @@ SD3 = TokenPlan(
     ),
     gather={
         "": {"block_controlnet_hidden_states": TokenSelect()},
-        "pos_embed": {0: TokenSelect()},
+        "pos_embed.proj": {0: TokenSelect(is_picture=True)},
     },
+    gather_methods={"pos_embed.cropped_pos_embed": TokenSelect()},
     scatter="proj_out",
     attention={"transformer_blocks.*.attn": "joint", "transformer_blocks.*.attn2": "image"},
     layout="image_first",
@@ -41,6 +49,7 @@ SD3 = TokenPlan(
     },
     text_rows={"encoder_hidden_states": 1},
     num_text=num_text,
+    check=check,
     caveats=(
         "A ControlNet itself runs dense.",
         "StableDiffusion3PAGPipeline is refused; a guider for perturbed attention works.",

@@ -1,0 +1,121 @@
+"""Calls and transformers that RAS cannot follow: refused by name, or dense with a note, never wrong or stuck."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, MagCacheConfig
+from diffusers.hooks import apply_mag_cache
+
+import ras_dit
+from families import z_image
+from ras_dit.arena.methods import AdamsBashforth2Scheduler
+from ras_dit.models.ltx2 import LTX2
+from ras_dit.models.z_image import Z_IMAGE
+from ras_dit.schedule import forecast_levels, noise_levels
+from tiny import REGION, inputs, run, tiny_pipeline
+
+
+@pytest.mark.parametrize("is_ras_first", [True, False])
+def test_a_step_cache_put_on_by_its_function_is_refused(is_ras_first: bool) -> None:
+    """The only way to one on Stable Diffusion 3, whose transformer has no `enable_cache`."""
+    pipe = tiny_pipeline()
+    cache = MagCacheConfig(num_inference_steps=10, mag_ratios=torch.ones(10))
+    with contextlib.ExitStack() as stack:
+        if is_ras_first:
+            stack.enter_context(ras_dit.accelerate(pipe, REGION))
+        apply_mag_cache(pipe.transformer, cache)
+        with pytest.raises(ValueError, match="mag_cache"):
+            run(pipe, **inputs()) if is_ras_first else ras_dit.enable(pipe, REGION)
+
+
+def test_a_transformer_compiled_as_a_whole_is_refused() -> None:
+    pipe = tiny_pipeline()
+    pipe.transformer.compile(backend="eager")
+    with pytest.raises(ValueError, match="its blocks compiled in place"):
+        ras_dit.enable(pipe, REGION)
+    pipe.transformer._compiled_call_impl = None
+    ras_dit.enable(pipe, REGION)
+
+
+def test_recorded_gradients_leave_a_run_dense() -> None:
+    pipe = tiny_pipeline()
+    call = inputs(output_type="latent")
+    dense = run(pipe, **call)
+    sample = type(pipe).__call__.__wrapped__  # type: ignore[attr-defined]  # without its torch.no_grad()
+    with torch.enable_grad(), ras_dit.accelerate(pipe, REGION) as handle:
+        with pytest.warns(ras_dit.RASWarning, match="Gradients"):
+            assert torch.equal(sample(pipe, **call).images, dense)
+        assert handle.summary().num_dense == 10
+        pipe.transformer.requires_grad_(False)
+        sample(pipe, **call)
+        assert handle.summary().num_dense < 10
+
+
+def test_layers_on_several_devices_leave_a_run_dense() -> None:
+    pipe = tiny_pipeline()
+    dense = run(pipe, **inputs())
+    pipe.transformer.hf_device_map = {"pos_embed": 0, "transformer_blocks": 1}
+    with pytest.warns(ras_dit.RASWarning, match="several devices"), ras_dit.accelerate(pipe, REGION) as handle:
+        assert torch.equal(run(pipe, **inputs()), dense)
+    assert handle.summary().num_dense == 10
+
+
+def test_a_call_without_a_grid_is_left_alone_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = z_image.build()
+    with torch.no_grad():
+        dense = pipe(**z_image.call()).images
+
+        def no_grid(*_: Any) -> Any:
+            raise TypeError("list indices must be integers or slices, not NoneType")
+
+        with ras_dit.accelerate(pipe, REGION) as handle:
+            plan = handle._session.token_plan
+            monkeypatch.setattr(handle._session, "token_plan", _changed(plan, grid=no_grid))
+            with pytest.raises(TypeError):
+                pipe(**z_image.call())
+            monkeypatch.setattr(handle._session, "token_plan", _changed(plan, grid=no_grid, check=lambda *_: "No."))
+            with pytest.warns(ras_dit.RASWarning, match="No"):
+                assert torch.equal(pipe(**z_image.call()).images, dense)
+            assert handle.trace.notes == ["No."]
+    assert Z_IMAGE.grid_or_reason(None, {"x": [[torch.zeros(4, 1, 4, 4)]]}) == Z_IMAGE.check(None, {"x": [[]]})
+
+
+def _changed(plan: Any, **changes: Any) -> Any:
+    import dataclasses
+
+    return dataclasses.replace(plan, **changes)
+
+
+def test_ltx2_without_a_number_of_frames_is_refused() -> None:
+    assert "frames" in str(LTX2.check(None, {}))
+    assert LTX2.check(None, {"num_frames": 3}) is None
+
+
+def test_forecasts_begin_below_the_level_whatever_the_scheduler_counts_in() -> None:
+    plain = FlowMatchEulerDiscreteScheduler()
+    plain.set_timesteps(10)
+    levels = noise_levels(plain)
+    assert forecast_levels(plain, levels) == levels
+    assert forecast_levels(plain, levels[3:]) == levels[3:]
+    inverted = FlowMatchEulerDiscreteScheduler(invert_sigmas=True)  # Mochi, OmniGen
+    inverted.set_timesteps(10)
+    assert noise_levels(inverted)[0] < 0.1
+    assert forecast_levels(inverted, noise_levels(inverted)) == pytest.approx(levels, abs=1e-6)
+    edm = FlowMatchEulerDiscreteScheduler()  # Cosmos Predict2 sets its own
+    edm.sigmas = torch.tensor([80.0, 4.0, 1.0, 0.25, 0.0])
+    edm.timesteps = 1000 * edm.sigmas[:-1]
+    found = forecast_levels(edm, noise_levels(edm))
+    assert found == pytest.approx([80 / 81, 0.8, 0.5, 0.2, 0.0])
+    assert forecast_levels(edm, noise_levels(edm)[2:]) == pytest.approx([0.5, 0.2, 0.0])
+
+
+def test_schedulers_of_the_arena_read_their_levels_once_a_run() -> None:
+    pipe = tiny_pipeline(scheduler=AdamsBashforth2Scheduler(shift=3.0))
+    first = run(pipe, **inputs())
+    assert torch.equal(run(pipe, **inputs(num_inference_steps=10)), first)
+    assert not torch.equal(run(pipe, **inputs(num_inference_steps=7)), first)
+    assert len(pipe.scheduler._levels) == 8
