@@ -42,12 +42,16 @@ def test_flags_are_the_fields_of_the_config(command: Callable[..., None]) -> Non
     expected = {
         options.flag_of(field.name): (
             options.IMPORTANT if field.metadata["important"] else options.TINKER,
-            field.metadata["help"],
+            f"{field.metadata['help']} RASConfig's default: {written(field.default)}.",
         )
         for field in dataclasses.fields(RASConfig)
     }
     assert panels == expected
     assert len(expected) == len(dataclasses.fields(RASConfig))
+
+
+def written(default: object) -> str:
+    return {"False": "false", "None": "none", "()": "none"}.get(str(default), str(default))
 
 
 def test_every_field_survives_its_flag() -> None:
