@@ -62,6 +62,10 @@ def test_layers_on_several_devices_leave_a_run_dense() -> None:
     with pytest.warns(ras_dit.RASWarning, match="several devices"), ras_dit.accelerate(pipe, REGION) as handle:
         assert torch.equal(run(pipe, **inputs()), dense)
     assert handle.summary().num_dense == 10
+    pipe.transformer.hf_device_map = {"pos_embed": 0, "transformer_blocks": "cpu", "proj_out": "disk"}
+    with ras_dit.accelerate(pipe, REGION) as handle:
+        run(pipe, **inputs())
+    assert handle.summary().num_dense < 10
 
 
 def test_a_call_without_a_grid_is_left_alone_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,8 @@ def why_unfit(pipe: Any, transformer: torch.nn.Module) -> str | None:
     """Why no step of a pipeline can leave tokens out, as it guides, or as its transformer runs; None if they can."""
     if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in transformer.parameters()):
         return "Gradients are recorded (use torch.no_grad()): the whole run was dense."
-    if len(set((getattr(transformer, "hf_device_map", None) or {}).values())) > 1:
+    places = (getattr(transformer, "hf_device_map", None) or {}).values()
+    if len(set(places) - {"cpu", "disk"}) > 1:  # what is offloaded there runs where the rest does
         return "The transformer's layers lie on several devices (device_map): the whole run was dense."
     if "SmoothedEnergyGuidance" in type(getattr(pipe, "guider", None)).__name__:
         return "SmoothedEnergyGuidance blurs queries as if all tokens were there: the whole run was dense."

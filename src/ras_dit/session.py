@@ -151,7 +151,7 @@ class Session:
         for part in (*self._patches, *self._cpu_layers.values(), *self._seams.values(), *inpaint):
             part.ensure()
         if self._pipe.transformer is not self.transformer:
-            self._leave("The pipeline's transformer was replaced after `enable`: RAS is not on it. Enable it again.")
+            self._leave("The transformer was replaced after `enable`: RAS is not on it. Disable and enable again.")
 
     def _leave(self, reason: str) -> None:
         """A run is not followed at all: say why."""
