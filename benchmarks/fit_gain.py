@@ -18,7 +18,7 @@ from ras_dit import Plan, RASConfig, build_plan
 from ras_dit.bench import case_named
 from ras_dit.cli.pipelines import EMBEDDED, pipeline_outline
 from ras_dit.embedded import MAX_SEQUENCE_LENGTH
-from ras_dit.flops import plan_cost
+from ras_dit.flops import Layers, plan_cost
 from ras_dit.gain import DeviceRates, Load, Model, capture_load, evaluation_load, with_prediction
 from ras_dit.models import token_plan_of
 
@@ -111,9 +111,10 @@ def _run(result: dict[str, Any], row: dict[str, Any], outline: Outline, num_toke
     token_plan = token_plan_of(transformer)
     config = RASConfig.from_dict(row["config"]) if "config" in row else RASConfig(sample_ratio=1.0)
     plan = build_plan(config, row["steps"], num_tokens)
-    cost = plan_cost(plan, token_plan, transformer, outline.num_text, outline.num_extra, config)
+    layers = Layers.of(token_plan, transformer)
+    cost = plan_cost(plan, token_plan, layers, outline.num_text, outline.num_extra, config)
     plan = replace(plan, cost=cost)
-    model = Model.of(transformer, len(token_plan.attention_modules(transformer)), torch.device(result["device"]))
+    model = Model.of(layers, torch.device(result["device"]))
     load = plan_load(plan, config, model, outline.num_rows)
     predicted = with_prediction(plan, config, model, outline.num_rows)
     speedup, processor = row.get("speedup_same_mode", row["speedup"]), result["hardware"]["processor"]

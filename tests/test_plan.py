@@ -7,13 +7,14 @@ import torch
 from diffusers import WanVideoToVideoPipeline
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import ras_dit
 from families import mochi, prx, wan, z_image
 from ras_dit import PRESETS, RASConfig, build_plan
-from ras_dit.flops import plan_cost, step_flops
+from ras_dit.flops import Layers, plan_cost, step_flops
 from ras_dit.models.sd3 import SD3
 from test_config import configs
 from tiny import inputs, run, tiny_pipeline, tiny_transformer
@@ -124,9 +125,30 @@ def test_flops_of_a_region_step_agree_with_torchs_counter() -> None:
     config = RASConfig(sample_ratio=0.25, warmup_steps=2)
     with ras_dit.accelerate(pipe, config), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         run(pipe, **inputs(guidance_scale=1.0))
-    cost = plan_cost(build_plan(config, 10, 96), SD3, pipe.transformer, 7)
+    cost = plan_cost(build_plan(config, 10, 96), SD3, Layers.of(SD3, pipe.transformer), 7)
     assert cost.total_flops == pytest.approx(counter.get_total_flops(), rel=1e-9)
     assert cost.kv_cache_bytes == 2 * 3 * (96 + 7) * 32 * 4
+
+
+def test_layers_are_read_again_when_they_are_others() -> None:
+    pipe = tiny_pipeline()
+    transformer = pipe.transformer
+    layers = Layers.of(SD3, transformer)
+    assert layers.updated(SD3, transformer) is layers
+    transformer.to(torch.float16)
+    assert layers.updated(SD3, transformer).dtype == torch.float16
+    transformer.to(torch.float32)
+    handle = ras_dit.enable(pipe, RASConfig(sample_ratio=0.25, warmup_steps=2))
+    lora, costs = LoraConfig(r=2, target_modules=["to_out.0"]), []
+    for change in (lambda: None, transformer.fuse_qkv_projections, lambda: transformer.add_adapter(lora)):
+        change()
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            run(pipe, **inputs(guidance_scale=1.0))
+        assert handle.latest_plan is not None
+        assert handle.latest_plan.cost is not None
+        costs.append(handle.latest_plan.cost.total_flops)
+        assert costs[-1] == pytest.approx(counter.get_total_flops(), rel=1e-9)
+    assert costs[0] == costs[1] < costs[2]
 
 
 def test_the_handle_plans_before_anything_runs() -> None:

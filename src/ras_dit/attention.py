@@ -239,13 +239,17 @@ class AttentionMerge(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is functional.scaled_dot_product_attention:
+        if func is _ATTENTION:
             return self.layer.attend(*args, **kwargs)
-        if func is torch.Tensor.unflatten:  # the method cannot be traced from here, the function can
+        if func is _UNFLATTEN:  # the method cannot be traced from here, the function can
             return torch.unflatten(*args, **kwargs)
-        if func is torch.Tensor.reshape and not args[0].numel() and -1 in args[1:]:
+        if func is _RESHAPE and not args[0].numel() and -1 in args[1:]:
             return args[0].reshape(size_of_none(args[0].shape, args[1:]))
         return func(*args, **kwargs)
+
+
+# every operation of an attention module is compared with these
+_ATTENTION, _UNFLATTEN, _RESHAPE = functional.scaled_dot_product_attention, torch.Tensor.unflatten, torch.Tensor.reshape
 
 
 def size_of_none(shape: Sequence[int], wanted: Sequence[int]) -> list[int]:

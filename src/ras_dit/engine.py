@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ras_dit.config import RASConfig
-from ras_dit.flops import plan_cost
+from ras_dit.flops import Layers, plan_cost
 from ras_dit.gain import DeviceRates, Model, is_small, why_small, with_prediction
 from ras_dit.models import TOKEN_PLANS, check_uncached, check_uncompiled, token_plan_of
 from ras_dit.models.sizes import check_count, default_call, default_rows, grid_for_size
@@ -199,12 +199,12 @@ def plan_for(
     order = getattr(pipe.scheduler, "order", 1)
     plan = build_plan(config, num_inference_steps * order - (order - 1), grid.num_tokens)
     num_text = token_plan.num_text(pipe, max_sequence_length) + token_plan.num_registers
-    cost = plan_cost(plan, token_plan, pipe.transformer, num_text, config=config)
+    layers = Layers.of(token_plan, pipe.transformer)
+    cost = plan_cost(plan, token_plan, layers, num_text, config=config)
     weights = next(pipe.transformer.parameters()).device
     device = weights if weights.type == "meta" else device_of(pipe)
-    model = Model.of(pipe.transformer, len(token_plan.attention_modules(pipe.transformer)), device)
     num_rows = num_images * default_rows(pipe)
-    return with_prediction(replace(plan, cost=cost), config, model, num_rows, rates)
+    return with_prediction(replace(plan, cost=cost), config, Model.of(layers, device), num_rows, rates)
 
 
 def resolve_config(config: RASConfig | str | Path | None) -> RASConfig:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,18 +26,28 @@ class Layers:
         cross_attention: channels of every module that attends to the text.
         dense_attention: of every one that attends over all image tokens in front of the gather.
         attention: channels of queries and of keys, and the stream, of every module that a token plan names.
+        num_leaves: modules without others inside.
+        dtype: that the transformer computes in.
     """
 
     linears: list[tuple[int, int, str]]
     cross_attention: list[int]
     dense_attention: list[int]
     attention: list[tuple[int, int, str]]
+    num_leaves: int
+    dtype: torch.dtype
+    _read_from: tuple[torch.dtype, list[nn.Module]] = field(repr=False, compare=False)
 
     @classmethod
     def of(cls, token_plan: TokenPlan, transformer: nn.Module) -> Layers:
         """Read from a transformer; its weights are not."""
-        found, streams = cls([], [], [], []), token_plan.linear_streams(transformer)
-        for name, module in transformer.named_modules():
+        named = dict(transformer.named_modules())
+        read_from = (_first_dtype(transformer), list(named.values()))
+        named = {name: module for name, module in named.items() if not _is_fused(name, named)}
+        num_leaves = sum(not any(module.children()) for module in named.values())
+        found = cls([], [], [], [], num_leaves, compute_dtype(transformer), read_from)
+        streams = token_plan.linear_streams(transformer)
+        for name, module in named.items():
             size = _layer_size(module)
             if size:
                 stream = next((s for pattern, s in streams.items() if fits(name, pattern)), "row")
@@ -47,6 +59,14 @@ class Layers:
         for module, stream in token_plan.attention_modules(transformer).values():
             found.attention.append((_width(module), _width(module) // heads_per_key(module), stream))
         return found
+
+    def updated(self, token_plan: TokenPlan, transformer: nn.Module) -> Layers:
+        """The layers as they are now: these, unless the transformer has other modules than it had (LoRAs and adapters
+        bring some), or another type. To read them all takes ten times as long as to see that."""
+        dtype, modules = self._read_from
+        now = list(transformer.modules())
+        is_same = len(now) == len(modules) and all(map(operator.is_, now, modules))
+        return self if is_same and dtype == _first_dtype(transformer) else Layers.of(token_plan, transformer)
 
 
 def step_work(
@@ -104,6 +124,12 @@ def step_flops(token_plan: TokenPlan, transformer: nn.Module, *counts: Any, **op
     return step_work(Layers.of(token_plan, transformer), *counts, **options).flops
 
 
+def _is_fused(name: str, named: Mapping[str, nn.Module]) -> bool:
+    """Whether a layer stands for others beside it (``fuse_qkv_projections``), as many multiply-adds as they are."""
+    module, _, own = name.rpartition(".")
+    return own in ("to_qkv", "to_kv", "to_added_qkv", "to_added_kv") and f"{module}.to_k" in named
+
+
 def _layer_size(module: nn.Module) -> int:
     """Multiply-adds of a layer for one row: 0 for a module that is none."""
     if isinstance(module, nn.modules.conv._ConvNd):
@@ -137,6 +163,10 @@ def _width(module: nn.Module) -> int:
     return int(width or getattr(query, "out_features", 0))
 
 
+def _first_dtype(transformer: nn.Module) -> torch.dtype:
+    return next((parameter.dtype for parameter in transformer.parameters()), torch.float32)
+
+
 def compute_dtype(transformer: nn.Module) -> torch.dtype:
     """The type a transformer computes in: not that of quantised weights, nor of the few that stay in float32."""
     found = getattr(transformer, "dtype", None)  # of a diffusers model, which knows of both, and of layerwise casting
@@ -154,7 +184,7 @@ def keeping_layers(share: float, num_layers: int) -> list[bool]:
 def plan_cost(
     plan: Plan,
     token_plan: TokenPlan,
-    transformer: Any,
+    layers: Layers,
     num_text: int,
     num_extra: int = 0,
     config: RASConfig = RASConfig(),  # noqa: B008 (frozen)
@@ -169,7 +199,7 @@ def plan_cost(
     Args:
         plan: steps and active counts.
         token_plan: describes the transformer class.
-        transformer: its layers are read.
+        layers: of the transformer.
         num_text: text tokens of the sequence.
         num_extra: reference tokens beside the grid.
         config: its ``kv_*`` and ``*_reuse`` options count.
@@ -179,7 +209,6 @@ def plan_cost(
     num_tokens = plan.num_tokens
     share, is_timed = config.kv_cache_layers, has_timestep_per_token
     num_kept = token_plan.count_reused_text(num_text, num_padding) if config.text_reuse else 0
-    layers = Layers.of(token_plan, transformer)
 
     def work(count: int) -> Work:
         reuses = (num_kept, config.reference_reuse) if count < num_tokens else ()
@@ -189,7 +218,7 @@ def plan_cost(
         count: work(count) for count in {num_tokens, *(step.num_active for step in plan if step.kind != "skip")}
     }
     total = sum(by_count[step.num_active].flops for step in plan if step.kind != "skip")
-    element = compute_dtype(transformer).itemsize
+    element = layers.dtype.itemsize
     if config.kv_cache_dtype is not None:
         element = 1 if config.kv_cache_dtype.startswith("float8") else 2
     cache = 0

@@ -13,11 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional
 
 from ras_dit.config import RASConfig
-from ras_dit.flops import compute_dtype
+from ras_dit.flops import Layers
 from ras_dit.plan import Cost, Plan, StepKind, Work
 
 SMALL_GAIN = 1.05
@@ -203,11 +202,10 @@ class Model:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, transformer: nn.Module, num_layers: int, device: torch.device) -> Model:
-        """Read from a transformer; ``device`` is where it runs (offloaded weights lie elsewhere in between)."""
-        num_leaves = sum(not any(module.children()) for module in transformer.modules())
-        dtype = compute_dtype(transformer)
-        return cls(OPERATIONS_PER_MODULE * num_leaves, num_layers, dtype.itemsize, device, dtype)
+    def of(cls, layers: Layers, device: torch.device) -> Model:
+        """Of a transformer's layers; ``device`` is where it runs (offloaded weights lie elsewhere in between)."""
+        num_operations, dtype = OPERATIONS_PER_MODULE * layers.num_leaves, layers.dtype
+        return cls(num_operations, len(layers.attention), dtype.itemsize, device, dtype)
 
 
 def with_prediction(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,12 +15,12 @@ def why_frozen(root: Any) -> str | None:
     Frozen weights (``torch._inductor.config.freezing``) are constants of the compiled code, and so is every tensor
     that PyTorch comes upon by way of a module: cached keys and values would be compiled in.
     """
-    if all(getattr(module, "_compiled_call_impl", None) is None for module in root.modules()):
-        return None
     import torch
-    from torch._inductor import config
 
-    if not config.freezing or torch.is_grad_enabled():
+    config = sys.modules.get("torch._inductor.config")  # nobody can have set it otherwise, and importing it is slow
+    if config is None or not config.freezing or torch.is_grad_enabled():
+        return None
+    if all(getattr(module, "_compiled_call_impl", None) is None for module in root.modules()):
         return None
     return (
         "The transformer's blocks are compiled with frozen weights (torch._inductor.config.freezing), which would make "

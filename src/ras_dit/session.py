@@ -15,7 +15,7 @@ from ras_dit.chooser import TokenChooser
 from ras_dit.config import RASConfig
 from ras_dit.cpu_layers import CPULayers
 from ras_dit.fitted import FittedForecast
-from ras_dit.flops import plan_cost
+from ras_dit.flops import Layers, plan_cost
 from ras_dit.gain import DeviceRates, Model, is_small, why_small, with_prediction
 from ras_dit.geometry import TokenGrid
 from ras_dit.inpainting import InpaintMask
@@ -57,8 +57,7 @@ class Session:
     """
 
     def __init__(self, pipe: Any, config: RASConfig, token_plan: TokenPlan, rates: DeviceRates | None = None) -> None:
-        self.config = config
-        self.rates = rates
+        self.config, self.rates = config, rates
         self.token_plan = token_plan
         self.transformer: torch.nn.Module = pipe.transformer
         self.trace = Trace()
@@ -69,12 +68,10 @@ class Session:
         self._pipe = pipe
         self._operations = operations_for(config.kernels, device_of(pipe))
         self._generation: Generation | None = None
-        self._is_due = False
+        self._is_due, self._first = False, 0
         self._call: Call | None = None
         self._warned: set[str] = set()
-        self._has_warned_of_gain = False
         self._early_notes: list[str] = []
-        self._first = 0
         self._scheduler: Any = None
         self._scheduler_patches: list[PatchedMethod | PlainCopies] = []
         self._patches: list[PatchedMethod | NoCopies] = []
@@ -83,6 +80,7 @@ class Session:
         self._memory: StaticMemory = {}
         self._addresses = FixedAddresses() if config.static_memory else None
         self._cpu_layers: dict[torch.nn.Module, CPULayers] = {}
+        self._layers: dict[torch.nn.Module, Layers] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         try:
             for transformer in transformers_of(pipe):
@@ -105,6 +103,7 @@ class Session:
         self._seams[root] = TokenSeams(root, self.token_plan, lambda: self._call, kept)
         self._seams[root].attach()
         self._cpu_layers[root] = CPULayers(root, self.token_plan.linear_streams(root))
+        self._layers[root] = Layers.of(self.token_plan, root)
         if self.config.skips:
             self._patches.append(PatchedMethod(root, "forward", self._skipping_forward))
         self._patches.append(NoCopies(root, "copy.deepcopy: RAS is on this transformer; ras_dit.disable(pipe) first."))
@@ -130,7 +129,7 @@ class Session:
         for patch in [*self._patches, *self._scheduler_patches, *([] if self._inpaint is None else [self._inpaint])]:
             patch.release()
         self._hooks, self._patches, self._scheduler_patches, self._inpaint = [], [], [], None
-        self._seams, self._cpu_layers, self._memory = {}, {}, {}
+        self._seams, self._cpu_layers, self._layers, self._memory = {}, {}, {}, {}
         self._generation = self._call = self._scheduler = None
 
     # ------------------------------------------------------------------ the scheduler, observed
@@ -288,11 +287,12 @@ class Session:
             self.note("reference_reuse: this call has no reference tokens, so it changes nothing.", is_warning=False)
         is_timed = token_plan.has_timestep_per_token(arguments, grid.num_tokens + num_extra)
         num_padding = token_plan.count_padding(transformer, arguments, grid)
-        model = Model.of(transformer, len(token_plan.attention_modules(transformer)), latents[0].device)
+        layers = self._layers[transformer] = self._layers[transformer].updated(token_plan, transformer)
 
         def costed(plan: Plan) -> Plan:
-            cost = plan_cost(plan, token_plan, transformer, num_text, num_extra, self.config, is_timed, num_padding)
-            return with_prediction(replace(plan, cost=cost), self.config, model, len(latents), self.rates)
+            cost = plan_cost(plan, token_plan, layers, num_text, num_extra, self.config, is_timed, num_padding)
+            model, num_rows = Model.of(layers, latents[0].device), len(latents)
+            return with_prediction(replace(plan, cost=cost), self.config, model, num_rows, self.rates)
 
         self.costed, self.plan = costed, costed(plan)
         if is_small(self.plan) and self._leaves_dense(self.plan):
@@ -394,7 +394,7 @@ class Session:
 
     def warn_of_small_gain(self, reason: str) -> None:
         """Warn, once a session, of a run that is hardly worth it; `Handle.summary` gives advice on every one."""
-        if not self._has_warned_of_gain:
-            self._has_warned_of_gain = True
+        if "small gain" not in self._warned:
+            self._warned.add("small gain")
             text = f"RAS gains little here. {reason} auto=True leaves such runs dense."
             warnings.warn(text, SmallGainWarning, stacklevel=3)

@@ -220,7 +220,7 @@ class Case:
             config: any.
             pipe: what `outline` gave; None makes one.
         """
-        from ras_dit.flops import plan_cost
+        from ras_dit.flops import Layers, plan_cost
         from ras_dit.models import token_plan_of
         from ras_dit.models.sizes import grid_for_size
         from ras_dit.plan import build_plan
@@ -231,8 +231,8 @@ class Case:
         frames = size.num_frames if size.num_frames > 1 else None
         grid = grid_for_size(pipe, token_plan, size.height, size.width, frames)
         plan = build_plan(config, self.schedule.num_steps, grid.num_tokens)
-        counts = (self.dimensions.num_text, self.num_references)
-        return replace(plan, cost=plan_cost(plan, token_plan, pipe.transformer, *counts, config))
+        layers, counts = Layers.of(token_plan, pipe.transformer), (self.dimensions.num_text, self.num_references)
+        return replace(plan, cost=plan_cost(plan, token_plan, layers, *counts, config))
 
 
 def _embedded_call(batch: int) -> dict[str, Any]:

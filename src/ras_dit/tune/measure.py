@@ -16,7 +16,7 @@ from ras_dit.arena.run import Scene, call_for, pixels
 from ras_dit.config import RASConfig
 from ras_dit.engine import Handle, plan_for
 from ras_dit.files import whole_file
-from ras_dit.flops import plan_cost
+from ras_dit.flops import Layers, plan_cost
 from ras_dit.models import token_plan_of
 from ras_dit.plan import Plan, StepPlan
 from ras_dit.tune.metric import Metric
@@ -172,7 +172,7 @@ class Bench:
     def _cost_of(self, plan: Plan, config: RASConfig) -> Any:
         token_plan = token_plan_of(self.pipe.transformer)
         num_text = token_plan.num_text(self.pipe, self._text_length) + token_plan.num_registers
-        return plan_cost(plan, token_plan, self.pipe.transformer, num_text, config=config)
+        return plan_cost(plan, token_plan, Layers.of(token_plan, self.pipe.transformer), num_text, config=config)
 
     def _time_dense(self, scenes: Sequence[Scene]) -> float:
         if not self._is_warm:  # the first calls of a process are slower, whoever makes them
