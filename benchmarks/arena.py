@@ -169,12 +169,13 @@ PAIRS = [
 ]
 
 
+AUTHORS = ("0.5, 28", "0.25, 28", "0.5, 15", "0.25, 15", "0.125, 15", "0.75, 7")
 LARGE = (
     *("Euler, 14 steps", *(f"UniPC 2, {steps} steps" for steps in (17, 14, 12, 9, 7, 6))),
     *(f"{solver}, {steps} even steps" for solver in ("Euler", "AB2") for steps in (17, 12, 9, 7, 6)),
     *(f"DPM-Solver++ 2M, {steps} steps" for steps in (17, 7, 6)),
-    *("authors, 0.5, 28 steps", "authors, 0.25, 28 steps", *(f"authors, {r}, 15 steps" for r in (0.5, 0.25, 0.125))),
-    *("authors, 0.75, 7 steps", *(f"round_robin, {r}" for r in (0.5, 0.25, 0.125)), "random, T 6, order 1"),
+    *(f"authors, {run} steps{end}" for run in AUTHORS for end in ("", ", starvation 1")),
+    *(*(f"round_robin, {r}" for r in (0.5, 0.25, 0.125)), "random, T 6, order 1"),
     *(f"regions in every step, T {token_steps}, order 1" for token_steps in (17, 11.5, 8.75, 6)),
     *(f"skipping only, T {token_steps}, order 1" for token_steps in (17, 11, 8, 6)),
     *(f"regions midway, T {token_steps}, order 1" for token_steps in (17, 11.5, 6)),

@@ -10,13 +10,15 @@
 # CUDA graphs); kernels; speed (every case that fits, with presets and the crossover); all-tests (kernels on drawn
 # inputs, too); model (training of the embedded model at 256 x 256 goes on, and is evaluated); arena (both sizes).
 # FOLDER keeps what the speed cases have finished (outputs/bench), MINUTES is how long to train (60), MODES are those of
-# sd3 and lumina, RAS_COMMIT names the commit where there is no git.
+# sd3 and lumina, RAS_COMMIT names the commit where there is no git, PYTHON is an interpreter with what the project
+# needs; the project itself is taken from here.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+export PYTHON=${PYTHON:-$(command -v python || command -v python3)} PYTHONPATH=src:.${PYTHONPATH:+:$PYTHONPATH}
 failed=0
 modes=()
 for mode in ${MODES:-eager compiled reduce-overhead}; do modes+=(--mode "$mode"); done
-speed() { python -m benchmarks.speed --device cuda --folder "${FOLDER:-outputs/bench}" "$@"; }
+speed() { "$PYTHON" -m benchmarks.speed --device cuda --folder "${FOLDER:-outputs/bench}" "$@"; }
 paper() { speed --no-crossover --repeats 3 --ratios 0.5,0.25,0.125 --machine paper "${modes[@]}" --case "$1"; }
 
 all="tests sd3 lumina kernels speed all-tests model arena"
@@ -25,21 +27,21 @@ for part in "$@"; do
 done
 for part in ${*:-$all}; do
     case "$part" in
-        tests) python -m pytest -m gpu tests/test_gpu.py || failed=$? ;;
+        tests) "$PYTHON" -m pytest -m gpu tests/test_gpu.py || failed=$? ;;
         sd3) paper sd3-medium || failed=$? ;;
         lumina) paper lumina-next || failed=$? ;;
-        kernels) python -m benchmarks.kernels --device cuda || failed=$? ;;
+        kernels) "$PYTHON" -m benchmarks.kernels --device cuda || failed=$? ;;
         speed) speed --crossover || failed=$? ;;
-        all-tests) python -m pytest -m gpu || failed=$? ;;
+        all-tests) "$PYTHON" -m pytest -m gpu || failed=$? ;;
         model)
-            python -m recipes.embedded_model.enlarge --out runs/large --device cuda --scenes 60000 --workers 16 --compile \
+            "$PYTHON" -m recipes.embedded_model.enlarge --out runs/large --device cuda --scenes 60000 --workers 16 --compile \
                 --whole-batch 64 --window-batch 128 --minutes "${MINUTES:-60}" || failed=$?
-            python -m recipes.embedded_model.evaluate --out runs/large --size 256 --device cuda || failed=$?
+            "$PYTHON" -m recipes.embedded_model.evaluate --out runs/large --size 256 --device cuda || failed=$?
             ;;
         arena)
-            python -m benchmarks.arena --device cuda --pictures 96 --batch 32 --folder runs/arena \
+            "$PYTHON" -m benchmarks.arena --device cuda --pictures 96 --batch 32 --folder runs/arena \
                 --result arena_embedded_cuda || failed=$?
-            python -m benchmarks.arena --device cuda --pictures 96 --batch 32 --folder runs/arena_256 --size 256 \
+            "$PYTHON" -m benchmarks.arena --device cuda --pictures 96 --batch 32 --folder runs/arena_256 --size 256 \
                 --result arena_embedded_256_cuda || failed=$?
             ;;
     esac

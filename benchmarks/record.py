@@ -26,6 +26,7 @@ SCHEMA = 1
 
 def environment(device: str = "cpu") -> dict[str, Any]:
     """Commit, date, hardware and versions; the GPU is that of the device that was measured."""
+    is_gpu = device.startswith("cuda")
     return {
         "schema": SCHEMA,
         "commit": revision(RESULTS.parent.parent),
@@ -34,11 +35,12 @@ def environment(device: str = "cpu") -> dict[str, Any]:
             "processor": processor(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name(torch.device(device)) if device.startswith("cuda") else None,
+            "gpu": torch.cuda.get_device_name(torch.device(device)) if is_gpu else None,
         },
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "diffusers", "transformers")},
+            **({"cudnn": str(torch.backends.cudnn.version())} if is_gpu else {}),
             "ras-dit": ras_dit.__version__,
         },
     }

@@ -17,7 +17,7 @@ def paint() -> object:
 
 dense = paint()
 for name, config in {
-    "authors": RASConfig.reference(0.25, reset_steps=(12, 20), high_ratio=0.3, starvation_scale=1.0),
+    "authors": RASConfig.reference(0.25, reset_steps=(12, 20), high_ratio=0.3),
     "ours": RASConfig(sample_ratio=0.25, warmup_steps=4, refresh_steps=(12, 20)),
 }.items():
     with ras_dit.accelerate(pipe, config) as handle:

@@ -18,8 +18,8 @@ from families.case import FamilyCase
 from ras_dit import RASConfig
 from ras_dit.cache import KVCache
 from ras_dit.models import token_plan_of
+from ras_dit.remarks import RASWarning
 from ras_dit.rows import RowIndex
-from ras_dit.session import RASWarning
 
 CONFIG = RASConfig(sample_ratio=0.25, warmup_steps=2, refresh_steps=(4,))
 

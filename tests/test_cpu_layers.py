@@ -31,7 +31,7 @@ def layers_of(model: nn.Module, monkeypatch: pytest.MonkeyPatch, parts: int) -> 
     """Every size counts as large, and is fastest in this many calls."""
     monkeypatch.setattr(cpu_layers, "MIN_FLOPS", 0)
     monkeypatch.setattr(cpu_layers, "fastest", lambda layer, rows: parts)
-    return CPULayers(model, {"": "image"})
+    return CPULayers(model, lambda name: "image")
 
 
 def half_pipeline() -> tuple[Any, dict[str, Any]]:

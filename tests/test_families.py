@@ -22,8 +22,8 @@ from families.case import FamilyCase
 from ras_dit import RASConfig
 from ras_dit.models import TOKEN_PLANS, token_plan_of
 from ras_dit.pipeline import transformers_of
+from ras_dit.remarks import RASWarning
 from ras_dit.seams import PatchedMethod
-from ras_dit.session import RASWarning
 
 REGION = RASConfig(sample_ratio=0.25, warmup_steps=2)
 CASES = {case.name: case for case in all_cases()}
@@ -155,7 +155,7 @@ def test_idle_ratio_one_region_and_undo(name: str) -> None:
         with ras_dit.accelerate(pipe, REGION) as handle:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", ras_dit.RASWarning)
-                warnings.simplefilter("ignore", ras_dit.SmallGainWarning)
+                warnings.simplefilter("ignore", ras_dit.AdviceWarning)
                 for note in case.notes:
                     warnings.filterwarnings("ignore", note, ras_dit.RASWarning)
                 fast = run(case, pipe, size)

@@ -35,6 +35,7 @@ ORDER = [
     "calls",
     "chooser",
     "schedule",
+    "remarks",
     "pipeline",
     "fitted",
     "state",

@@ -24,6 +24,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import ras_dit
 from ras_dit import RASConfig
+from ras_dit.flops import Layers
+from ras_dit.models.sd3 import SD3
 from tiny import REGION, check_contract, inputs, redraw, run, tiny_pipeline, tiny_vae
 
 SCHEDULERS: dict[str, Any] = {
@@ -205,6 +207,11 @@ def test_ip_adapter() -> None:
     without = run(pipe, **call(0.0))
     check_contract(pipe, call(0.7))
     assert not torch.equal(run(pipe, **call(0.7)), without)
+    adapted, plain = (Layers.of(SD3, each.transformer).linears for each in (pipe, tiny_pipeline()))
+    added = adapted[:]
+    for layer in plain:
+        added.remove(layer)
+    assert {stream for _, _, stream in added} == {"row"}, "the adapter's layers do not work on the picture"
     with ras_dit.accelerate(pipe, REGION.replace(text_reuse=True)) as handle:  # no text in its second call
         assert torch.isfinite(run(pipe, **call(0.7))).all()
     assert handle.summary().num_dense < 10

@@ -130,6 +130,17 @@ def test_flops_of_a_region_step_agree_with_torchs_counter() -> None:
     assert cost.kv_cache_bytes == 2 * 3 * (96 + 7) * 32 * 4
 
 
+def counted_cost(handle: ras_dit.Handle, pipe: Any, **changes: Any) -> float:
+    """FLOPs of a run, which torch counts as we do."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run(pipe, **inputs(guidance_scale=1.0, **changes))
+    assert handle.latest_plan is not None
+    assert handle.latest_plan.cost is not None
+    total = handle.latest_plan.cost.total_flops
+    assert total == pytest.approx(counter.get_total_flops(), rel=1e-9)
+    return total
+
+
 def test_layers_are_read_again_when_they_are_others() -> None:
     pipe = tiny_pipeline()
     transformer = pipe.transformer
@@ -139,16 +150,23 @@ def test_layers_are_read_again_when_they_are_others() -> None:
     assert layers.updated(SD3, transformer).dtype == torch.float16
     transformer.to(torch.float32)
     handle = ras_dit.enable(pipe, RASConfig(sample_ratio=0.25, warmup_steps=2))
-    lora, costs = LoraConfig(r=2, target_modules=["to_out.0"]), []
-    for change in (lambda: None, transformer.fuse_qkv_projections, lambda: transformer.add_adapter(lora)):
-        change()
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            run(pipe, **inputs(guidance_scale=1.0))
-        assert handle.latest_plan is not None
-        assert handle.latest_plan.cost is not None
-        costs.append(handle.latest_plan.cost.total_flops)
-        assert costs[-1] == pytest.approx(counter.get_total_flops(), rel=1e-9)
-    assert costs[0] == costs[1] < costs[2]
+    plain = counted_cost(handle, pipe)
+    transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "add_k_proj", "to_add_out", "proj_out"]))
+    adapted = counted_cost(handle, pipe)
+    assert adapted > plain
+    transformer.add_adapter(LoraConfig(r=4, target_modules=["to_add_out"]), "second")
+    assert plain < counted_cost(handle, pipe) < adapted, "only the second one is active"
+    transformer.set_adapters(["default", "second"])
+    assert counted_cost(handle, pipe) > adapted
+    transformer.disable_adapters()
+    assert counted_cost(handle, pipe) == plain
+    transformer.enable_adapters()
+    transformer.fuse_lora()
+    assert counted_cost(handle, pipe) == plain
+    transformer.unfuse_lora()
+    transformer.unload_lora()
+    transformer.fuse_qkv_projections()
+    assert counted_cost(handle, pipe) == plain
 
 
 def test_the_handle_plans_before_anything_runs() -> None:

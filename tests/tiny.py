@@ -117,7 +117,7 @@ def check_contract(pipe: Any, call: dict[str, Any], config: RASConfig = REGION) 
     with ras_dit.accelerate(pipe, config) as handle:
         with warnings.catch_warnings():
             warnings.simplefilter("error", ras_dit.RASWarning)
-            warnings.simplefilter("ignore", ras_dit.SmallGainWarning)
+            warnings.simplefilter("ignore", ras_dit.AdviceWarning)
             fast = run(pipe, **call)
         assert torch.equal(run(pipe, **call), fast), "a second run gives the same"
     assert torch.isfinite(fast).all()

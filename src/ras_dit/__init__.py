@@ -20,19 +20,21 @@ if TYPE_CHECKING:
     from ras_dit.plan import Cost, Plan, StepPlan, Work, build_plan
     from ras_dit.plan_search import find_plan
     from ras_dit.presets import PRESETS
-    from ras_dit.session import RASWarning, SmallGainWarning
+    from ras_dit.remarks import AdviceWarning, RASWarning, ShortRunWarning, SmallGainWarning
     from ras_dit.trace import StepTrace, Trace
 
 __version__ = "0.1.0"
 
 __all__ = [
     "PRESETS",
+    "AdviceWarning",
     "Cost",
     "DeviceRates",
     "Handle",
     "Plan",
     "RASConfig",
     "RASWarning",
+    "ShortRunWarning",
     "SmallGainWarning",
     "StepPlan",
     "StepTrace",
@@ -62,7 +64,7 @@ _HOMES = {
     "plan": ("Cost", "Plan", "StepPlan", "Work", "build_plan"),
     "plan_search": ("find_plan",),
     "presets": ("PRESETS",),
-    "session": ("RASWarning", "SmallGainWarning"),
+    "remarks": ("AdviceWarning", "RASWarning", "ShortRunWarning", "SmallGainWarning"),
     "trace": ("StepTrace", "Trace"),
 }
 

@@ -12,7 +12,6 @@ import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -61,18 +60,17 @@ class CPULayers:
     Args:
         root: the transformer. Only its layers on a CPU and in 16-bit types are touched: plain ``nn.Linear``, and patch
             embeddings (``nn.Conv2d`` whose kernel is its stride).
-        streams: patterns of layer names -> what they work on, as in `TokenPlan.linears`.
+        stream_of: the name of a layer -> what it works on, one of those in `TokenPlan.linears`.
     """
 
-    def __init__(self, root: nn.Module, streams: Mapping[str, str]) -> None:
+    def __init__(self, root: nn.Module, stream_of: Callable[[str], str]) -> None:
         self._fastest: dict[tuple[int, int, int], int] = {}
         self._splits: list[SplitLayer] = []
         self._patches: list[PatchedMethod] = []
         self._is_channels_last = False
         for name, module in root.named_modules():
             if type(module) is nn.Linear and _is_half_on_cpu(module.weight):
-                stream = next((s for pattern, s in streams.items() if fnmatchcase(name, pattern)), "row")
-                self._splits.append(SplitLayer(module, stream))
+                self._splits.append(SplitLayer(module, stream_of(name)))
                 self._patches.append(PatchedMethod(module, "forward", self._splits[-1].wrap))
             elif _is_patch_embedding(module):
                 self._patches.append(PatchedMethod(module, "forward", self._channels_last_forward))

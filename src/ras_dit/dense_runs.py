@@ -18,8 +18,8 @@ from ras_dit.forecast import TokenHistory
 from ras_dit.geometry import TokenGrid
 from ras_dit.importance import predicted_error
 from ras_dit.plan import Plan, build_plan
+from ras_dit.remarks import AdviceWarning
 from ras_dit.schedule import is_euler
-from ras_dit.session import SmallGainWarning
 
 RATIOS = (0.25, 0.375, 0.5, 0.625, 0.75)
 """Shares of the tokens that a region step may compute."""
@@ -171,7 +171,7 @@ class SameRuns:
 
     def _run(self, config: RASConfig) -> tuple[NoiseRecorder, Callable[[Plan], Plan]]:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SmallGainWarning)
+            warnings.simplefilter("ignore", AdviceWarning)
             recorders, handle = self._call.watched(config, NoiseRecorder)
         costed = handle._session.costed
         if len(recorders) != 1:

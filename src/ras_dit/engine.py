@@ -12,10 +12,11 @@ from ras_dit.config import RASConfig
 from ras_dit.flops import Layers, plan_cost
 from ras_dit.gain import DeviceRates, Model, is_small, why_small, with_prediction
 from ras_dit.models import TOKEN_PLANS, check_uncached, check_uncompiled, token_plan_of
-from ras_dit.models.sizes import check_count, default_call, default_rows, grid_for_size
+from ras_dit.models.sizes import check_count, default_call, default_rows, default_text, grid_for_size
 from ras_dit.pipeline import device_of
 from ras_dit.plan import Plan, StepPlan, build_plan
 from ras_dit.presets import PRESETS
+from ras_dit.remarks import why_short
 from ras_dit.schedule import why_stochastic
 from ras_dit.session import Session
 from ras_dit.trace import Trace
@@ -93,9 +94,10 @@ class Handle:
         num_inference_steps: int = 28,
         height: int | None = None,
         width: int | None = None,
-        max_sequence_length: int = 256,
+        max_sequence_length: int | None = None,
         num_frames: int | None = None,
         num_images: int = 1,
+        num_references: int = 0,
     ) -> Plan:
         """What a call with these arguments would compute, with its cost per image and guidance branch.
 
@@ -104,14 +106,16 @@ class Handle:
             height: of the picture, in pixels; None is the pipeline's default.
             width: likewise.
             max_sequence_length: text tokens, as for the pipeline (of the T5 encoder, for Stable Diffusion 3); they
-                count in the cost.
+                count in the cost. None is the pipeline's default.
             num_frames: of a video; None is the pipeline's default.
             num_images: pictures of one call; the predicted speed-up depends on them.
+            num_references: tokens of reference pictures (edits with FLUX.1 Kontext, FLUX.2, Qwen-Image): one of the
+                picture's own size has as many as that.
 
         Raises:
             ValueError: a size that the pipeline cannot make, or a step of the config outside the run.
         """
-        size = (height, width, max_sequence_length, num_frames, num_images)
+        size = (height, width, max_sequence_length, num_frames, num_images, num_references)
         return plan_for(self._pipe, self.config, num_inference_steps, *size, rates=self._session.rates)
 
     def summary(self) -> Summary:
@@ -134,6 +138,8 @@ class Handle:
         if plan is None or not plan.has_savings:
             return ()
         advice = [f"RAS gains little here: {why_small(plan)}"] if is_small(plan) else []
+        if (reason := why_short(plan)) is not None:
+            advice.append(reason)
         session, count = self._session, self._session.num_references
         could_reuse = session.token_plan.reuses_references and not self.config.reference_reuse
         if could_reuse and plan.num_region_steps and 4 * count >= plan.num_tokens:
@@ -141,6 +147,8 @@ class Handle:
                 f"Every region step computed {count} reference tokens beside those of the picture; with "
                 "reference_reuse=True only dense steps do."
             )
+        if getattr(self._pipe, "controlnet", None) is not None:
+            advice.append("The ControlNet runs in every step; all speed-ups here are of the transformer alone.")
         measured = trace.measured_speedup
         if measured is not None and measured < 1:
             advice.append(
@@ -185,9 +193,10 @@ def plan_for(
     num_inference_steps: int = 28,
     height: int | None = None,
     width: int | None = None,
-    max_sequence_length: int = 256,
+    max_sequence_length: int | None = None,
     num_frames: int | None = None,
     num_images: int = 1,
+    num_references: int = 0,
     *,
     rates: DeviceRates | None = None,
 ) -> Plan:
@@ -198,9 +207,10 @@ def plan_for(
     grid = grid_for_size(pipe, token_plan, height, width, num_frames)
     order = getattr(pipe.scheduler, "order", 1)
     plan = build_plan(config, num_inference_steps * order - (order - 1), grid.num_tokens)
-    num_text = token_plan.num_text(pipe, max_sequence_length) + token_plan.num_registers
+    length = default_text(pipe) if max_sequence_length is None else max_sequence_length
+    num_text = token_plan.num_text(pipe, length) + token_plan.num_registers
     layers = Layers.of(token_plan, pipe.transformer)
-    cost = plan_cost(plan, token_plan, layers, num_text, config=config)
+    cost = plan_cost(plan, token_plan, layers, num_text, num_references, config)
     weights = next(pipe.transformer.parameters()).device
     device = weights if weights.type == "meta" else device_of(pipe)
     num_rows = num_images * default_rows(pipe)
@@ -248,7 +258,8 @@ def enable(
 
     Warns:
         RASWarning: the scheduler adds fresh noise, so that all runs will be dense.
-        SmallGainWarning: the predicted gain is under 5 %.
+        SmallGainWarning: the predicted gain is under 5 %. (Runs of few evaluations are warned of as they begin,
+            `ShortRunWarning`.)
 
     The pipeline's calls may raise `UnsupportedAttentionError`, and warn of runs that are dense for a reason that only
     the call shows.
@@ -280,7 +291,7 @@ def enable(
     if chosen.has_savings and (reason := why_stochastic(pipe.scheduler)):
         handle._session.warn(f"{reason}: noise cannot be carried from step to step, so the whole run was dense.")
     elif not chosen.auto and (plan := _default_plan(pipe, handle)) is not None and is_small(plan):
-        handle._session.warn_of_small_gain(f"One picture of the pipeline's default size: {why_small(plan)}")
+        handle._session.warn.of_small_gain(f"One picture of the pipeline's default size: {why_small(plan)}")
     return handle
 
 
@@ -290,7 +301,7 @@ def _default_plan(pipe: Any, handle: Handle) -> Plan | None:
         call = default_call(pipe)
         if call is None:
             return None
-        return handle.plan(call.num_inference_steps, max_sequence_length=call.max_sequence_length)
+        return handle.plan(call.num_inference_steps)
     except Exception:  # a forecast of the speed must not keep anybody from enabling RAS
         return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from ras_dit.config import RASConfig
 from ras_dit.models import TokenPlan
-from ras_dit.models.plan import fits, heads_per_key
+from ras_dit.models.plan import fits, heads_per_key, stream_of, without_lora
 from ras_dit.plan import Cost, Plan, Work
 
 
@@ -25,7 +25,7 @@ class Layers:
             layers.
         cross_attention: channels of every module that attends to the text.
         dense_attention: of every one that attends over all image tokens in front of the gather.
-        attention: channels of queries and of keys, and the stream, of every module that a token plan names.
+        attention: channels of queries and of keys, and their streams, of every module that a token plan names.
         num_leaves: modules without others inside.
         dtype: that the transformer computes in.
     """
@@ -33,40 +33,45 @@ class Layers:
     linears: list[tuple[int, int, str]]
     cross_attention: list[int]
     dense_attention: list[int]
-    attention: list[tuple[int, int, str]]
+    attention: list[tuple[int, int, str, str]]
     num_leaves: int
     dtype: torch.dtype
-    _read_from: tuple[torch.dtype, list[nn.Module]] = field(repr=False, compare=False)
+    _read_from: tuple[object, list[nn.Module]] = field(repr=False, compare=False)
 
     @classmethod
     def of(cls, token_plan: TokenPlan, transformer: nn.Module) -> Layers:
         """Read from a transformer; its weights are not."""
         named = dict(transformer.named_modules())
-        read_from = (_first_dtype(transformer), list(named.values()))
-        named = {name: module for name, module in named.items() if not _is_fused(name, named)}
+        modules = list(named.values())
+        idle = {name for path, module in named.items() for name in _idle_adapters(path, module)}
+        named = {name: module for name, module in named.items() if name not in idle and not _is_fused(name, named)}
         num_leaves = sum(not any(module.children()) for module in named.values())
+        read_from = (_state(transformer, modules), modules)
         found = cls([], [], [], [], num_leaves, compute_dtype(transformer), read_from)
         streams = token_plan.linear_streams(transformer)
         for name, module in named.items():
             size = _layer_size(module)
             if size:
-                stream = next((s for pattern, s in streams.items() if fits(name, pattern)), "row")
-                found.linears.append((size, _num_channels(module), stream))
+                share = _share_of_experts(name, named)
+                channels = round(_num_channels(module) * share)
+                found.linears.append((round(size * share), channels, stream_of(name, streams)))
             if any(fits(name, pattern) for pattern in token_plan.cross_attention):
                 found.cross_attention.append(_width(module))
             if any(fits(name, pattern) for pattern in token_plan.dense_attention):
                 found.dense_attention.append(_width(module))
-        for module, stream in token_plan.attention_modules(transformer).values():
-            found.attention.append((_width(module), _width(module) // heads_per_key(module), stream))
+        for name, (module, stream) in token_plan.attention_modules(transformer).items():
+            queries = next((other for pattern, other in token_plan.queries.items() if fits(name, pattern)), stream)
+            found.attention.append((_width(module), _width(module) // heads_per_key(module), stream, queries))
         return found
 
     def updated(self, token_plan: TokenPlan, transformer: nn.Module) -> Layers:
         """The layers as they are now: these, unless the transformer has other modules than it had (LoRAs and adapters
-        bring some), or another type. To read them all takes ten times as long as to see that."""
-        dtype, modules = self._read_from
+        bring some, and can be switched off), or another type. To read them all takes ten times as long as to see that.
+        """
+        state, modules = self._read_from
         now = list(transformer.modules())
         is_same = len(now) == len(modules) and all(map(operator.is_, now, modules))
-        return self if is_same and dtype == _first_dtype(transformer) else Layers.of(token_plan, transformer)
+        return self if is_same and state == _state(transformer, now) else Layers.of(token_plan, transformer)
 
 
 def step_work(
@@ -111,11 +116,11 @@ def step_work(
     moved = sum(channels * rows[stream] for _, channels, stream in layers.linears)
     attention = 2 * sum(layers.cross_attention) * image * num_text
     attention += 2 * sum(layers.dense_attention) * (num_tokens + num_extra) ** 2
-    for (width, _, stream), keeps in zip(
+    for (width, _, stream, queries), keeps in zip(
         layers.attention, keeping_layers(kv_cache_layers, len(layers.attention)), strict=True
     ):
         keys = _sequence_length(stream, num_tokens + num_extra, num_text) if keeps else rows[stream]
-        attention += 2 * width * rows[stream] * keys
+        attention += 2 * width * rows[queries] * keys
     return Work(2.0 * linear, 2.0 * attention, moved)
 
 
@@ -124,9 +129,31 @@ def step_flops(token_plan: TokenPlan, transformer: nn.Module, *counts: Any, **op
     return step_work(Layers.of(token_plan, transformer), *counts, **options).flops
 
 
+def _idle_adapters(path: str, module: nn.Module) -> Iterator[str]:
+    """LoRA layers that do not run: they were merged into the weights, or are switched off."""
+    if "lora_A" in module._modules:
+        running: Any = [] if module.merged or module.disable_adapters else module.active_adapters
+        for part in ("lora_A", "lora_B"):
+            yield from (f"{path}.{part}.{name}" for name in getattr(module, part) if name not in running)
+
+
+def _state(transformer: nn.Module, modules: list[nn.Module]) -> object:
+    """What may be another while the modules are the same."""
+    adapters: Any = [module for module in modules if "lora_A" in module._modules]
+    running = [(each.merged, each.disable_adapters, tuple(each.active_adapters)) for each in adapters]
+    return next((parameter.dtype for parameter in transformer.parameters()), None), running
+
+
+def _share_of_experts(name: str, named: Mapping[str, nn.Module]) -> float:
+    """How many of the experts that a layer is one of a token goes through, as a share; 1 of one that is no expert."""
+    path, _, number = name.partition(".experts.")
+    count: Any = getattr(named[path], "num_activated_experts", None) if number else None
+    return count / len(named[path].experts) if count else 1.0  # type: ignore[arg-type]
+
+
 def _is_fused(name: str, named: Mapping[str, nn.Module]) -> bool:
     """Whether a layer stands for others beside it (``fuse_qkv_projections``), as many multiply-adds as they are."""
-    module, _, own = name.rpartition(".")
+    module, _, own = without_lora(name).rpartition(".")
     return own in ("to_qkv", "to_kv", "to_added_qkv", "to_added_kv") and f"{module}.to_k" in named
 
 
@@ -161,10 +188,6 @@ def _width(module: nn.Module) -> int:
         width = getattr(module, "heads", 0) * getattr(module, "head_dim", 0)
     query = getattr(module, "to_q", None) or getattr(module, "to_query", None)
     return int(width or getattr(query, "out_features", 0))
-
-
-def _first_dtype(transformer: nn.Module) -> torch.dtype:
-    return next((parameter.dtype for parameter in transformer.parameters()), torch.float32)
 
 
 def compute_dtype(transformer: nn.Module) -> torch.dtype:
@@ -225,6 +248,6 @@ def plan_cost(
     copies = 4 if config.kv_forecast else 2  # keys and values, and the slope of each
     if any(step.captures for step in plan):
         keeping = keeping_layers(config.kv_cache_layers, len(layers.attention))
-        for (_, width, stream), keeps in zip(layers.attention, keeping, strict=True):
+        for (_, width, stream, _), keeps in zip(layers.attention, keeping, strict=True):
             cache += copies * width * _sequence_length(stream, num_tokens + num_extra, num_text) * element * keeps
     return Cost(by_count[num_tokens].flops, total, cache, by_count)

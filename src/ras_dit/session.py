@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -21,8 +20,10 @@ from ras_dit.geometry import TokenGrid
 from ras_dit.inpainting import InpaintMask
 from ras_dit.kernels import operations_for
 from ras_dit.models import TokenPlan, check_uncached
+from ras_dit.models.plan import stream_of
 from ras_dit.pipeline import device_of, transformers_of, why_unfit
 from ras_dit.plan import Plan, build_plan
+from ras_dit.remarks import OUTSIDE, ShortRunWarning, Warner, unused_options, why_short
 from ras_dit.schedule import (
     first_index,
     first_of_second,
@@ -36,15 +37,6 @@ from ras_dit.seams import NoCopies, PatchedMethod, PlainCopies, WatchedLoop, why
 from ras_dit.state import Generation, StaticMemory
 from ras_dit.tokens import TokenSeams, storages_of
 from ras_dit.trace import Trace
-
-
-class RASWarning(UserWarning):
-    """Something ran otherwise than asked for; `Handle.summary` repeats why."""
-
-
-class SmallGainWarning(RASWarning):
-    """RAS is predicted to gain less than five per cent; ``warnings.simplefilter("ignore", SmallGainWarning)`` is
-    enough to hear no more of it."""
 
 
 class Session:
@@ -70,7 +62,7 @@ class Session:
         self._generation: Generation | None = None
         self._is_due, self._first = False, 0
         self._call: Call | None = None
-        self._warned: set[str] = set()
+        self.warn = Warner()
         self._early_notes: list[str] = []
         self._scheduler: Any = None
         self._scheduler_patches: list[PatchedMethod | PlainCopies] = []
@@ -102,7 +94,8 @@ class Session:
         kept = storages_of(self.config, len(self.token_plan.attention_modules(root)), self._operations, self._addresses)
         self._seams[root] = TokenSeams(root, self.token_plan, lambda: self._call, kept)
         self._seams[root].attach()
-        self._cpu_layers[root] = CPULayers(root, self.token_plan.linear_streams(root))
+        streams = self.token_plan.linear_streams(root)
+        self._cpu_layers[root] = CPULayers(root, lambda name: stream_of(name, streams))
         self._layers[root] = Layers.of(self.token_plan, root)
         if self.config.skips:
             self._patches.append(PatchedMethod(root, "forward", self._skipping_forward))
@@ -205,6 +198,8 @@ class Session:
             self._expect_generation()
         if self._is_due:
             self._begin_generation(module, arguments)
+        elif self._is_outside:
+            self.warn(OUTSIDE)
         generation = self._generation
         if generation is None or generation.is_over or not self._is_expected(arguments[self.token_plan.timestep]):
             return None
@@ -228,6 +223,11 @@ class Session:
             return None
         self._cpu_layers[module].aim(call.num_rows_of(num_rows, num_text), device)
         return seams.gather_root(args, kwargs)
+
+    @property
+    def _is_outside(self) -> bool:
+        """Whether no run is followed, and nobody was told why."""
+        return not self.trace.notes if self._generation is None else self._generation.is_over
 
     def _begin_generation(self, transformer: torch.nn.Module, arguments: dict[str, Any]) -> None:
         check_uncached(transformer)
@@ -272,19 +272,14 @@ class Session:
                 f"The run has {len(plan)} evaluations, all of them dense by the plan (warm-up or refresh steps): take "
                 "more steps or a shorter warm-up."
             )
-        if config.region_of_interest is not None and plan.has_savings and not plan.num_region_steps:
-            self.note(
-                "region_of_interest: this plan has no region steps, so it changes nothing. Take preset 'regions', or a "
-                "sample_ratio."
-            )
+        for remark in unused_options(config, plan, num_extra):
+            self.note(*remark)
         if (config.solver_order == 2 or config.forecast_midpoint) and not is_euler(scheduler):
             self.note(
                 f"solver_order=2 and forecast_midpoint need FlowMatchEulerDiscreteScheduler, this is "
                 f"{type(scheduler).__name__}: noise was taken at the beginning of each step."
             )
             config = config.replace(solver_order=1, forecast_midpoint=False)
-        if config.reference_reuse and plan.num_region_steps and not num_extra:
-            self.note("reference_reuse: this call has no reference tokens, so it changes nothing.", is_warning=False)
         is_timed = token_plan.has_timestep_per_token(arguments, grid.num_tokens + num_extra)
         num_padding = token_plan.count_padding(transformer, arguments, grid)
         layers = self._layers[transformer] = self._layers[transformer].updated(token_plan, transformer)
@@ -298,6 +293,8 @@ class Session:
         if is_small(self.plan) and self._leaves_dense(self.plan):
             config = config.dense
             self.plan = costed(build_plan(config, len(plan), plan.num_tokens))
+        if (reason := why_short(self.plan)) is not None:
+            self.warn(reason, ShortRunWarning)
         fitted = FittedForecast.of(config, grid, sigmas, scheduler, self.note) if self.plan.has_savings else None
         if self.fitting is not None:
             fitted = self.fitting(grid, sigmas)
@@ -313,7 +310,7 @@ class Session:
     def _leaves_dense(self, plan: Plan) -> bool:
         """Whether a run whose plan gains little is left dense, which is for the user to say."""
         if not self.config.auto:
-            self.warn_of_small_gain(f"This run: {why_small(plan)}")
+            self.warn.of_small_gain(f"This run: {why_small(plan)}")
             return False
         self.note(f"auto: the run was left dense, {why_small(plan)}", is_warning=False)
         return True
@@ -385,16 +382,3 @@ class Session:
             notes.append(reason)
         if is_warning:
             self.warn(reason)
-
-    def warn(self, reason: str) -> None:
-        """Warn of something once a session."""
-        if reason not in self._warned:
-            self._warned.add(reason)
-            warnings.warn(reason, RASWarning, stacklevel=3)
-
-    def warn_of_small_gain(self, reason: str) -> None:
-        """Warn, once a session, of a run that is hardly worth it; `Handle.summary` gives advice on every one."""
-        if "small gain" not in self._warned:
-            self._warned.add("small gain")
-            text = f"RAS gains little here. {reason} auto=True leaves such runs dense."
-            warnings.warn(text, SmallGainWarning, stacklevel=3)

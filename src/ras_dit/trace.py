@@ -171,6 +171,7 @@ class Stopwatch:
     def __init__(self, step: StepTrace, device: torch.device) -> None:
         self._step = step
         self._device, self._is_cuda = device, device.type == "cuda"
+        self._is_timed = device.type in ("cpu", "cuda")  # others would have to be waited for
         self._started = self._mark()
 
     def _mark(self) -> Any:
@@ -185,7 +186,9 @@ class Stopwatch:
         return self
 
     def read(self) -> None:
-        """Write the time down (waits for the device)."""
+        """Write the time down (waits for the device); none of a device whose calls return before they are done."""
+        if not self._is_timed:
+            return
         if self._is_cuda:
             self._stopped.synchronize()
             seconds = self._started.elapsed_time(self._stopped) / 1000

@@ -64,6 +64,6 @@ def call(batch: int = 1, height: int = 4, width: int = 6, **changes: Any) -> dic
 
 
 CASES = [
-    FamilyCase("bria-fibo2", build, call, num_calls=2, flops_tolerance=0.35),
-    FamilyCase("bria-fibo2-no-cfg", build, functools.partial(call, guidance_scale=1.0), flops_tolerance=0.35),
+    FamilyCase("bria-fibo2", build, call, num_calls=2, flops_tolerance=0.15),
+    FamilyCase("bria-fibo2-no-cfg", build, functools.partial(call, guidance_scale=1.0), flops_tolerance=0.15),
 ]

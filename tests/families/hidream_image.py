@@ -73,7 +73,7 @@ def call(area: int, batch: int = 1, height: int = 4, width: int = 6, **changes: 
 
 
 def case(name: str, area: int, sizes: Any, changes: dict[str, Any] | None = None, **arguments: Any) -> FamilyCase:
-    tolerance = 0.4 if changes else 0.1
+    tolerance = 0.1 if changes else 0.03
     return FamilyCase(
         name,
         functools.partial(build, area, **(changes or {})),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ras_dit.bench.loops import run_loop, short_call
@@ -52,15 +52,17 @@ def in_mode(pipe: Any, mode: str, backend: str = "inductor") -> Iterator[None]:
         return
     import torch
 
+    has_graphs = mode == "reduce-overhead"
     limit, blocks = torch._dynamo.config.recompile_limit, blocks_of(pipe)
-    options: dict[str, Any] = {"mode": "reduce-overhead"} if mode == "reduce-overhead" else {"backend": backend}
+    options: dict[str, Any] = {"mode": "reduce-overhead"} if has_graphs else {"backend": backend}
     torch.compiler.reset()
     torch._dynamo.config.recompile_limit = max(limit, RECOMPILE_LIMIT)
-    announced = pipe.transformer.register_forward_pre_hook(_announce) if mode == "reduce-overhead" else None
+    announced = pipe.transformer.register_forward_pre_hook(_announce) if has_graphs else None
     try:
         for block in blocks:
             block.compile(fullgraph=True, **options)
-        yield
+        with _whole_graphs() if has_graphs else nullcontext():
+            yield
     finally:
         if announced is not None:
             announced.remove()
@@ -68,6 +70,15 @@ def in_mode(pipe: Any, mode: str, backend: str = "inductor") -> Iterator[None]:
             block._compiled_call_impl = None
         torch._dynamo.config.recompile_limit = limit
         torch.compiler.reset()
+
+
+def _whole_graphs() -> AbstractContextManager[None]:
+    """CUDA graphs of whole blocks or none: what PyTorch cannot record is counted (`num_without_graphs`), and not left
+    out of a graph that is cut in parts."""
+    from torch._inductor import config
+
+    patched: AbstractContextManager[None] = config.patch(graph_partition=False)
+    return patched
 
 
 def settle(pipe: Any, call: dict[str, Any]) -> None:

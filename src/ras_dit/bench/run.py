@@ -18,7 +18,7 @@ from ras_dit.bench.modes import config_in, in_mode, num_without_graphs, settle
 from ras_dit.bench.overhead import overhead
 from ras_dit.bench.profiling import profile_step
 from ras_dit.bench.results import Results, mode_and_size, part_of
-from ras_dit.session import RASWarning, SmallGainWarning
+from ras_dit.remarks import AdviceWarning, RASWarning
 
 Advance = Callable[[str], None]
 
@@ -147,7 +147,7 @@ class Benchmark:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("error", RASWarning)
-                    warnings.simplefilter("ignore", SmallGainWarning)  # what is gained is measured here
+                    warnings.simplefilter("ignore", AdviceWarning)  # what is gained is measured here
                     result = self._part(case, pipe, call, part, checks, eager)
             except Exception as error:
                 if not _is_refusal(error, part):

@@ -97,7 +97,7 @@ def _one_line(error: Exception) -> str | None:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
-    from ras_dit.session import RASWarning
+    from ras_dit.remarks import RASWarning
 
     if issubclass(category, RASWarning):
         _to_stderr(f"ras-dit: note: {message}")

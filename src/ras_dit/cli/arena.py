@@ -79,9 +79,9 @@ def arena(
     from ras_dit.cli.scenes import read_scenes
     from ras_dit.config import RASConfig
     from ras_dit.files import check_folder
-    from ras_dit.session import SmallGainWarning
+    from ras_dit.remarks import AdviceWarning
 
-    warnings.simplefilter("ignore", SmallGainWarning)  # the table has every method's time
+    warnings.simplefilter("ignore", AdviceWarning)  # the table has every method's time
     counts = {"--pictures": pictures, "--batch": batch, "--converged-steps": converged_steps, "--frames": frames}
     for name, value in counts.items():
         if value is not None and value < 1:

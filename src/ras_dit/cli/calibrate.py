@@ -58,9 +58,9 @@ def calibrate(
     from ras_dit.files import check_file
     from ras_dit.plan_search import NUM_TICKS, check_cost, find_plan
     from ras_dit.presets import described
-    from ras_dit.session import SmallGainWarning
+    from ras_dit.remarks import AdviceWarning
 
-    warnings.simplefilter("ignore", SmallGainWarning)  # `ras-dit plan` is there to ask for it
+    warnings.simplefilter("ignore", AdviceWarning)  # `ras-dit plan` is there to ask for it
     check_file("--output", output, ".json", ".yaml", ".yml")
     if pictures < 1:
         raise ValueError(f"--pictures: got {pictures}; allowed: at least 1.")

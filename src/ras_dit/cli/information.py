@@ -28,7 +28,7 @@ def plan(
     frames: options.Frames = None,
     max_sequence_length: Annotated[
         int | None,
-        typer.Option(help="Text tokens of the T5 encoder, which count in the cost.  [default: 256; embedded: 1]"),
+        typer.Option(help="Text tokens of a prompt, which count in the cost.  [default: the pipeline's; embedded: 1]"),
     ] = None,
     dtype: options.DType = "auto",
 ) -> None:
@@ -39,9 +39,9 @@ def plan(
     from ras_dit.models.sizes import check_count
 
     check_count("--steps", steps)
-    default = MAX_SEQUENCE_LENGTH if model in EMBEDDED else 256
-    num_text = default if max_sequence_length is None else max_sequence_length
-    check_count("--max-sequence-length", num_text)
+    num_text = MAX_SEQUENCE_LENGTH if max_sequence_length is None and model in EMBEDDED else max_sequence_length
+    if num_text is not None:
+        check_count("--max-sequence-length", num_text)
     result = plan_for(pipeline_outline(model, dtype), config, steps, height, width, num_text, frames)
     console = Console(highlight=False)
     console.print(_plan_table(result, f"{model}, {steps} steps"))

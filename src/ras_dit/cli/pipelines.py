@@ -216,7 +216,7 @@ def pipeline_outline(model: str, dtype: str = "auto") -> Any:
         parts |= {
             name: _outlined(source, index, name) for name in ("transformer", "vae", "controlnet") if name in index
         }
-    parts["transformer"].to(resolve_dtype(dtype, "cpu"))
+    parts["transformer"].to(resolve_dtype(dtype, resolve_device("auto")))
     if model in EMBEDDED:
         scale = 2 ** (len(parts["vae"].config.block_out_channels) - 1)
         parts["transformer"].register_to_config(sample_size=EMBEDDED[model] // scale)

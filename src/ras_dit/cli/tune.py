@@ -116,12 +116,12 @@ def tune(
     from ras_dit.cli.progress import described_progress
     from ras_dit.config import RASConfig
     from ras_dit.files import check_folder
-    from ras_dit.session import SmallGainWarning
+    from ras_dit.remarks import AdviceWarning
     from ras_dit.tune import Floor, Target, Tuning, write_report
     from ras_dit.tune.report import preset_path
     from ras_dit.tune.search import load_optuna
 
-    warnings.simplefilter("ignore", SmallGainWarning)  # every config's cost is measured, or counted as asked
+    warnings.simplefilter("ignore", AdviceWarning)  # every config's cost is measured, or counted as asked
     load_optuna()
     check_folder("--output", output)
     bounds = {"psnr": min_psnr, "ssim": min_ssim, "lpips": max_lpips}

@@ -37,5 +37,5 @@ ANYFLOW = TokenPlan(
         "proj_out": "image",
     },
     cross_attention=("blocks.*.attn2",),
-    caveats=("Made for few steps, of which the warm-up takes its share: region steps begin to pay from eight on.",),
+    caveats=("Made for few steps, of which little can be left out.",),
 )

@@ -41,6 +41,7 @@ COSMOS3 = TokenPlan(
     timestep="vision_timesteps",
     patch=lambda transformer: (1, transformer.config.latent_patch_size),
     count_others=lambda transformer, arguments, grid: arguments["und_len"],
+    queries={"layers.*.self_attn": "image"},  # text attends to text alone
     linears={
         "layers.*.self_attn.add_*": "image",
         "layers.*.self_attn.to_add_out": "image",

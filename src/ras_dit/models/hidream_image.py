@@ -66,7 +66,6 @@ HIDREAM_IMAGE = TokenPlan(
     },
     caveats=(
         "Dev and Fast are made for a scheduler that adds noise at every step (FlowMatchLCMScheduler): dense.",
-        "The cost counts all experts of a layer as if every token went through all of them.",
         "Experts may round differently for other numbers of rows: fresh keys give the dense result to 5e-6, not 0.0.",
     ),
 )

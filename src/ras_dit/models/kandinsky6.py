@@ -46,6 +46,7 @@ KANDINSKY6 = Kandinsky6Plan(
         "visual_embeddings.*": "all_image",
         "out_layer.out_layer": "all_image",
     },
+    queries={"*.av_cross_attention": "row"},  # the sound's, which are few
     cross_attention=("visual_transformer_blocks.*.video_dec_block.cross_attention",),
     caveats=("The sound is computed in full at every step, which the cost model leaves out.",),
 )

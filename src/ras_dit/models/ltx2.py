@@ -44,6 +44,7 @@ LTX2 = TokenPlan(
         "proj_out": "image",
         "caption_projection.*": "text",
     },
+    queries={"*.video_to_audio_attn": "row"},  # the sound's, which are few
     cross_attention=("transformer_blocks.*.attn2",),
     check=check,
     caveats=("The sound is computed in full at every step, which the cost model leaves out.",),

@@ -29,6 +29,7 @@ LUMINA2 = TokenPlan(
     scheduler_timestep=lambda timestep: (1 - timestep) * 1000,
     joint_offset=joint_offset,
     repeats_keys=True,
+    dense_attention=("noise_refiner.*.attn",),
     linears={
         "*.norm1.*": "row",
         "layers.*": "joint",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -59,7 +60,9 @@ class TokenPlan:
         grid: the token grid of a call: (transformer, arguments) -> TokenGrid.
         linears: linear and convolution layers by pattern (``*`` matches anything) -> what they work on; the first
             match counts, layers without one work on one vector per row. For the cost model.
-        cross_attention: patterns of attention modules from image to text, for the cost model.
+        queries: patterns of those attention modules whose queries are not the rows of the sequence that their keys
+            are -> what they are; for the cost model.
+        cross_attention: patterns of attention modules from image to text, likewise.
         dense_attention: patterns of modules that attend over all image tokens in front of the gather, likewise.
         latents: argument with the latents.
         timestep: argument with the timestep.
@@ -109,6 +112,7 @@ class TokenPlan:
     prepare: Mapping[str, Callable[[Any, tuple[Any, ...]], tuple[Any, ...]]] = field(default_factory=dict)
     scatter_stream: Stream = "image"
     layout: Literal["image_first", "text_first"] = "image_first"
+    queries: Mapping[str, FlopStream] = field(default_factory=dict)
     cross_attention: tuple[str, ...] = ()
     dense_attention: tuple[str, ...] = ()
     latents: str = "hidden_states"
@@ -252,6 +256,23 @@ def heads_per_key(attention: torch.nn.Module) -> int:
 def fits(name: str, pattern: str) -> bool:
     """A glob over a whole dotted path. Remembered, for every run asks the same of hundreds of modules."""
     return fnmatchcase(name, pattern)
+
+
+def without_lora(name: str) -> str:
+    """The path of a layer that a LoRA has been put around, for the layers inside (the own one, and the LoRA's)."""
+    return _LORA.sub("", name)
+
+
+_LORA = re.compile(r"\.(?:base_layer|lora_[A-Za-z_]+(?:\.[^.]+)?)(?=\.|$)")
+
+
+def stream_of(name: str, streams: Mapping[str, FlopStream]) -> FlopStream:
+    """What a layer works on, by the patterns of `TokenPlan.linears`; the layers of an adapter for pictures (they are
+    the attention processor's) on the few tokens of those."""
+    if ".processor." in name:
+        return "row"
+    plain = without_lora(name)
+    return next((stream for pattern, stream in streams.items() if fits(plain, pattern)), "row")
 
 
 @functools.lru_cache(maxsize=2**16)

@@ -15,6 +15,7 @@ PRX = TokenPlan(
     grid=picture_grid,
     scheduler_timestep=lambda timestep: timestep * 1000,
     text_rows={"encoder_hidden_states": 1, "attention_mask": 1},
+    queries={"blocks.*.attention": "image"},
     linears={
         "blocks.*.modulation.*": "row",
         "blocks.*.attention.txt_kv_proj": "text",
@@ -24,5 +25,4 @@ PRX = TokenPlan(
         "txt_in": "text",
         "final_layer.linear": "image",
     },
-    caveats=("The cost counts text queries in its attention, of which it has none.",),
 )

@@ -102,12 +102,10 @@ class DefaultCall:
 
     Attributes:
         num_inference_steps: denoising steps.
-        max_sequence_length: text tokens.
         num_rows: rows of the transformer's batch for one picture: two with guidance, if the model was not distilled.
     """
 
     num_inference_steps: int
-    max_sequence_length: int
     num_rows: int
 
 
@@ -116,7 +114,12 @@ def default_call(pipe: Any) -> DefaultCall | None:
     steps = _default(pipe, "num_inference_steps")
     if not steps or not (_default(pipe, "height") or hasattr(pipe, "default_sample_size")):
         return None
-    return DefaultCall(steps, _default(pipe, "max_sequence_length") or 256, default_rows(pipe))
+    return DefaultCall(steps, default_rows(pipe))
+
+
+def default_text(pipe: Any) -> int:
+    """Text tokens of a prompt that the pipeline asks its encoder for, 256 where it has no number of its own."""
+    return _default(pipe, "max_sequence_length") or 256
 
 
 def default_rows(pipe: Any) -> int:

@@ -16,8 +16,6 @@ from ras_dit.arena.run import Scene, call_for, pixels
 from ras_dit.config import RASConfig
 from ras_dit.engine import Handle, plan_for
 from ras_dit.files import whole_file
-from ras_dit.flops import Layers, plan_cost
-from ras_dit.models import token_plan_of
 from ras_dit.plan import Plan, StepPlan
 from ras_dit.tune.metric import Metric
 
@@ -82,8 +80,12 @@ class Bench:
         Raises:
             ValueError: the config does not fit the run.
         """
-        sizes = {name: self.call[name] for name in ("height", "width", "num_frames") if name in self.call}
-        return plan_for(self.pipe, config, self.steps, max_sequence_length=self._text_length, **sizes)
+        sizes = {
+            name: self.call[name]
+            for name in ("height", "width", "num_frames", "max_sequence_length")
+            if name in self.call
+        }
+        return plan_for(self.pipe, config, self.steps, **sizes)
 
     def why_not(self, config: RASConfig) -> str:
         """Why a config need not be painted with; empty if it must be."""
@@ -92,10 +94,6 @@ class Bench:
         except ValueError as error:
             return str(error)
         return "" if plan.has_savings else "saves nothing: every step is dense"
-
-    @property
-    def _text_length(self) -> int:
-        return int(self.call.get("max_sequence_length") or 256)
 
     def references(
         self, scenes: Sequence[Scene], method: Method, folder: Path, on_call: Callable[[], None] = lambda: None
@@ -164,15 +162,9 @@ class Bench:
             order = getattr(self.pipe.scheduler, "order", 1)  # Heun's evaluates twice a step, but for the last
             share = (method.steps * order - order + 1) / (self.steps * order - order + 1)
             return {"flops": share, "token_steps": share}
-        ran, planned = ran_plan(handle), handle.latest_plan
-        if planned is None or [s.num_active for s in ran] != [s.num_active for s in planned]:
-            planned = Plan(ran.steps, ran.num_tokens, self._cost_of(ran, handle.config))
-        return {"flops": 1 / planned.speedup_limit, "token_steps": ran.token_steps / len(ran)}
-
-    def _cost_of(self, plan: Plan, config: RASConfig) -> Any:
-        token_plan = token_plan_of(self.pipe.transformer)
-        num_text = token_plan.num_text(self.pipe, self._text_length) + token_plan.num_registers
-        return plan_cost(plan, token_plan, Layers.of(token_plan, self.pipe.transformer), num_text, config=config)
+        ran, costed = ran_plan(handle), handle._session.costed
+        flops = 1 / (ran if costed is None else costed(ran)).speedup_limit
+        return {"flops": flops, "token_steps": ran.token_steps / len(ran)}
 
     def _time_dense(self, scenes: Sequence[Scene]) -> float:
         if not self._is_warm:  # the first calls of a process are slower, whoever makes them

@@ -1,0 +1,83 @@
+"""What a user should know of a run that is not as it looks: said once it begins."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+from ras_dit.config import RASConfig
+from ras_dit.plan import Plan
+
+
+class RASWarning(UserWarning):
+    """Something ran otherwise than asked for; `Handle.summary` repeats why."""
+
+
+class AdviceWarning(RASWarning):
+    """A run goes as asked for, which may not be what is wanted; ``warnings.simplefilter("ignore", AdviceWarning)`` is
+    enough to hear no more of it."""
+
+
+class SmallGainWarning(AdviceWarning):
+    """RAS is predicted to gain less than five per cent."""
+
+
+class ShortRunWarning(AdviceWarning):
+    """The run has so few evaluations that little can be left out without harm."""
+
+
+class Warner:
+    """Says everything once."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def __call__(self, reason: str, category: type[RASWarning] = RASWarning) -> None:
+        """Warn of a reason why something runs otherwise than asked for, or than is wise."""
+        if reason not in self._said:
+            self._said.add(reason)
+            warnings.warn(reason, category, stacklevel=3)
+
+    def of_small_gain(self, reason: str) -> None:
+        """Warn of a run that is hardly worth it, whatever the run; `Handle.summary` gives advice on every one."""
+        if "small gain" not in self._said:
+            self._said.add("small gain")
+            text = f"RAS gains little here. {reason} auto=True leaves such runs dense."
+            warnings.warn(text, SmallGainWarning, stacklevel=3)
+
+
+SHORT_RUN = 10
+"""Evaluations of a run of which little can be left out (docs/quality.md, "Short runs")."""
+
+OUTSIDE = (
+    "The transformer was called outside of a run of the pipeline that RAS is enabled on: that call was dense. Another "
+    "pipeline that shares the transformer has to share the scheduler object, too (`from_pipe` does that)."
+)
+
+
+def unused_options(config: RASConfig, plan: Plan, num_references: int) -> Iterator[tuple[str, bool]]:
+    """Options of a config that change nothing in a run, and whether that is worth a warning.
+
+    Args:
+        config: of the run.
+        plan: what it computes.
+        num_references: tokens beside the grid.
+    """
+    if config.region_of_interest is not None and plan.has_savings and not plan.num_region_steps:
+        yield (
+            "region_of_interest: this plan has no region steps, so it changes nothing. Take preset 'regions', or a "
+            "sample_ratio.",
+            True,
+        )
+    if config.reference_reuse and plan.num_region_steps and not num_references:
+        yield "reference_reuse: this call has no reference tokens, so it changes nothing.", False
+
+
+def why_short(plan: Plan) -> str | None:
+    """What leaving something out does to so short a run; None if the plan leaves nothing out, or the run is longer."""
+    if not plan.has_savings or len(plan) > SHORT_RUN:
+        return None
+    return (
+        f"The run has {len(plan)} evaluations: of {SHORT_RUN} and fewer (distilled models, img2img at low strength) "
+        "little can be left out without harm. Compare with a dense run of the same seed, or disable RAS for such runs."
+    )

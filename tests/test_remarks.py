@@ -1,0 +1,100 @@
+"""What users are told of runs that are not as they look: short ones, calls that nobody follows, a ControlNet beside."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+
+import ras_dit
+from ras_dit import RASConfig, RASWarning, SmallGainWarning, build_plan
+from ras_dit.remarks import why_short
+from ras_dit.trace import StepTrace, Stopwatch
+from tiny import REGION, inputs, run, tiny_pipeline
+
+
+def said(pipe: Any, config: RASConfig | None, **changes: Any) -> list[str]:
+    """What a run warns of, small gains apart."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always", RASWarning)
+        warnings.simplefilter("ignore", SmallGainWarning)
+        if config is None:
+            run(pipe, **inputs(**changes))
+        else:
+            with ras_dit.accelerate(pipe, config):
+                run(pipe, **inputs(**changes))
+    return [str(each.message) for each in seen if issubclass(each.category, RASWarning)]
+
+
+def test_a_short_run_is_warned_of_and_a_longer_or_a_dense_one_is_not() -> None:
+    pipe = tiny_pipeline()
+    (reason,) = said(pipe, REGION, num_inference_steps=8)
+    assert reason.startswith("The run has 8 evaluations: of 10 and fewer")
+    assert said(pipe, REGION, num_inference_steps=11) == []
+    assert said(pipe, RASConfig(sample_ratio=1.0), num_inference_steps=8) == []
+    assert why_short(build_plan(REGION, 10, 64)) is not None
+
+
+def test_the_summary_repeats_it_and_the_session_does_not() -> None:
+    pipe = tiny_pipeline()
+    handle = ras_dit.enable(pipe, REGION)
+    assert len(said(pipe, None, num_inference_steps=6)) == 1
+    assert said(pipe, None, num_inference_steps=6) == []
+    assert any(advice.startswith("The run has 6 evaluations") for advice in handle.summary().advice)
+    assert handle.summary().notes == (), "everything ran as planned"
+
+
+def test_another_pipeline_with_a_scheduler_of_its_own_is_told_that_it_runs_dense() -> None:
+    pipe = tiny_pipeline()
+    parts = {**pipe.components, "scheduler": FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)}
+    other = StableDiffusion3Pipeline(**parts)
+    other.set_progress_bar_config(disable=True)
+    dense = run(other, **inputs())
+    with ras_dit.accelerate(pipe, REGION) as handle:
+        (reason,) = said(other, None)
+        assert reason.startswith("The transformer was called outside of a run")
+        assert torch.equal(run(other, **inputs()), dense)
+        assert said(pipe, None, num_inference_steps=12) == []
+        assert said(other, None) == [], "once"
+        assert len(handle.trace.steps) == 12, "the trace is that of its own run"
+    with ras_dit.accelerate(pipe, REGION):
+        assert said(pipe, None, num_inference_steps=12) == []
+        (reason,) = said(other, None)
+        assert "share the scheduler object" in reason
+
+
+def test_a_run_that_is_not_followed_says_why_once() -> None:
+    """Its calls are outside of a run, too, but that is not the reason."""
+    pipe = tiny_pipeline()
+    handle = ras_dit.enable(pipe, REGION)
+    with pytest.warns(RASWarning, match="because"):
+        handle._session._leave("because")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always", RASWarning)
+        pipe.transformer(
+            hidden_states=torch.randn(1, 4, 16, 16),
+            timestep=torch.tensor([500.0]),
+            encoder_hidden_states=torch.randn(1, 7, 32),
+            pooled_projections=torch.randn(1, 24),
+        )
+    assert not seen
+    assert handle.summary().notes == ("because",)
+
+
+@pytest.mark.parametrize(("device", "is_timed"), [("cpu", True), ("mps", False), ("xpu", False)])
+def test_only_devices_that_can_be_timed_are(device: str, is_timed: bool) -> None:
+    step = StepTrace("dense", 1.0)
+    Stopwatch(step, torch.device(device)).stop().read()
+    assert (step.seconds is not None) == is_timed
+
+
+def test_text_counts_as_long_as_the_pipeline_asks_for_and_references_if_told() -> None:
+    pipe = tiny_pipeline()
+    default = ras_dit.plan_for(pipe, REGION, 28)
+    assert default == ras_dit.plan_for(pipe, REGION, 28, max_sequence_length=256)
+    assert default.speedup_limit > ras_dit.plan_for(pipe, REGION, 28, max_sequence_length=512).speedup_limit
+    with ras_dit.accelerate(pipe, REGION) as handle:
+        assert handle.plan(28, num_references=64).speedup_limit < handle.plan(28).speedup_limit
