@@ -11,8 +11,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Nearly every model here is too small to gain: only tests/test_gain.py wants to hear of it."""
-    config.addinivalue_line("filterwarnings", "ignore::ras_dit.SmallGainWarning")
+    """Nearly every model here is too small to gain, and every run short: only the tests of that want to hear of it."""
+    config.addinivalue_line("filterwarnings", "ignore::ras_dit.AdviceWarning")
 
 
 @pytest.fixture(autouse=True)

@@ -32,10 +32,17 @@ def said(pipe: Any, config: RASConfig | None, **changes: Any) -> list[str]:
 def test_a_short_run_is_warned_of_and_a_longer_or_a_dense_one_is_not() -> None:
     pipe = tiny_pipeline()
     (reason,) = said(pipe, REGION, num_inference_steps=8)
-    assert reason.startswith("The run has 8 evaluations: of 10 and fewer")
-    assert said(pipe, REGION, num_inference_steps=11) == []
+    assert reason.startswith("The run has 8 evaluations, in which 44% of the tokens are computed")
+    assert said(pipe, REGION.replace(sample_ratio=0.5), num_inference_steps=11) == []
     assert said(pipe, RASConfig(sample_ratio=1.0), num_inference_steps=8) == []
-    assert why_short(build_plan(REGION, 10, 64)) is not None
+
+
+@pytest.mark.parametrize("name", ras_dit.PRESETS)
+@pytest.mark.parametrize("num_steps", [4, 10, 15, 20, 28])
+def test_presets_that_were_measured_to_harm_a_run_of_this_length_are_warned_of(name: str, num_steps: int) -> None:
+    is_short = why_short(build_plan(ras_dit.PRESETS[name], num_steps, 256)) is not None
+    harms_at = {"quality": 10, "regions": 10, "balanced": 10}  # of the others 15; docs/quality.md has the figures
+    assert is_short == (num_steps <= harms_at.get(name, 15))
 
 
 def test_the_summary_repeats_it_and_the_session_does_not() -> None:
@@ -57,11 +64,11 @@ def test_another_pipeline_with_a_scheduler_of_its_own_is_told_that_it_runs_dense
         (reason,) = said(other, None)
         assert reason.startswith("The transformer was called outside of a run")
         assert torch.equal(run(other, **inputs()), dense)
-        assert said(pipe, None, num_inference_steps=12) == []
+        assert said(pipe, None, num_inference_steps=20) == []
         assert said(other, None) == [], "once"
-        assert len(handle.trace.steps) == 12, "the trace is that of its own run"
+        assert len(handle.trace.steps) == 20, "the trace is that of its own run"
     with ras_dit.accelerate(pipe, REGION):
-        assert said(pipe, None, num_inference_steps=12) == []
+        assert said(pipe, None, num_inference_steps=20) == []
         (reason,) = said(other, None)
         assert "share the scheduler object" in reason
 

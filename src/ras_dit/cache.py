@@ -79,7 +79,7 @@ class KVCache:
         key, value: of a dense step [R, H, length, d]. They are not copied if they are contiguous and kept as they are.
         mask: attention mask of that step, None without one.
         scale: softmax scale of that step (Lumina's depends on the sequence length).
-        storage: how keys and values are kept.
+        storage: how keys and values are kept; None as computed.
 
     Attributes:
         key_slope, value_slope: change per sigma, where keys and values are forecast; else None.
@@ -92,8 +92,9 @@ class KVCache:
         value: torch.Tensor,
         mask: torch.Tensor | None = None,
         scale: float | None = None,
-        storage: KVStorage = AS_COMPUTED,
+        storage: KVStorage | None = None,
     ) -> None:
+        storage = storage or AS_COMPUTED  # (PyTorch 2.11 cannot trace a call that has an object for a default)
         self._is_kept_by(storage)
         self.key = storage.store(key) if storage.keeps else nothing_like(key)
         self.value = storage.store(value) if storage.keeps else nothing_like(value)

@@ -209,8 +209,8 @@ class RASConfig:
 
     @classmethod
     def preset(cls, name: str) -> RASConfig:
-        """``quality``, ``balanced``, ``fast``, ``regions``, ``regions_fast`` or ``regions_faster``, for runs of some
-        twenty steps and more (of a shorter one little can be left out without harm).
+        """``quality``, ``balanced``, ``fast``, ``regions``, ``regions_fast`` or ``regions_faster``, for runs of
+        twenty steps and more (``quality`` and ``regions`` of fifteen: docs/quality.md, "Runs of other lengths").
 
         The first three compute some steps whole, forecast the others and keep no keys and values. Those with regions
         compute half of the tokens between two whole steps, and keep keys and values for that (`Plan` says how many

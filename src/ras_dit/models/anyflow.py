@@ -37,5 +37,5 @@ ANYFLOW = TokenPlan(
         "proj_out": "image",
     },
     cross_attention=("blocks.*.attn2",),
-    caveats=("Made for few steps, of which little can be left out.",),
+    caveats=("Made for few steps: of ten and fewer nothing should be left out.",),
 )
