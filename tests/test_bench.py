@@ -602,3 +602,8 @@ def test_a_model_with_parts_in_float32_keeps_what_it_computes() -> None:
     width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
     keys_and_values = 2 * transformer.config.num_layers * num_tokens * width * 2
     assert case.estimate()["kv_cache"] == case.num_rows * keys_and_values
+
+
+def test_devices_that_cannot_be_timed_are_refused() -> None:
+    with pytest.raises(ValueError, match="--device: got 'mps'; allowed: cpu, cuda"):
+        Settings(device="mps")

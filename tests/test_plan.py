@@ -160,6 +160,7 @@ def test_layers_are_read_again_when_they_are_others() -> None:
     assert counted_cost(handle, pipe) > adapted
     transformer.disable_adapters()
     assert counted_cost(handle, pipe) == plain
+    assert Layers.of(SD3, transformer).num_leaves == layers.num_leaves
     transformer.enable_adapters()
     transformer.fuse_lora()
     assert counted_cost(handle, pipe) == plain

@@ -10,7 +10,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
 import ras_dit
+from families import flux
 from ras_dit import RASConfig, RASWarning, SmallGainWarning, build_plan
+from ras_dit.models.sizes import default_text
 from ras_dit.remarks import why_short
 from ras_dit.trace import StepTrace, Stopwatch
 from tiny import REGION, inputs, run, tiny_pipeline
@@ -40,9 +42,16 @@ def test_a_short_run_is_warned_of_and_a_longer_or_a_dense_one_is_not() -> None:
 @pytest.mark.parametrize("name", ras_dit.PRESETS)
 @pytest.mark.parametrize("num_steps", [4, 10, 15, 20, 28])
 def test_presets_that_were_measured_to_harm_a_run_of_this_length_are_warned_of(name: str, num_steps: int) -> None:
-    is_short = why_short(build_plan(ras_dit.PRESETS[name], num_steps, 256)) is not None
+    config = ras_dit.PRESETS[name]
+    is_short = why_short(build_plan(config, num_steps, 256), config) is not None
     harms_at = {"quality": 10, "regions": 10, "balanced": 10}  # of the others 15; docs/quality.md has the figures
     assert is_short == (num_steps <= harms_at.get(name, 15))
+
+
+def test_a_small_region_of_interest_does_not_make_a_run_sparse() -> None:
+    config = ras_dit.PRESETS["regions"].replace(region_of_interest="inpaint")
+    assert why_short(build_plan(config, 17, 256, num_allowed=10), config) is None
+    assert why_short(build_plan(config, 10, 256, num_allowed=10), config) is not None
 
 
 def test_the_summary_repeats_it_and_the_session_does_not() -> None:
@@ -99,9 +108,12 @@ def test_only_devices_that_can_be_timed_are(device: str, is_timed: bool) -> None
 
 
 def test_text_counts_as_long_as_the_pipeline_asks_for_and_references_if_told() -> None:
-    pipe = tiny_pipeline()
-    default = ras_dit.plan_for(pipe, REGION, 28)
-    assert default == ras_dit.plan_for(pipe, REGION, 28, max_sequence_length=256)
-    assert default.speedup_limit > ras_dit.plan_for(pipe, REGION, 28, max_sequence_length=512).speedup_limit
+    pipe, size = flux.build(), (64, 96)
+    assert default_text(pipe) == 512
+    default = ras_dit.plan_for(pipe, REGION, 28, *size)
+    assert default == ras_dit.plan_for(pipe, REGION, 28, *size, max_sequence_length=512)
+    assert default.speedup_limit < ras_dit.plan_for(pipe, REGION, 28, *size, max_sequence_length=256).speedup_limit
     with ras_dit.accelerate(pipe, REGION) as handle:
-        assert handle.plan(28, num_references=64).speedup_limit < handle.plan(28).speedup_limit
+        assert handle.plan(28, *size, num_references=24).speedup_limit < handle.plan(28, *size).speedup_limit
+        with pytest.raises(ValueError, match="num_references: got -1; allowed: an int of at least 0"):
+            handle.plan(28, *size, num_references=-1)

@@ -37,7 +37,7 @@ class Summary:
         predicted_speedup: predicted dense time over that of the steps as they ran, fixed costs counted.
         measured_speedup: dense time over spent time of the transformer, from the run's own dense steps.
         notes: why anything ran otherwise than planned.
-        advice: what to do about a run that gains little, or nothing.
+        advice: what to do about a run that gains little or nothing, or is too short; what the speed-ups leave out.
     """
 
     num_steps: int
@@ -134,11 +134,11 @@ class Handle:
         )
 
     def _advice(self, trace: Trace, plan: Plan | None) -> tuple[str, ...]:
-        """What to do about a run that gains little, or nothing."""
+        """What `Summary.advice` says."""
         if plan is None or not plan.has_savings:
             return ()
         advice = [f"RAS gains little here: {why_small(plan)}"] if is_small(plan) else []
-        if (reason := why_short(plan)) is not None:
+        if (reason := why_short(plan, self.config)) is not None:
             advice.append(reason)
         session, count = self._session, self._session.num_references
         could_reuse = session.token_plan.reuses_references and not self.config.reference_reuse
@@ -203,6 +203,7 @@ def plan_for(
     """`Handle.plan` for a pipeline that RAS need not be enabled on; ``rates`` as for `enable`."""
     for name, count in (("num_inference_steps", num_inference_steps), ("num_images", num_images)):
         check_count(name, count)
+    check_count("num_references", num_references, least=0)
     token_plan = token_plan_of(pipe.transformer)
     grid = grid_for_size(pipe, token_plan, height, width, num_frames)
     order = getattr(pipe.scheduler, "order", 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import operator
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,8 +25,9 @@ class Layers:
             layers.
         cross_attention: channels of every module that attends to the text.
         dense_attention: of every one that attends over all image tokens in front of the gather.
-        attention: channels of queries and of keys, and their streams, of every module that a token plan names.
-        num_leaves: modules without others inside.
+        attention: of every module that a token plan names, the channels of queries and of keys, the stream that its
+            keys are, and that of its queries.
+        num_leaves: modules without others inside, but for what a LoRA keeps beside its layers.
         dtype: that the transformer computes in.
     """
 
@@ -36,7 +37,7 @@ class Layers:
     attention: list[tuple[int, int, str, str]]
     num_leaves: int
     dtype: torch.dtype
-    _read_from: tuple[object, list[nn.Module]] = field(repr=False, compare=False)
+    _read_from: tuple[object, list[weakref.ref[nn.Module]]] = field(repr=False, compare=False)
 
     @classmethod
     def of(cls, token_plan: TokenPlan, transformer: nn.Module) -> Layers:
@@ -45,8 +46,8 @@ class Layers:
         modules = list(named.values())
         idle = {name for path, module in named.items() for name in _idle_adapters(path, module)}
         named = {name: module for name, module in named.items() if name not in idle and not _is_fused(name, named)}
-        num_leaves = sum(not any(module.children()) for module in named.values())
-        read_from = (_state(transformer, modules), modules)
+        num_leaves = sum(_is_leaf(name, module) for name, module in named.items())
+        read_from = (_state(transformer, modules), [weakref.ref(module) for module in modules])
         found = cls([], [], [], [], num_leaves, compute_dtype(transformer), read_from)
         streams = token_plan.linear_streams(transformer)
         for name, module in named.items():
@@ -70,7 +71,7 @@ class Layers:
         """
         state, modules = self._read_from
         now = list(transformer.modules())
-        is_same = len(now) == len(modules) and all(map(operator.is_, now, modules))
+        is_same = len(now) == len(modules) and all(old() is new for old, new in zip(modules, now, strict=True))
         return self if is_same and state == _state(transformer, now) else Layers.of(token_plan, transformer)
 
 
@@ -142,6 +143,11 @@ def _state(transformer: nn.Module, modules: list[nn.Module]) -> object:
     adapters: Any = [module for module in modules if "lora_A" in module._modules]
     running = [(each.merged, each.disable_adapters, tuple(each.active_adapters)) for each in adapters]
     return next((parameter.dtype for parameter in transformer.parameters()), None), running
+
+
+def _is_leaf(name: str, module: nn.Module) -> bool:
+    """Whether a module is an operation or a few of an evaluation."""
+    return not any(module.children()) and (name == without_lora(name) or _layer_size(module) > 0)
 
 
 def _share_of_experts(name: str, named: Mapping[str, nn.Module]) -> float:
@@ -226,7 +232,7 @@ def plan_cost(
         num_text: text tokens of the sequence.
         num_extra: reference tokens beside the grid.
         config: its ``kv_*`` and ``*_reuse`` options count.
-        has_timestep_per_token: see `step_flops`.
+        has_timestep_per_token: see `step_work`.
         num_padding: how many of the text tokens are padding.
     """
     num_tokens = plan.num_tokens

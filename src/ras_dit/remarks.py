@@ -10,7 +10,7 @@ from ras_dit.plan import Plan
 
 
 class RASWarning(UserWarning):
-    """Something ran otherwise than asked for; `Handle.summary` repeats why."""
+    """Something ran otherwise than asked for; `Handle.summary` repeats why, unless it was no run that RAS follows."""
 
 
 class AdviceWarning(RASWarning):
@@ -48,8 +48,8 @@ class Warner:
 
 SHORT_RUN, LONG_RUN = 10, 20
 SPARSE = 0.4
-"""In runs of so few evaluations, and of fewer than the second number with less than this share of the tokens, fewer
-steps without RAS come nearer to the dense picture (docs/quality.md, "Runs of other lengths")."""
+"""In runs of so few evaluations, and of fewer than the second number with less than this share of the tokens, no
+preset comes nearer to the dense picture than as many steps without RAS (docs/quality.md, "Runs of other lengths")."""
 
 OUTSIDE = (
     "The transformer was called outside of a run of the pipeline that RAS is enabled on: that call was dense. Another "
@@ -75,14 +75,19 @@ def unused_options(config: RASConfig, plan: Plan, num_references: int) -> Iterat
         yield "reference_reuse: this call has no reference tokens, so it changes nothing.", False
 
 
-def why_short(plan: Plan) -> str | None:
-    """What leaving so much out does to so short a run; None if the plan leaves nothing out, or not too much."""
+def why_short(plan: Plan, config: RASConfig) -> str | None:
+    """What leaving so much out does to so short a run; None if the plan leaves nothing out, or not too much.
+
+    Args:
+        plan: of the run.
+        config: of the run. With a region of interest fewer tokens say nothing: they are those that may change.
+    """
     count = len(plan)
-    is_sparse = plan.token_steps < SPARSE * count
+    is_sparse = plan.token_steps < SPARSE * count and config.region_of_interest is None
     if not plan.has_savings or (count > SHORT_RUN and (count >= LONG_RUN or not is_sparse)):
         return None
     return (
         f"The run has {count} evaluations, in which {plan.token_steps / count:.0%} of the tokens are computed. Where "
-        "presets were measured in runs so short, fewer steps without RAS came nearer to the dense picture. Take more "
-        "steps with it, or fewer without: in 15 presets 'quality' and 'regions' held, in 20 all of them."
+        "presets were measured in runs so short, none came nearer to the dense picture than as many steps without RAS. "
+        "Take more steps with it, or fewer without: in 15 presets 'quality' and 'regions' held, in 20 all of them."
     )

@@ -198,7 +198,7 @@ class Session:
             self._expect_generation()
         if self._is_due:
             self._begin_generation(module, arguments)
-        elif self._is_outside:
+        elif self._is_outside(module, arguments):
             self.warn(OUTSIDE)
         generation = self._generation
         if generation is None or generation.is_over or not self._is_expected(arguments[self.token_plan.timestep]):
@@ -224,10 +224,12 @@ class Session:
         self._cpu_layers[module].aim(call.num_rows_of(num_rows, num_text), device)
         return seams.gather_root(args, kwargs)
 
-    @property
-    def _is_outside(self) -> bool:
-        """Whether no run is followed, and nobody was told why."""
-        return not self.trace.notes if self._generation is None else self._generation.is_over
+    def _is_outside(self, transformer: torch.nn.Module, arguments: dict[str, Any]) -> bool:
+        """Whether a call that RAS could accelerate belongs to no run, and nobody was told why."""
+        is_followed = self._generation is not None and not self._generation.is_over
+        if is_followed or self.trace.notes or not self.config.has_savings:
+            return False
+        return self.token_plan.check(transformer, arguments) is None
 
     def _begin_generation(self, transformer: torch.nn.Module, arguments: dict[str, Any]) -> None:
         check_uncached(transformer)
@@ -293,7 +295,7 @@ class Session:
         if is_small(self.plan) and self._leaves_dense(self.plan):
             config = config.dense
             self.plan = costed(build_plan(config, len(plan), plan.num_tokens))
-        if (reason := why_short(self.plan)) is not None:
+        if (reason := why_short(self.plan, self.config)) is not None:
             self.warn(reason, ShortRunWarning)
         fitted = FittedForecast.of(config, grid, sigmas, scheduler, self.note) if self.plan.has_savings else None
         if self.fitting is not None:

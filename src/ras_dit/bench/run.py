@@ -49,6 +49,13 @@ class Settings:
     has_loops: bool = True
     backend: str = "inductor"
 
+    def __post_init__(self) -> None:
+        if self.device.partition(":")[0] not in ("cpu", "cuda"):
+            raise ValueError(
+                f"--device: got {self.device!r}; allowed: cpu, cuda. The work of others is not waited for, so that its "
+                "time cannot be taken."
+            )
+
     def steps_of(self, case: Case) -> int:
         return self.num_steps or case.schedule.num_steps
 

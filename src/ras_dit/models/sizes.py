@@ -56,11 +56,11 @@ def grid_for_size(
     return TokenGrid(tokens[0], tokens[1], patch_size, -(-latent_frames // patch_frames), patch_frames)
 
 
-def check_count(name: str, value: Any) -> None:
-    """Refuse what is no int of at least 1."""
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Refuse what is no int of at least ``least``."""
     is_count = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_count or value < 1:
-        raise ValueError(f"{name}: got {value!r}; allowed: an int of at least 1.")
+    if not is_count or value < least:
+        raise ValueError(f"{name}: got {value!r}; allowed: an int of at least {least}.")
 
 
 def _default_side(pipe: Any, name: str, scale: int) -> int:

@@ -163,8 +163,9 @@ class Bench:
             share = (method.steps * order - order + 1) / (self.steps * order - order + 1)
             return {"flops": share, "token_steps": share}
         ran, costed = ran_plan(handle), handle._session.costed
-        flops = 1 / (ran if costed is None else costed(ran)).speedup_limit
-        return {"flops": flops, "token_steps": ran.token_steps / len(ran)}
+        if costed is None:
+            raise ValueError(f"{method.name}: RAS does not follow this call. {' '.join(handle.summary().notes)}")
+        return {"flops": 1 / costed(ran).speedup_limit, "token_steps": ran.token_steps / len(ran)}
 
     def _time_dense(self, scenes: Sequence[Scene]) -> float:
         if not self._is_warm:  # the first calls of a process are slower, whoever makes them
