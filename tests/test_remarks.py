@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
 from typing import Any
 
 import pytest
@@ -98,6 +100,35 @@ def test_a_run_that_is_not_followed_says_why_once() -> None:
         )
     assert not seen
     assert handle.summary().notes == ("because",)
+
+
+def test_calls_that_cannot_be_accelerated_anyway_are_not_told_to_share_a_scheduler() -> None:
+    """Such as GLM-Image's, which reads its references in a call of their own before the run begins."""
+    pipe = tiny_pipeline()
+    pipe.transformer.register_to_config(pos_embed_max_size=None)
+    with ras_dit.accelerate(pipe, REGION), warnings.catch_warnings():
+        warnings.simplefilter("error", RASWarning)
+        pipe.transformer(
+            hidden_states=torch.randn(1, 4, 16, 16),
+            timestep=torch.tensor([500.0]),
+            encoder_hidden_states=torch.randn(1, 7, 32),
+            pooled_projections=torch.randn(1, 24),
+        )
+
+
+def test_the_latents_of_a_run_are_not_kept() -> None:
+    pipe, seen = tiny_pipeline(), []
+    handle = ras_dit.enable(pipe, REGION)
+
+    def note(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        seen.append(weakref.ref(kwargs["hidden_states"]))
+
+    hook = pipe.transformer.register_forward_pre_hook(note, with_kwargs=True, prepend=True)
+    run(pipe, **inputs())
+    hook.remove()
+    gc.collect()
+    assert handle.latest_plan is not None
+    assert not [ref for ref in seen if ref() is not None]
 
 
 @pytest.mark.parametrize(("device", "is_timed"), [("cpu", True), ("mps", False), ("xpu", False)])

@@ -61,13 +61,13 @@ class Layers:
             if any(fits(name, pattern) for pattern in token_plan.dense_attention):
                 found.dense_attention.append(_width(module))
         for name, (module, stream) in token_plan.attention_modules(transformer).items():
-            queries = next((other for pattern, other in token_plan.queries.items() if fits(name, pattern)), stream)
+            queries = stream_of(name, token_plan.queries, stream)
             found.attention.append((_width(module), _width(module) // heads_per_key(module), stream, queries))
         return found
 
     def updated(self, token_plan: TokenPlan, transformer: nn.Module) -> Layers:
         """The layers as they are now: these, unless the transformer has other modules than it had (LoRAs and adapters
-        bring some, and can be switched off), or another type. To read them all takes ten times as long as to see that.
+        bring some, and can be switched off), or another type. To see that takes far less time than to read them all.
         """
         state, modules = self._read_from
         now = list(transformer.modules())

@@ -285,10 +285,10 @@ class Session:
         is_timed = token_plan.has_timestep_per_token(arguments, grid.num_tokens + num_extra)
         num_padding = token_plan.count_padding(transformer, arguments, grid)
         layers = self._layers[transformer] = self._layers[transformer].updated(token_plan, transformer)
+        model, num_rows = Model.of(layers, latents[0].device), len(latents)  # (what `costed` keeps holds no tensors)
 
         def costed(plan: Plan) -> Plan:
             cost = plan_cost(plan, token_plan, layers, num_text, num_extra, self.config, is_timed, num_padding)
-            model, num_rows = Model.of(layers, latents[0].device), len(latents)
             return with_prediction(replace(plan, cost=cost), self.config, model, num_rows, self.rates)
 
         self.costed, self.plan = costed, costed(plan)

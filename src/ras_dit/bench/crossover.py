@@ -62,7 +62,7 @@ def size_row(
         settle(pipe, call)
         checks = compiled_checks(pipe, call, case.dtype, eager, config_in(mode, PROBE))
     else:
-        checks = [fresh_check(pipe, probe(pipe, call), case.dtype)]
+        checks = [fresh_check(probe(pipe, call), case.dtype)]
     require(checks)
     found = [_Ratio(ratio, config_in(mode, case.schedule.config(ratio, num_steps))) for ratio in ratios]
     dense: list[float] = []

@@ -266,13 +266,13 @@ def without_lora(name: str) -> str:
 _LORA = re.compile(r"\.(?:base_layer|lora_[A-Za-z_]+(?:\.[^.]+)?)(?=\.|$)")
 
 
-def stream_of(name: str, streams: Mapping[str, FlopStream]) -> FlopStream:
-    """What a layer works on, by the patterns of `TokenPlan.linears`; the layers of an adapter for pictures (they are
-    the attention processor's) on the few tokens of those."""
+def stream_of(name: str, streams: Mapping[str, FlopStream], default: FlopStream = "row") -> FlopStream:
+    """What a module works on, by the patterns of `TokenPlan.linears` or `TokenPlan.queries`; the layers of an adapter
+    for pictures (they are the attention processor's) on the few tokens of those."""
     if ".processor." in name:
         return "row"
     plain = without_lora(name)
-    return next((stream for pattern, stream in streams.items() if fits(plain, pattern)), "row")
+    return next((stream for pattern, stream in streams.items() if fits(plain, pattern)), default)
 
 
 @functools.lru_cache(maxsize=2**16)
