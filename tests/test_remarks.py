@@ -33,6 +33,16 @@ def said(pipe: Any, config: RASConfig | None, **changes: Any) -> list[str]:
     return [str(each.message) for each in seen if issubclass(each.category, RASWarning)]
 
 
+def call_alone(transformer: torch.nn.Module) -> None:
+    """A call of nobody's run."""
+    transformer(
+        hidden_states=torch.randn(1, 4, 16, 16),
+        timestep=torch.tensor([500.0]),
+        encoder_hidden_states=torch.randn(1, 7, 32),
+        pooled_projections=torch.randn(1, 24),
+    )
+
+
 def test_a_short_run_is_warned_of_and_a_longer_or_a_dense_one_is_not() -> None:
     pipe = tiny_pipeline()
     (reason,) = said(pipe, REGION, num_inference_steps=8)
@@ -92,12 +102,7 @@ def test_a_run_that_is_not_followed_says_why_once() -> None:
         handle._session._leave("because")
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always", RASWarning)
-        pipe.transformer(
-            hidden_states=torch.randn(1, 4, 16, 16),
-            timestep=torch.tensor([500.0]),
-            encoder_hidden_states=torch.randn(1, 7, 32),
-            pooled_projections=torch.randn(1, 24),
-        )
+        call_alone(pipe.transformer)
     assert not seen
     assert handle.summary().notes == ("because",)
 
@@ -108,12 +113,7 @@ def test_calls_that_cannot_be_accelerated_anyway_are_not_told_to_share_a_schedul
     pipe.transformer.register_to_config(pos_embed_max_size=None)
     with ras_dit.accelerate(pipe, REGION), warnings.catch_warnings():
         warnings.simplefilter("error", RASWarning)
-        pipe.transformer(
-            hidden_states=torch.randn(1, 4, 16, 16),
-            timestep=torch.tensor([500.0]),
-            encoder_hidden_states=torch.randn(1, 7, 32),
-            pooled_projections=torch.randn(1, 24),
-        )
+        call_alone(pipe.transformer)
 
 
 def test_the_latents_of_a_run_are_not_kept() -> None:
