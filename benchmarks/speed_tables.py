@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks import record
 from ras_dit.bench import CASES
+from ras_dit.bench.architectures import Size
 from ras_dit.bench.profiling import ADDED
 from ras_dit.bench.report import plot
 
@@ -58,7 +59,7 @@ def rows_of(result: dict[str, Any], mode: str) -> list[dict[str, Any]]:
 def heading(result: dict[str, Any], has_size: bool = True) -> str:
     title = result["title"]
     if not has_size:
-        title = title.replace(f", {result['size'].replace('x', ' x ')}", "")
+        title = title.replace(f", {Size.parse(result['size'], Size(1, 1)).described}", "")
     return f"**{title[0].upper()}{title[1:]}**"
 
 

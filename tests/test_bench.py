@@ -559,6 +559,40 @@ def test_cases_in_another_dtype() -> None:
         chosen_cases(("embedded",), "cpu", "bfloat16")
 
 
+def test_cases_of_another_size_and_depth() -> None:
+    (small,) = chosen_cases(("sd3-medium",), "cuda", size="512x768")
+    assert (small.name, small.title) == (
+        "sd3-medium-512x768",
+        "Stable Diffusion 3 medium's dimensions, 512 x 768, bf16",
+    )
+    assert small.plan(small.schedule.config(0.5, 28)).num_tokens == 32 * 48
+    assert case_named(small.name) == small
+    (shallow,) = chosen_cases(("flux-dev",), "cuda", dtype="float32", depth=0.1)
+    assert shallow.name == "flux-dev-depth0.1-float32"
+    assert case_named(shallow.name) == shallow
+    assert shallow.title == "FLUX.1 dev's dimensions, 2 of 19 + 4 of 38 blocks, 1024 x 1024, fp32"
+    transformer, whole = shallow.outline().transformer, CASES["flux-dev"].outline().transformer
+    assert (len(transformer.transformer_blocks), len(transformer.single_transformer_blocks)) == (2, 4)
+    assert 0.05 < transformer.num_parameters() / whole.num_parameters() < 0.15
+    ratio = shallow.schedule.config(0.125, 28)
+    limit, whole_limit = (case.plan(ratio).speedup_limit for case in (shallow, CASES["flux-dev"]))
+    assert limit == pytest.approx(whole_limit, rel=0.05)
+    (video,) = chosen_cases(("wan-1.3b",), "cuda", size="256x448x9", depth=0.2)
+    assert (video.name, str(video.size)) == ("wan-1.3b-256x448x9-depth0.2", "256x448x9")
+    assert case_named(video.name) == video
+    assert chosen_cases(("sd3-medium",), "cuda", size="1024", depth=1.0) == [CASES["sd3-medium"]]
+    assert "embedded" not in {case.name for case in chosen_cases((), "cuda", depth=0.5)}
+    for name in ("sd3-medium-axb", "sd3-medium-depth0", "flux-depth0.1", "embedded-depth0.5", "depth0.1"):
+        with pytest.raises(ValueError, match=f"--case: got '{name}'; allowed: embedded"):
+            case_named(name)
+    with pytest.raises(ValueError, match="--size: got 'big'; allowed: SIDE"):
+        chosen_cases(("mid",), "cpu", size="big")
+    with pytest.raises(ValueError, match="--depth: got 2; allowed: above 0 and up to 1"):
+        chosen_cases(("mid",), "cpu", depth=2.0)
+    with pytest.raises(ValueError, match="embedded: the model in the box is timed as a whole"):
+        chosen_cases(("embedded",), "cpu", depth=0.5)
+
+
 def test_speedups_are_over_the_best_dense_of_all_modes() -> None:
     case = {
         "rows": [

@@ -70,6 +70,8 @@ def test_the_cases_are_listed(ras_dit: Run) -> None:
         (("--repeats", "0"), "--repeats: got 0; allowed: at least 1"),
         (("--no-eager",), "--no-eager: got no mode at all"),
         (("--dtype", "float16"), "--dtype: got it with --tiny"),
+        (("--size", "512"), "--size: got it with --tiny"),
+        (("--depth", "0.1"), "--depth: got it with --tiny"),
         (("--sizes", "1x2x3x4"), "--sizes: got '1x2x3x4'"),
     ],
 )

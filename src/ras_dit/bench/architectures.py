@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,10 @@ from ras_dit.bench.weights import random_transformer
 
 if TYPE_CHECKING:
     import torch
+
+
+_BLOCKS = ("num_layers", "num_single_layers")
+"""Arguments of transformers that count blocks, in the order in which these run."""
 
 
 @dataclass(frozen=True)
@@ -25,17 +30,24 @@ class Size:
         return text if self.num_frames == 1 else f"{text}x{self.num_frames}"
 
     @property
+    def described(self) -> str:
+        """For people."""
+        text = f"{self.height} x {self.width}"
+        return text if self.num_frames == 1 else f"{text}, {self.num_frames} frames"
+
+    @property
     def num_pixels(self) -> int:
         """Of all frames."""
         return self.height * self.width * self.num_frames
 
     @classmethod
-    def parse(cls, text: str, default: Size) -> Size:
+    def parse(cls, text: str, default: Size, flag: str = "--sizes") -> Size:
         """``1024``, ``768x1024`` (height first) or ``480x832x81`` (with frames).
 
         Args:
             text: what was written.
             default: gives the number of frames that the text leaves out.
+            flag: where it was written, for the message.
 
         Raises:
             ValueError: anything else.
@@ -45,7 +57,7 @@ class Size:
         except ValueError:
             numbers = []
         if not 1 <= len(numbers) <= 3 or min(numbers) < 1:
-            raise ValueError(f"--sizes: got {text!r}; allowed: SIDE, HEIGHTxWIDTH or HEIGHTxWIDTHxFRAMES in pixels.")
+            raise ValueError(f"{flag}: got {text!r}; allowed: SIDE, HEIGHTxWIDTH or HEIGHTxWIDTHxFRAMES in pixels.")
         sides = numbers * 2 if len(numbers) == 1 else numbers
         return cls(sides[0], sides[1], sides[2] if len(sides) > 2 else default.num_frames)
 
@@ -60,6 +72,7 @@ class Dimensions:
         size: of the picture or video.
         num_text: text tokens of a prompt.
         source: where the numbers are published.
+        depth: which share of the blocks this is, for people; empty for all of them.
     """
 
     architecture: str
@@ -67,6 +80,22 @@ class Dimensions:
     size: Size
     num_text: int
     source: str = ""
+    depth: str = ""
+
+    def at_depth(self, share: float) -> Dimensions:
+        """The same with a share of every kind of blocks, two at least."""
+        whole = {name: number for name in _BLOCKS if (number := self._argument(name)) is not None}
+        fewer = {name: min(number, max(2, round(share * number))) for name, number in whole.items()}
+        depth = " + ".join(f"{fewer[name]} of {number}" for name, number in whole.items()) + " blocks"
+        return replace(self, arguments={**self.arguments, **fewer}, depth=depth)
+
+    def _argument(self, name: str) -> Any:
+        """Of the transformer's constructor; None where it has no such argument."""
+        import diffusers
+
+        kind = getattr(diffusers, ARCHITECTURES[self.architecture].transformer)
+        found = inspect.signature(kind.__init__).parameters.get(name)
+        return self.arguments.get(name, found.default) if found else None
 
     def tiny(self) -> Dimensions:
         """The same architecture with few layers, a narrow width and a small picture."""

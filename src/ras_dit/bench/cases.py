@@ -49,7 +49,7 @@ class Case:
 
     Attributes:
         name: as on the command line.
-        title: what it is, for people.
+        model: what it is, for people; `title` adds picture and type.
         dimensions: of the transformer; None for the model in the box.
         schedule: which evaluations are dense.
         batch: images per call.
@@ -65,7 +65,7 @@ class Case:
     """
 
     name: str
-    title: str
+    model: str
     dimensions: Dimensions | None
     schedule: Schedule = field(default_factory=Schedule)
     batch: int = 1
@@ -78,6 +78,14 @@ class Case:
     fits_cpu: bool = False
     sizes: tuple[str, ...] = ("256", "512", "1024", "2048")
     embedded_size: int = 128
+
+    @property
+    def title(self) -> str:
+        """What it is, for people."""
+        if self.dimensions is None:
+            return self.model
+        depth = self.dimensions.depth
+        return ", ".join((self.model, *([depth] if depth else ()), self.size.described, DTYPES[self.dtype]))
 
     @property
     def num_rows(self) -> int:
@@ -108,17 +116,44 @@ class Case:
             return self
         return replace(
             self,
-            title=f"{self.title} (tiny)",
+            model=f"{self.model} (tiny)",
             dimensions=self.dimensions.tiny(),
             repeats=1,
             dtype="float32",
         )
 
     def at(self, size: Size) -> Case:
-        """The same with another picture."""
+        """The same with another picture, for one row of the crossover."""
         if self.dimensions is None:
             raise ValueError(f"{self.name}: the model in the box is timed at its own size; take another case.")
         return replace(self, dimensions=replace(self.dimensions, size=size))
+
+    def resized(self, size: Size) -> Case:
+        """The same with another picture, whole loops and all, under a name of its own: ``sd3-medium-512x512``.
+
+        Raises:
+            ValueError: the case is the model in the box.
+        """
+        return self if size == self.size else replace(self.at(size), name=f"{self.name}-{size}")
+
+    def at_depth(self, share: float) -> Case:
+        """The same with a share of the blocks, for machines that the whole model does not fit, under a name of its
+        own: ``flux-dev-depth0.1``. A step is as much shorter as there are fewer blocks, so that the shares of the
+        limit hold for the whole model nearly as they are; seconds and memory do not.
+
+        Args:
+            share: of every kind of blocks, above 0 and up to 1; two at least stay.
+
+        Raises:
+            ValueError: another share, or the case is the model in the box.
+        """
+        if not 0 < share <= 1:
+            raise ValueError(f"--depth: got {share:g}; allowed: above 0 and up to 1, a share of the blocks.")
+        if share == 1:
+            return self
+        if self.dimensions is None:
+            raise ValueError(f"{self.name}: the model in the box is timed as a whole; take another case.")
+        return replace(self, name=f"{self.name}-depth{share:g}", dimensions=self.dimensions.at_depth(share))
 
     def in_dtype(self, dtype: str) -> Case:
         """The same in another type, under a name of its own: ``mid-float32``.
@@ -135,8 +170,7 @@ class Case:
             return self
         if self.dimensions is None:
             raise ValueError(f"{self.name}: the model in the box is timed in {self.dtype}; take another case.")
-        title = self.title.replace(DTYPES[self.dtype], DTYPES[dtype])
-        return replace(self, name=f"{self.name}-{dtype}", title=title, dtype=dtype)
+        return replace(self, name=f"{self.name}-{dtype}", dtype=dtype)
 
     def configs(self, num_steps: int, ratios: tuple[float, ...] | None = None) -> dict[str, RASConfig]:
         """Name -> what to compare with dense.

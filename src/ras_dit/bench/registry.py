@@ -68,7 +68,7 @@ _CASES: tuple[Case, ...] = (
     ),
     Case(
         "mid",
-        "SD3 architecture, 12 layers, width 768, 4,096 image + 333 text tokens, bf16",
+        "SD3 architecture, 12 layers, width 768",
         replace(
             _MEDIUM,
             arguments={
@@ -87,21 +87,21 @@ _CASES: tuple[Case, ...] = (
     ),
     Case(
         "sd3-medium",
-        "Stable Diffusion 3 medium's dimensions, 1024 x 1024, bf16",
+        "Stable Diffusion 3 medium's dimensions",
         _MEDIUM,
         presets=_PRESETS,
         variants=_TEXT,
     ),
     Case(
         "sd3-medium-2048",
-        "Stable Diffusion 3 medium's dimensions, 2048 x 2048, bf16",
+        "Stable Diffusion 3 medium's dimensions",
         replace(_MEDIUM, size=Size(2048, 2048)),
         repeats=3,
         sizes=(),
     ),
     Case(
         "sd3.5-large",
-        "Stable Diffusion 3.5 large's dimensions, 1024 x 1024, bf16",
+        "Stable Diffusion 3.5 large's dimensions",
         replace(
             _MEDIUM,
             arguments={
@@ -118,7 +118,7 @@ _CASES: tuple[Case, ...] = (
     ),
     Case(
         "lumina-next",
-        "Lumina-Next's dimensions (2B), 1024 x 1024, bf16",
+        "Lumina-Next's dimensions (2B)",
         Dimensions(
             "lumina-next",
             {
@@ -139,7 +139,7 @@ _CASES: tuple[Case, ...] = (
     ),
     Case(
         "flux-dev",
-        "FLUX.1 dev's dimensions, 1024 x 1024, bf16",
+        "FLUX.1 dev's dimensions",
         Dimensions(
             "flux",
             {"guidance_embeds": True},
@@ -153,7 +153,7 @@ _CASES: tuple[Case, ...] = (
     ),
     Case(
         "flux-kontext",
-        "FLUX.1 Kontext's dimensions, an edit of one picture, 1024 x 1024, bf16",
+        "FLUX.1 Kontext's dimensions, an edit of one picture",
         Dimensions(
             "flux-kontext",
             {"guidance_embeds": True},
@@ -172,7 +172,7 @@ _CASES: tuple[Case, ...] = (
     ),
     Case(
         "qwen-image",
-        "Qwen-Image's dimensions, 1024 x 1024, bf16",
+        "Qwen-Image's dimensions",
         Dimensions(
             "qwen-image", {}, Size(1024, 1024), 512, "QwenImageTransformer2DModel's defaults, those of Qwen/Qwen-Image"
         ),
@@ -183,7 +183,7 @@ _CASES: tuple[Case, ...] = (
     ),
     Case(
         "wan-1.3b",
-        "Wan 2.1's 1.3B dimensions, 480 x 832, 81 frames, bf16",
+        "Wan 2.1's 1.3B dimensions",
         Dimensions(
             "wan",
             {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960},
@@ -201,33 +201,56 @@ CASES: dict[str, Case] = {case.name: case for case in _CASES}
 
 
 def case_named(name: str) -> Case:
-    """A case by its name, or by the name that `Case.in_dtype` gave it.
+    """A case by its name, or by the name that `Case.resized`, `Case.at_depth` and `Case.in_dtype` gave it.
 
     Raises:
         ValueError: there is no such case.
     """
-    base, _, dtype = name.rpartition("-")
-    if base in CASES and dtype in DTYPES:
-        return CASES[base].in_dtype(dtype)
-    if name not in CASES:
+    if name in CASES:
+        return CASES[name]
+    base, _, last = name.rpartition("-")
+    if not base:
         raise ValueError(f"--case: got {name!r}; allowed: {', '.join(CASES)}.")
-    return CASES[name]
+    try:
+        case = case_named(base)
+        if last in DTYPES:
+            return case.in_dtype(last)
+        if last.startswith("depth"):
+            return case.at_depth(float(last.removeprefix("depth")))
+        return case.resized(Size.parse(last, case.size))
+    except ValueError as error:
+        raise ValueError(f"--case: got {name!r}; allowed: {', '.join(CASES)}.") from error
 
 
-def chosen_cases(names: tuple[str, ...], device: str, dtype: str | None = None) -> list[Case]:
+def chosen_cases(
+    names: tuple[str, ...],
+    device: str,
+    dtype: str | None = None,
+    size: str | None = None,
+    depth: float | None = None,
+) -> list[Case]:
     """The cases of these names; without one, all of them on a GPU, and on a CPU those that it can do in minutes.
 
     Args:
         names: of cases.
         device: to run on.
-        dtype: instead of the cases' own; None leaves that. Without names, the model in the box is left out then.
+        dtype: instead of the cases' own; None leaves that.
+        size: of the picture or video, likewise, as `Size.parse` reads it.
+        depth: share of the blocks; None for all.
+
+    Without names, the model in the box is left out where it cannot be had as asked.
 
     Raises:
-        ValueError: there is no such case, or it has no such type.
+        ValueError: there is no such case, type, size or share.
     """
     if names:
         found = [case_named(name) for name in dict.fromkeys(names)]
     else:
         found = [case for case in CASES.values() if case.fits_cpu or device != "cpu"]
-        found = [case for case in found if case.dimensions is not None or dtype in (None, case.dtype)]
+        is_whole = size is None and depth is None
+        found = [case for case in found if case.dimensions or (is_whole and dtype in (None, case.dtype))]
+    if size is not None:
+        found = [case.resized(Size.parse(size, case.size, "--size")) for case in found]
+    if depth is not None:
+        found = [case.at_depth(depth) for case in found]
     return found if dtype is None else [case.in_dtype(dtype) for case in found]

@@ -30,6 +30,12 @@ def bench(
     sizes: Annotated[
         str | None, typer.Option(help="Of the crossover, with commas: 512,768x1024 (height first),480x832x33 (frames).")
     ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Of whole loops, instead of the case's own: 512, 768x1024 or 480x832x33.")
+    ] = None,
+    depth: Annotated[
+        float | None, typer.Option(help="Share of the blocks, for a machine that the whole model does not fit: 0.1.")
+    ] = None,
     repeats: Annotated[int | None, typer.Option(help="Timed loops of each kind; the case's own without it.")] = None,
     steps: Annotated[int | None, typer.Option(help="Evaluations; the case's own without it.")] = None,
     dtype: Annotated[
@@ -70,9 +76,10 @@ def bench(
     for flag, count in (("--repeats", repeats), ("--steps", steps)):
         if count is not None and count < 1:
             raise ValueError(f"{flag}: got {count}; allowed: at least 1.")
-    if tiny and dtype is not None:
-        raise ValueError("--dtype: got it with --tiny, whose toy sizes run in float32; leave one of them out.")
-    chosen = chosen_cases(tuple(case or ()), where, dtype)
+    for flag, value in (("--dtype", dtype), ("--size", size), ("--depth", depth)):
+        if tiny and value is not None:
+            raise ValueError(f"{flag}: got it with --tiny, whose models have toy sizes, in float32; leave one out.")
+    chosen = chosen_cases(tuple(case or ()), where, dtype, size, depth)
     settings = Settings(
         device=where,
         modes=modes,
