@@ -39,7 +39,8 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         },
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "diffusers", "transformers")},
+            "torch": str(torch.__version__),  # with its build, which the package's metadata may lack
+            **{name: version(name) for name in ("diffusers", "transformers")},
             **({"cudnn": str(torch.backends.cudnn.version())} if is_gpu else {}),
             "ras-dit": ras_dit.__version__,
         },

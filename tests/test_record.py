@@ -7,10 +7,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import arena, record, speed
 from ras_dit import PRESETS
 from ras_dit.arena import Method
+from ras_dit.bench import environment
 
 
 def test_methods_go_by_their_names_of_today_and_presets_that_had_another_plan_say_so(tmp_path, monkeypatch):
@@ -139,3 +141,10 @@ def test_results_that_hold_more_are_not_written_over(tmp_path, monkeypatch):
     assert "of different code" in speed.why_kept("speed", found(["eager", "compiled"], ["64x64"], ("a", "b")))
     record.write("speed", {"rows": [{"name": "dense"}]})  # of the first form
     assert speed.why_kept("speed", found([], ["64x64"])) == "the one that is there has eager too"
+
+
+def test_versions_name_the_build_of_pytorch(monkeypatch):
+    """The metadata of wheels with CUDA do not say for which one they were built."""
+    monkeypatch.setattr(torch, "__version__", "2.13.0+cu130")
+    assert record.environment()["versions"]["torch"] == "2.13.0+cu130"
+    assert environment("cpu")["torch"] == "2.13.0+cu130"

@@ -78,7 +78,7 @@ def environment(device: str) -> dict[str, Any]:
         "processor": None if is_cuda else processor(),  # a GPU's results are resumed on any host
         "threads": None if is_cuda else torch.get_num_threads(),
         "python": platform.python_version(),
-        "torch": version("torch"),
+        "torch": str(torch.__version__),  # with its build, which the package's metadata may lack
         "diffusers": version("diffusers"),
     }
 
