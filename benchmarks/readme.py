@@ -88,6 +88,7 @@ def main() -> None:
             "limits": speed_tables.limits_table(),
             "linear": linear_table(),
             "memory": speed_tables.memory_table(),
+            "rounding": speed_tables.rounding_table(),
             "crossover": speed_tables.crossover_table(),
             "gain": gain_table(),
         },

@@ -17,27 +17,32 @@ from tqdm import tqdm
 
 from benchmarks import record
 from ras_dit.bench import CASES, Case, chosen_cases
-from ras_dit.bench.checks import compiled_checks, fresh_check, probe, stale_error
+from ras_dit.bench.checks import compiled_checks, eager_probe, fresh_check, stale_error
 from ras_dit.bench.modes import blocks_of, in_mode, settle
 
 NAME = "rounding"
 NUM_STEPS = 3
 
 
-def measured(case: Case, device: str, is_compiled: bool) -> dict[str, Any]:
+def measured(case: Case, device: str, is_compiled: bool, backend: str = "inductor") -> dict[str, Any]:
     """One row.
 
     Args:
         case: of any size and depth.
         device: to run on.
         is_compiled: compile the blocks, too, and compare.
+        backend: of torch.compile.
     """
     pipe = case.make(device)
     call = case.call(pipe, device, NUM_STEPS)
-    still = probe(pipe, call)
-    errors = {"fresh": fresh_check(still, case.dtype).error, "stale": stale_error(pipe, call)}
+    still = eager_probe(pipe, call)
+    errors = {
+        "fresh": fresh_check(still, case.dtype).error,
+        "stale": stale_error(pipe, call),
+        "last place": still.rounding,
+    }
     if is_compiled:
-        with in_mode(pipe, "compiled"):
+        with in_mode(pipe, "compiled", backend):
             settle(pipe, call)
             found = compiled_checks(pipe, call, case.dtype, still)
         errors |= {kind: check.error for kind, check in zip(("compiled dense", "compiled region"), found, strict=False)}

@@ -207,6 +207,30 @@ def _memory_row(row: dict[str, Any]) -> str:
     )
 
 
+def rounding_table() -> str:
+    """What rounding makes of the models that it was measured on."""
+    rows = record.read("rounding")["rows"]
+    rows.sort(key=lambda row: (row["title"].split(",")[0], row["num_tokens"], row["num_blocks"]))
+    lines: list[str] = []
+    for where in dict.fromkeys(map(record.origin, rows)):
+        lines += [
+            f"Relative errors, root mean square ({where})",
+            "",
+            "| model | blocks | image tokens | region step over fresh keys | over stale keys | one unit in the last "
+            "place of every block | compiled dense step | compiled region step |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        lines += [_rounding_row(row) for row in rows if record.origin(row) == where] + [""]
+    return "\n".join(lines)
+
+
+def _rounding_row(row: dict[str, Any]) -> str:
+    errors = row["errors"]
+    kinds = ("fresh", "stale", "last place", "compiled dense", "compiled region")
+    cells = [f"{errors[kind]:.4f}" if kind in errors else "" for kind in kinds]
+    return f"| {row['title']} | {row['num_blocks']} | {row['num_tokens']:,} | " + " | ".join(cells) + " |"
+
+
 def crossover_table() -> str:
     """Picture sizes against ratios."""
     lines: list[str] = []

@@ -13,10 +13,19 @@ import diffusers
 import pytest
 import torch
 
+from benchmarks import rounding
 from ras_dit.bench import CASES, Benchmark, Results, Settings, case_named, chosen_cases
 from ras_dit.bench.architectures import ARCHITECTURES, Size
 from ras_dit.bench.cases import Case
-from ras_dit.bench.checks import Check, RefusedError, eager_checks, probe, relative_error, require
+from ras_dit.bench.checks import (
+    FRESH_TOLERANCE,
+    Check,
+    RefusedError,
+    eager_checks,
+    probe,
+    relative_error,
+    require,
+)
 from ras_dit.bench.crossover import MAX_ROUNDS, MIN_ROUNDS, num_runs, size_row
 from ras_dit.bench.inside import PARTS, PartTimer, around_parts
 from ras_dit.bench.loops import StepTimer, run_loop, short_config
@@ -246,6 +255,7 @@ def test_compiled_blocks_are_held_against_eager_ones(monkeypatch: pytest.MonkeyP
     medians = {row["mode"]: row["median"] for row in found["rows"] if row["name"] == "dense"}
     assert found["dense_best"]["median"] == min(medians.values())
     monkeypatch.setattr("ras_dit.bench.checks.COMPILED_TOLERANCE", {"float32": -1.0})
+    monkeypatch.setattr("ras_dit.bench.checks.ROUNDING_MARGIN", -1.0)
     ran = benchmark(dataclasses.replace(settings, modes=("compiled",)))
     assert not ran.run([case])
     assert ran.results.cases["flux-dev"]["rows"] == []
@@ -591,6 +601,15 @@ def test_cases_of_another_size_and_depth() -> None:
         chosen_cases(("mid",), "cpu", depth=2.0)
     with pytest.raises(ValueError, match="embedded: the model in the box is timed as a whole"):
         chosen_cases(("embedded",), "cpu", depth=0.5)
+
+
+def test_rounding_is_told_from_stale_keys_and_from_mistakes_of_compiled_blocks() -> None:
+    row = rounding.measured(CASES["sd3-medium"].tiny(), "cpu", is_compiled=True, backend="eager")
+    assert (row["num_blocks"], row["num_tokens"]) == (3, 8 * 12)
+    errors = row["errors"]
+    assert errors["compiled dense"] == errors["compiled region"] == 0.0, "the same operations"
+    assert errors["fresh"] < FRESH_TOLERANCE["float32"] < 100 * FRESH_TOLERANCE["float32"] < errors["stale"]
+    assert "compiled dense" not in rounding.measured(CASES["lumina-next"].tiny(), "cpu", is_compiled=False)["errors"]
 
 
 def test_speedups_are_over_the_best_dense_of_all_modes() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ras_dit.bench.architectures import Size
 from ras_dit.bench.cases import Case
-from ras_dit.bench.checks import PROBE, Check, Probe, RefusedError, compiled_checks, eager_checks, probe, require
+from ras_dit.bench.checks import PROBE, Check, Probe, RefusedError, compiled_checks, eager_checks, eager_probe, require
 from ras_dit.bench.crossover import num_runs, size_row
 from ras_dit.bench.measure import measure, num_loops
 from ras_dit.bench.modes import config_in, in_mode, num_without_graphs, settle
@@ -232,7 +232,7 @@ class Benchmark:
         title = f"{sized.name}, {mode}, {sized.size}"
         try:
             with self.progress(title, num_runs(len(ratios))) as advance:
-                eager = None if mode == "eager" else probe(pipe, sized.call(pipe, device, steps))
+                eager = None if mode == "eager" else eager_probe(pipe, sized.call(pipe, device, steps))
                 with in_mode(pipe, mode, self.settings.backend):  # anew: every size gets its own graphs
                     row = size_row(sized, pipe, device, ratios, steps, mode, eager, lambda: advance(title))
         except torch.OutOfMemoryError as error:
