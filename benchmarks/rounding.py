@@ -37,7 +37,7 @@ def measured(case: Case, device: str, is_compiled: bool, backend: str = "inducto
     call = case.call(pipe, device, NUM_STEPS)
     still = eager_probe(pipe, call)
     errors = {
-        "fresh": fresh_check(still, case.dtype).error,
+        "fresh": fresh_check(still, case.dtype, still.rounding).error,
         "stale": stale_error(pipe, call),
         "last place": still.rounding,
     }
