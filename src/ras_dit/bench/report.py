@@ -133,9 +133,11 @@ def plot(cases: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     rows = [*panels, *maps]
     if not rows:
         return
-    figure = Figure(figsize=(11, 3.6 * len(rows)), layout="constrained")
+    heights = [3.6 if mode is None else 1.1 + 0.7 * len(case["crossover"][mode]["rows"]) for _, case, mode in rows]
+    figure = Figure(figsize=(11, sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
-    for (name, case, mode), (left, right) in zip(rows, figure.subplots(len(rows), 2, squeeze=False), strict=True):
+    axes = figure.subplots(len(rows), 2, squeeze=False, height_ratios=heights)
+    for (name, case, mode), (left, right) in zip(rows, axes, strict=True):
         if mode is None:
             _draw_speed(left, name, case)
             _draw_memory(right, case)
