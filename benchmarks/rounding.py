@@ -55,6 +55,11 @@ def measured(case: Case, device: str, is_compiled: bool, backend: str = "inducto
     }
 
 
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Rows that differ in this stand side by side."""
+    return row["case"], row["hardware"], row["versions"]["torch"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", choices=CASES, required=True)
@@ -71,7 +76,7 @@ def main() -> None:
             continue
         row = {**record.environment(a.device), **measured(case, a.device, not a.no_compiled)}
         rows = record.read(NAME)["rows"] if (record.RESULTS / f"{NAME}.json").is_file() else []
-        others = [one for one in rows if one["case"] != case.name or one["hardware"] != row["hardware"]]
+        others = [one for one in rows if _key(one) != _key(row)]
         record.write(NAME, {"rows": [*others, row]})
         print(case.title, {kind: float(f"{error:.3g}") for kind, error in row["errors"].items()})
         gc.collect()

@@ -628,6 +628,10 @@ def test_models_that_make_much_of_rounding_may_differ_by_more_once_compiled() ->
     assert [check.bound for check in compiled_checks(pipe, call, case.dtype, still)[:2]] == [0.02] * 2
     assert eager_checks(pipe, call, case.dtype)[0][1].bound == FRESH_TOLERANCE["float32"]
     assert fresh_bound("float32", 0.01) == 0.01
+    pipe.transformer.proj_out.weight.data[0] = float("nan")
+    assert eager_probe(pipe, call).rounding == 0.0
+    with pytest.raises(RefusedError, match="error inf, allowed at most 1e-05"):
+        require(eager_checks(pipe, call, case.dtype)[0][1:])
 
 
 def test_speedups_are_over_the_best_dense_of_all_modes() -> None:

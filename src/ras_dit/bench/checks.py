@@ -7,6 +7,7 @@ very latents and timestep of the dense one that filled its cache, and has to giv
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -170,6 +171,9 @@ def rounding_error(pipe: Any, call: dict[str, Any], still: Probe) -> float:
         pipe: not compiled.
         call: arguments.
         still: its probe.
+
+    Returns:
+        A relative error; 0 where numbers are not finite, for which nothing makes up.
     """
     import torch
 
@@ -186,10 +190,11 @@ def rounding_error(pipe: Any, call: dict[str, Any], still: Probe) -> float:
 
     hooks = [block.register_forward_hook(lambda module, args, output: nudged(output)) for block in blocks_of(pipe)]
     try:
-        return probe(pipe, call, config=None).error_to(still, 0, 0)
+        error = probe(pipe, call, config=None).error_to(still, 0, 0)
     finally:
         for hook in hooks:
             hook.remove()
+    return error if math.isfinite(error) else 0.0
 
 
 def _noise_of(output: Any) -> torch.Tensor:
