@@ -13,6 +13,7 @@ import ras_dit
 
 SOURCE = Path(ras_dit.__file__).parent
 ORDER = [
+    "versions",
     "region",
     "config_checks",
     "config",

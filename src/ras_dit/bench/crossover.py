@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ras_dit.bench.cases import Case
-from ras_dit.bench.checks import PROBE, Probe, compiled_checks, eager_probe, fresh_check, require
+from ras_dit.bench.checks import PROBE, Probe, compiled_checks, fresh_check, probe, require
 from ras_dit.bench.loops import SHORT_WARMUP, StepTimer, run_loop, short_call, short_config
 from ras_dit.bench.memory import memory_row, short_peak
 from ras_dit.bench.modes import config_in, settle
@@ -62,8 +62,7 @@ def size_row(
         settle(pipe, call)
         checks = compiled_checks(pipe, call, case.dtype, eager, config_in(mode, PROBE))
     else:
-        still = eager_probe(pipe, call)
-        checks = [fresh_check(still, case.dtype, still.rounding)]
+        checks = [fresh_check(probe(pipe, call), case.dtype)]
     require(checks)
     found = [_Ratio(ratio, config_in(mode, case.schedule.config(ratio, num_steps))) for ratio in ratios]
     dense: list[float] = []

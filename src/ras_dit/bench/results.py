@@ -67,9 +67,9 @@ def processor() -> str:
 
 def environment(device: str) -> dict[str, Any]:
     """Code, hardware and versions."""
-    from importlib.metadata import version
-
     import torch
+
+    from ras_dit.versions import versions
 
     is_cuda = device.startswith("cuda")
     return {
@@ -78,8 +78,7 @@ def environment(device: str) -> dict[str, Any]:
         "processor": None if is_cuda else processor(),  # a GPU's results are resumed on any host
         "threads": None if is_cuda else torch.get_num_threads(),
         "python": platform.python_version(),
-        "torch": str(torch.__version__),  # with its build, which the package's metadata may lack
-        "diffusers": version("diffusers"),
+        **versions(),
     }
 
 

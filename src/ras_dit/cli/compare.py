@@ -60,8 +60,8 @@ def compare(
 
 
 def _save(result: Comparison, config: RASConfig, model: str, output: Path, json_file: Path | None, fps: int) -> None:
-    from ras_dit.cli.versions import versions
     from ras_dit.files import save_png, save_text
+    from ras_dit.versions import versions
 
     record = {"model": model, "config": config.to_dict(), "versions": versions(), **result.to_dict()}
     save_png(comparison_pictures(result), output, record, fps)

@@ -125,9 +125,9 @@ def _paint_all(batch: Batch, pictures: list[Picture], device: str, console: Cons
 
 def _paint_one(pipe: Any, batch: Batch, picture: Picture, advance: Callable[[], None]) -> None:
     from ras_dit.cli.pipelines import makes_video, paint, resolved
-    from ras_dit.cli.versions import versions
     from ras_dit.engine import accelerate
     from ras_dit.files import save_png, save_text
+    from ras_dit.versions import versions
 
     path = batch.path(picture)
     asked = resolved(pipe, batch.model, picture)

@@ -7,15 +7,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ras_dit.files import save_text
 from ras_dit.tune.plot import plot
 from ras_dit.tune.trial import Trial, best_of, front_of, key_of
 from ras_dit.tune.tuning import Outcome, Tuning
 from ras_dit.tune.validate import Validated
-
-PACKAGES = ("ras-dit", "diffusers", "optuna")
+from ras_dit.versions import versions
 
 
 def write_report(tuning: Tuning, outcome: Outcome, name: str = "tuned", has_plot: bool = True) -> dict[str, Any]:
@@ -68,8 +65,7 @@ def report(tuning: Tuning, outcome: Outcome) -> dict[str, Any]:
         "baselines": [found.to_dict() for found in outcome.baselines],
         "front": [{**_outline(trial), "config": trial.config.to_dict()} for trial in front_of(outcome.trials, target)],
         "trials": [trial.to_dict() for trial in outcome.trials],
-        "versions": {package.replace("-", "_"): version(package) for package in PACKAGES}
-        | {"torch": str(torch.__version__)},  # with its build, which the package's metadata may lack
+        "versions": {**versions(), "optuna": version("optuna")},
     }
 
 
