@@ -65,12 +65,13 @@ class BlockSeam:
         assert self.index is not None
         dim = dim % sequence.ndim
         length = sequence.shape[dim]
+        sequence = self.rows.beside_ids(sequence)
         if length != self.length:  # a part of the joint sequence that holds the grid, or none of it
             is_part = self.stream == "joint" and length >= self.num_tokens
             return self.rows.gather(sequence, dim) if is_part else sequence
         if self.is_alike:
-            return sequence.index_select(dim, self.index.to(sequence.device))
-        if dim != 1 or sequence.shape[0] * self.count != self.index.shape[0] or sequence.device != self.index.device:
+            return sequence.index_select(dim, self.index)
+        if dim != 1 or sequence.shape[0] * self.count != self.index.shape[0]:
             return self.rows.gather(sequence, dim)
         flat = sequence.reshape(sequence.shape[0] * sequence.shape[1], *sequence.shape[2:])
         return flat.index_select(0, self.index).view(sequence.shape[0], self.count, *sequence.shape[2:])

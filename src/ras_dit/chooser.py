@@ -12,6 +12,7 @@ from ras_dit.forecast import TokenHistory
 from ras_dit.geometry import TokenGrid
 from ras_dit.kernels import Operations
 from ras_dit.plan import Plan, reference_cut, reference_num_skip
+from ras_dit.rows import sent
 
 
 class TokenChooser:
@@ -187,7 +188,7 @@ class TokenChooser:
     def _allowed_in(self, score: torch.Tensor) -> torch.Tensor:
         """The tokens that may be computed, bool [images, N]."""
         assert self.allowed is not None
-        allowed = self.allowed = self.allowed.to(score.device)  # once: a copy would wait for the device
+        allowed = self.allowed = sent(self.allowed, score.device)
         if not self.is_per_image:
             allowed = allowed.any(dim=0, keepdim=True)
         num_images = score.shape[0]
@@ -200,9 +201,7 @@ class TokenChooser:
         seed = self.config.seed * 1_000_003 + (0 if is_fixed else index)
         generator = torch.Generator().manual_seed(seed % 2**63)
         numbers = torch.rand(self._age.shape, generator=generator)
-        if device.type != "cuda":
-            return numbers.to(device)
-        return numbers.pin_memory().to(device, non_blocking=True)  # from other memory the copy waits for the device
+        return sent(numbers, device)
 
     def _choose_by_reference(self, model_output: torch.Tensor, index: int) -> torch.Tensor:
         assert self._drop_count is not None

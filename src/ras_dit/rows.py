@@ -14,6 +14,13 @@ def as_made(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on a device. The CPU would wait for a GPU if it sent it from memory that is not pinned."""
+    if device.type != "cuda" or tensor.device.type != "cpu" or torch.compiler.is_compiling():
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class RowIndex:
     """Which rows of a sequence a region step computes: the active tokens of the grid, and the rows beside the grid.
@@ -43,6 +50,7 @@ class RowIndex:
     fixed: Callable[[torch.Tensor], torch.Tensor] = field(default=as_made, compare=False, repr=False)
     _made: dict[object, torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
     _placed: dict[object, RowIndex] = field(default_factory=dict, compare=False, repr=False)
+    _sent: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def num_active(self) -> int:
@@ -119,7 +127,7 @@ class RowIndex:
 
         Rows that differ by image are taken from sequences that have a batch dimension, of size R or 1.
         """
-        positions = self.positions(sequence.shape[dim]).to(sequence.device)  # some rotary tables stay on the CPU
+        sequence, positions = self.beside_ids(sequence), self.positions(sequence.shape[dim])
         if self.is_alike:
             return sequence.index_select(dim, positions[0])
         assert dim > 0, "rows that differ by image cannot be taken from a table without a batch dimension"
@@ -131,6 +139,18 @@ class RowIndex:
         flat = sequence.reshape(num_rows * sequence.shape[1], *sequence.shape[2:])
         taken = flat.index_select(0, self._flat(positions, 1, sequence.shape[1]))
         return taken.view(num_rows, count, *sequence.shape[2:])
+
+    def beside_ids(self, sequence: torch.Tensor) -> torch.Tensor:
+        """A sequence on the device of the ids. Some models make their rotary tables on the CPU and copy them in every
+        layer; they are copied once per step here."""
+        device = self.active.device
+        if sequence.device == device:
+            return sequence
+        if torch.compiler.is_compiling():
+            return sent(sequence, device)
+        if id(sequence) not in self._sent:
+            self._sent[id(sequence)] = sequence, sent(sequence, device)  # the first of them keeps its id from others
+        return self._sent[id(sequence)][1]
 
     def scatter(self, rows: torch.Tensor) -> torch.Tensor:
         """Computed rows [R, P, D] at their places in zeros [R, P + num_dropped, D]."""

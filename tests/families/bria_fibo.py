@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import BriaFiboPipeline, BriaFiboTransformer2DModel, FlowMatchEulerDiscreteScheduler
+from torch.utils._pytree import tree_map
 
 from families.case import FamilyCase, normals
 from tiny import redraw
@@ -15,12 +16,14 @@ from tiny import redraw
 class Pipeline(BriaFiboPipeline):
     """With the language model's part replaced: the pipeline does not take embeddings."""
 
-    def encode_prompt(self, prompt: list[str], *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    def encode_prompt(self, prompt: list[str], device: Any = None, **kwargs: Any) -> tuple[Any, ...]:
         normal, batch = normals(), len(prompt)
         mask, negative_mask = torch.ones(batch, 8), torch.ones(batch, 8)
         mask[:, 6:], negative_mask[:, 3:] = 0, 0
         layers = [[normal(batch, 8, 12) for _ in range(3)] for _ in range(2)]
-        return normal(batch, 8, 24), normal(batch, 8, 24), torch.zeros(batch, 8, 3), mask, negative_mask, *layers
+        embeds, negative_embeds = normal(batch, 8, 24), normal(batch, 8, 24)
+        encoded = embeds, negative_embeds, torch.zeros(batch, 8, 3), mask, negative_mask, *layers
+        return tree_map(lambda tensor: tensor.to(device), encoded)
 
 
 def build() -> Any:

@@ -21,8 +21,8 @@ WINDOW = 3
 class Pipeline(HunyuanVideoFramepackPipeline):
     """With the image encoder's part replaced."""
 
-    def encode_image(self, image: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return normals(4)(len(image), 3, 20)
+    def encode_image(self, image: torch.Tensor, device: torch.device, **kwargs: Any) -> torch.Tensor:
+        return normals(4)(len(image), 3, 20).to(device)
 
 
 def build() -> Any:

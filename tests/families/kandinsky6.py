@@ -54,10 +54,10 @@ def build() -> Any:
     return pipe
 
 
-def encoded(image: torch.Tensor, *args: Any) -> torch.Tensor:
+def encoded(image: torch.Tensor, height: int, width: int, device: torch.device, *args: Any) -> torch.Tensor:
     """Stands in for the VAE's encoder: [B, 3, H, W] to latents [B, H / 8, W / 8, 4]."""
     small = torch.nn.functional.avg_pool2d(image, 8)
-    return torch.cat([small, small[:, :1]], dim=1).permute(0, 2, 3, 1)
+    return torch.cat([small, small[:, :1]], dim=1).permute(0, 2, 3, 1).to(device)
 
 
 def call(batch: int = 1, height: int = 4, width: int = 6, **changes: Any) -> dict[str, Any]:

@@ -1,0 +1,224 @@
+"""On a GPU everything is computed as on the CPU, and inside the loop nothing waits for it: see tests/pretended_gpu.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import ras_dit
+from families import one_case_per_class
+from families.case import FamilyCase
+from pretended_gpu import Log, Pretended, on_cpu, on_gpu, pretended_gpu
+from ras_dit import RASConfig
+from tiny import REGION, inputs, run, tiny_pipeline
+
+CASES = one_case_per_class()
+
+# Of this class the transformer asks for the same values right behind: then there is nothing left to wait for.
+ALLOWED = {"BriaFibo2Transformer2DModel": ["ras_dit/models/bria_fibo2.py:gist_counts: asked for values (torch.Tensor.tolist)"]}
+
+
+def waits_inside(log: Log, num_steps: int) -> list[str]:
+    """What RAS waited for from the second evaluation on until the last one began."""
+    return sorted({what for what, step in log.waits if what.startswith("ras_dit/") and 2 <= step < num_steps})
+
+
+def painted(case: FamilyCase, pipe: Any, moved: Callable[[Any], Any] = lambda value: value) -> torch.Tensor:
+    """The latents of a call of the case's last size; pictures that are given stay on the CPU, as processors want it."""
+    torch.manual_seed(0)
+    batch, height, width = case.sizes[-1]
+    call = case.call(batch=min(batch, case.max_batch), height=height, width=width)
+    stays = {name for name in call if "image" in name and "embeds" not in name and "latents" not in name}
+    return case.output(pipe(**{name: value if name in stays else moved(value) for name, value in call.items()}))
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_every_class(name: str) -> None:
+    case, pipe = CASES[name], CASES[name].build()
+    with ras_dit.accelerate(pipe, REGION) as handle:
+        expected = painted(case, pipe)
+    notes = handle.trace.notes
+    with pretended_gpu() as log:
+        pipe = case.build().to("cuda")
+        with ras_dit.accelerate(pipe, REGION) as handle:
+            log.moment = lambda: len(handle.trace.steps)
+            found = painted(case, pipe, on_gpu)
+    assert isinstance(found, Pretended)
+    assert torch.equal(on_cpu(found), expected)
+    assert handle.trace.notes == notes
+    assert any(step.kind == "region" for step in handle.trace.steps)
+    assert waits_inside(log, len(handle.trace.steps)) == ALLOWED.get(name, [])
+
+
+MASK = torch.zeros(8, 12)
+MASK[2:7, 3:9] = 1
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"importance": "std"},
+        {"importance": "random"},
+        {"importance": "round_robin"},
+        {"forecast_order": 2, "forecast_reach": None},
+        {"forecast_order": 1, "forecast_midpoint": True},
+        {"kv_forecast": 0.8, "forecast_order": 1},
+        {"kv_cache_dtype": "float8_e4m3fn"},
+        {"kv_cache_layers": 0.5},
+        {"solver_order": 2},
+        {"score_filter": "dilate", "anchor_stride": 3, "neighbor_update": 0.5},
+        {"text_reuse": True},
+        {"skip_steps": (4, 5)},
+        {"static_memory": True},
+        {"region_of_interest": MASK},
+        {"final_sample_ratio": 0.1},
+    ],
+    ids=lambda options: ",".join(options) or "defaults",
+)
+def test_every_option(options: dict[str, Any], batch: int) -> None:
+    found, expected, waits = on_both(REGION.replace(**options), batch)
+    assert torch.equal(found, expected)
+    assert waits == []
+
+
+def test_the_authors_rules() -> None:
+    found, expected, waits = on_both(RASConfig.reference(0.5, reset_steps=(6,), high_ratio=0.3))
+    assert torch.equal(found, expected)
+    assert waits == []
+
+
+def test_a_refresh_tolerance_asks_once_per_step() -> None:
+    """As its help says; it also shows that questions are noticed."""
+    found, expected, waits = on_both(REGION.replace(refresh_tolerance=1e6))
+    assert torch.equal(found, expected)
+    assert {what.split(": ")[0] for what in waits} == {"ras_dit/chooser.py:predicted_error"}
+
+
+def test_keys_and_values_kept_on_the_cpu_are_waited_for() -> None:
+    found, expected, waits = on_both(REGION.replace(kv_cache_device="cpu"))
+    assert torch.equal(found, expected)
+    assert {what.split(":")[0] for what in waits} == {"ras_dit/cache.py"}
+
+
+def test_a_fitted_forecast() -> None:
+    config, call = RASConfig(step_ratios=(1, 1, 1, 0.25, 0, 1, 0, 0.25, 0, 1), forecast_order=1), inputs(batch=2)
+    expected = fitted(tiny_pipeline(), config, call)
+    with pretended_gpu():
+        found = fitted(tiny_pipeline().to("cuda"), config, on_gpu(call))
+    assert torch.equal(on_cpu(found), expected)
+
+
+def fitted(pipe: Any, config: RASConfig, call: dict[str, Any]) -> torch.Tensor:
+    with ras_dit.accelerate(pipe, ras_dit.calibrate(pipe, config, **call)):
+        return run(pipe, **call)
+
+
+def on_both(config: RASConfig, batch: int = 1) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    """The latents of the pretended GPU and of the CPU, and what was waited for on the former."""
+    pipe, call = tiny_pipeline(qk_norm="rms_norm"), inputs(batch=batch)
+    with ras_dit.accelerate(pipe, config):
+        expected = run(pipe, **call)
+    with pretended_gpu() as log:
+        pipe = tiny_pipeline(qk_norm="rms_norm").to("cuda")
+        dense = run(pipe, **on_gpu(call))
+        with ras_dit.accelerate(pipe, config) as handle:
+            log.moment = lambda: len(handle.trace.steps)
+            found = run(pipe, **on_gpu(call))
+        assert all(step.active is None or step.active.device.type == "cpu" for step in handle.trace.steps)
+        assert torch.equal(run(pipe, **on_gpu(call)), dense), "disabled, it is as before"
+    assert any(step.kind != "dense" for step in handle.trace.steps)
+    return on_cpu(found), expected, waits_inside(log, len(handle.trace.steps))
+
+
+class TestPretending:
+    """The stand-in itself: what a GPU would refuse or wait for."""
+
+    def test_devices(self) -> None:
+        with pretended_gpu() as log:
+            there = torch.zeros(3, device="cuda")
+            assert (there.device.type, there.is_cuda, torch.zeros(3).device.type) == ("cuda", True, "cpu")
+            assert (there + 1).device == there.device == torch.zeros_like(there).device
+            assert there.to("cuda:0") is there
+            assert there.half().dtype == torch.float16
+            assert log.num_operations > 0 and log.waits == []
+            assert there.cpu().device.type == "cpu"
+            assert len(log.waits) == 1
+
+    def test_views_and_changes_in_place(self) -> None:
+        with pretended_gpu():
+            whole = torch.arange(6.0, device="cuda").view(2, 3)
+            row = whole[1]
+            assert row.mul_(2) is row
+            whole[0] = torch.ones(3, device="cuda")
+            assert on_cpu(whole).tolist() == [[1, 1, 1], [6, 8, 10]]
+
+    @pytest.mark.parametrize(
+        "mixed",
+        [
+            lambda there, here: there + here,
+            lambda there, here: torch.cat([there, here]),
+            lambda there, here: torch.nn.functional.linear(there, here.expand(2, 3)),
+            lambda there, here: here.index_select(0, there.long()),
+            lambda there, here: there.index_add_(0, here.long(), there),
+            lambda there, here: here[there.long()],
+        ],
+    )
+    def test_two_devices_do_not_mix(self, mixed: Callable[[Any, Any], Any]) -> None:
+        with pretended_gpu():
+            there = torch.zeros(3, device="cuda")
+            with pytest.raises(RuntimeError, match="on the same device"):
+                mixed(there, torch.zeros(3))
+            assert (there + torch.tensor(1.0)).device.type == "cuda", "numbers do"
+
+    def test_generators_are_of_the_device(self) -> None:
+        with pretended_gpu(), pytest.raises(RuntimeError, match="for generator but found 'cpu'"):
+            torch.randn(3, generator=torch.Generator(), device="cuda")
+
+    def test_modules_move(self) -> None:
+        with pretended_gpu():
+            layer = torch.nn.Linear(3, 2).to("cuda", torch.bfloat16)
+            assert isinstance(layer.weight, torch.nn.Parameter)
+            assert layer(torch.zeros(1, 3, device="cuda", dtype=torch.bfloat16)).device.type == "cuda"
+            with pytest.raises(TypeError, match="to numpy"):
+                layer.weight.detach().numpy()
+
+    @pytest.mark.parametrize(
+        "waiting",
+        [
+            lambda there: there.sum().item(),
+            lambda there: bool(there.any()),
+            lambda there: there.tolist(),
+            lambda there: there.nonzero(),
+            lambda there: there[there > 0],
+            lambda there: there.__setitem__(there > 0, 1.0),
+            lambda there: there[torch.tensor([0, 1])],
+            lambda there: torch.equal(there, there),
+            lambda there: torch.tensor([1.0], device="cuda"),
+            lambda there: torch.zeros(3).to("cuda"),
+            lambda there: there.copy_(torch.zeros(3)),
+            lambda there: torch.zeros(3).copy_(there),
+            lambda there: there.unique(),
+            lambda there: there.cpu(),
+            lambda there: torch.zeros(9)[there.long()[0]],
+        ],
+    )
+    def test_waits_are_noted(self, waiting: Callable[[Any], Any]) -> None:
+        with pretended_gpu() as log:
+            there = torch.zeros(3, device="cuda")
+            waiting(there)
+            assert log.waits
+            assert log.waits[0][0].split(":")[0].endswith("test_pretended_gpu.py")
+
+    def test_what_does_not_wait(self) -> None:
+        with pretended_gpu() as log:
+            there = torch.zeros(3, device="cuda")
+            there[1:] = 5
+            there[torch.zeros(1, dtype=torch.long, device="cuda")] += 1
+            torch.where(there > 0, there, 0.0).topk(2).indices.sort()
+            torch.zeros(3).pin_memory().to("cuda", non_blocking=True)
+            assert log.waits == []
