@@ -1,9 +1,9 @@
 """A GPU to test on where there is none: tensors that say "cuda" and are computed on the CPU.
 
-Whatever asks a tensor for its device goes the way that it goes on a GPU; values and rounding are those of the CPU. What
-would be an error on a GPU is one here (operations on tensors of two devices, generators of the wrong one), and what would
-make the CPU wait for a GPU is noted: values that are asked for, copies between the devices that are not asynchronous.
-Speed, memory, kernels, graphs and other backends than Python's are not pretended.
+Whatever asks a tensor for its device goes the way that it goes on a GPU; values and rounding are those of the CPU.
+What would be an error on a GPU is one here (operations on tensors of two devices, generators of the wrong one), and
+what would make the CPU wait for a GPU is noted: values that are asked for, copies between the devices that are not
+asynchronous. Speed, memory, Triton's kernels, compiled blocks and CUDA graphs are not pretended.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -181,7 +181,11 @@ def _check_devices(func: Any, args: Any, tensors: list[Tensor]) -> None:
     ):
         return
     exempt = {id(index) for index in _indices(func, args)}
-    if func is Tensor.__getitem__ and not isinstance(args[0], Pretended) and not any(t.dim() for t in _indices(func, args)):
+    if (
+        func is Tensor.__getitem__
+        and not isinstance(args[0], Pretended)
+        and not any(t.dim() for t in _indices(func, args))
+    ):
         return  # a number says which
     wrong = [tensor for tensor in tensors if not isinstance(tensor, Pretended) and id(tensor) not in exempt]
     wrong = [tensor for tensor in wrong if tensor.dim()]
@@ -260,6 +264,27 @@ class _Mode(TorchFunctionMode):
         return run(func, args, kwargs or {}, self._log)
 
 
+CPUGenerator = torch.Generator
+
+
+class _AnyGenerator(type(torch.Generator)):  # type: ignore[misc]
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, CPUGenerator)
+
+
+class Generator(CPUGenerator, metaclass=_AnyGenerator):
+    """``torch.Generator``, on the pretended GPU, too; it draws what one of the CPU draws."""
+
+    def __new__(cls, device: Any = "cpu") -> Any:
+        made = super().__new__(cls)
+        made._is_there = torch.device(device).type == "cuda"
+        return made
+
+    @property
+    def device(self) -> torch.device:
+        return DEVICE if self._is_there else torch.device("cpu")
+
+
 class _Event:
     """A CUDA event of a GPU that is always done."""
 
@@ -276,14 +301,30 @@ class _Event:
         return 1.0
 
 
+STUBS: dict[str, Any] = {  # of torch.cuda
+    "Event": _Event,
+    "current_stream": lambda device=None: None,
+    "current_device": lambda: 0,
+    "device": lambda device: nullcontext(),
+    "synchronize": lambda device=None: None,
+    "empty_cache": lambda: None,
+    "get_device_name": lambda device=None: "pretended",
+    "mem_get_info": lambda device=None: (2**37, 2**37),
+    "memory_allocated": lambda device=None: 0,
+    "memory_reserved": lambda device=None: 0,
+    "max_memory_allocated": lambda device=None: 1,
+    "reset_peak_memory_stats": lambda device=None: None,
+}
+
+
 @contextmanager
 def pretended_gpu() -> Iterator[Log]:
     """``"cuda"`` is a device here: ``.to("cuda")``, ``torch.zeros(3, device="cuda")``, events and streams work."""
     log = Log()
-    stubs = {"Event": _Event, "current_stream": lambda device=None: None, "empty_cache": lambda: None}
     with ExitStack() as stack:
-        for name, value in stubs.items():
+        for name, value in STUBS.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
+        stack.enter_context(mock.patch.object(torch, "Generator", Generator))
         stack.enter_context(_Mode(log))
         yield log
 

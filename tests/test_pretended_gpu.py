@@ -1,8 +1,10 @@
-"""On a GPU everything is computed as on the CPU, and inside the loop nothing waits for it: see tests/pretended_gpu.py."""
+"""On a GPU all is computed as on the CPU, and inside the loop nothing waits for it: see tests/pretended_gpu.py."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,12 +15,16 @@ from families import one_case_per_class
 from families.case import FamilyCase
 from pretended_gpu import Log, Pretended, on_cpu, on_gpu, pretended_gpu
 from ras_dit import RASConfig
+from ras_dit.bench import architectures, chosen_cases
+from ras_dit.cli import main
 from tiny import REGION, inputs, run, tiny_pipeline
 
 CASES = one_case_per_class()
 
 # Of this class the transformer asks for the same values right behind: then there is nothing left to wait for.
-ALLOWED = {"BriaFibo2Transformer2DModel": ["ras_dit/models/bria_fibo2.py:gist_counts: asked for values (torch.Tensor.tolist)"]}
+ALLOWED = {
+    "BriaFibo2Transformer2DModel": ["ras_dit/models/bria_fibo2.py:gist_counts: asked for values (torch.Tensor.tolist)"]
+}
 
 
 def waits_inside(log: Log, num_steps: int) -> list[str]:
@@ -135,6 +141,47 @@ def on_both(config: RASConfig, batch: int = 1) -> tuple[torch.Tensor, torch.Tens
     return on_cpu(found), expected, waits_inside(log, len(handle.trace.steps))
 
 
+def test_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``ras-dit bench`` on a GPU, but for compiled blocks: its checks, loops, picture sizes, profiles and memory."""
+    case, made = "sd3-medium", architectures.random_transformer
+    chosen_cases((case,), "cpu")[0].tiny().make("cpu")  # what diffusers imports late looks for a real GPU
+    monkeypatch.setattr(
+        architectures,
+        "random_transformer",
+        lambda kind, arguments, device, dtype: made(kind, arguments, "cpu", dtype).to(device),
+    )
+    profile, cpu = torch.profiler.profile, [torch.profiler.ProfilerActivity.CPU]
+    monkeypatch.setattr(torch.profiler, "profile", lambda activities: profile(activities=cpu))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    output = tmp_path / "bench.json"
+    options = ["--tiny", "--steps", "8", "--ratios", "0.25", "--repeats", "1", "--sizes", "64"]
+    with pretended_gpu() as log:
+        code = main(
+            [
+                "bench",
+                "--case",
+                case,
+                *options,
+                "--device",
+                "cuda",
+                "--no-compiled",
+                "--no-reduce-overhead",
+                "-o",
+                str(output),
+            ]
+        )
+    assert code == 0
+    assert log.num_operations > 1000
+    written = json.loads(output.read_text())
+    assert written["environment"]["device"] == "pretended"
+    found = written["cases"][case]
+    assert len(found["checks"]["eager"]) >= 3
+    assert all(check["is_green"] for check in found["checks"]["eager"])
+    assert {row["name"] for row in found["rows"]} == {"dense", "ratio 0.25"}
+    assert found["crossover"]["eager"]["rows"]
+
+
 class TestPretending:
     """The stand-in itself: what a GPU would refuse or wait for."""
 
@@ -145,7 +192,8 @@ class TestPretending:
             assert (there + 1).device == there.device == torch.zeros_like(there).device
             assert there.to("cuda:0") is there
             assert there.half().dtype == torch.float16
-            assert log.num_operations > 0 and log.waits == []
+            assert log.num_operations > 0
+            assert log.waits == []
             assert there.cpu().device.type == "cpu"
             assert len(log.waits) == 1
 
@@ -178,6 +226,13 @@ class TestPretending:
     def test_generators_are_of_the_device(self) -> None:
         with pretended_gpu(), pytest.raises(RuntimeError, match="for generator but found 'cpu'"):
             torch.randn(3, generator=torch.Generator(), device="cuda")
+
+    def test_generators_draw_what_those_of_the_cpu_draw(self) -> None:
+        expected = torch.randn(3, generator=torch.Generator().manual_seed(4))
+        with pretended_gpu():
+            generator = torch.Generator("cuda").manual_seed(4)
+            assert isinstance(torch.Generator(), torch.Generator)
+            assert torch.equal(on_cpu(torch.randn(3, generator=generator, device="cuda")), expected)
 
     def test_modules_move(self) -> None:
         with pretended_gpu():

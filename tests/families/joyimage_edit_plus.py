@@ -21,7 +21,9 @@ from tiny import redraw
 class Pipeline(JoyImageEditPlusPipeline):
     """With the language model's part replaced: the pipeline reads its prompt even beside given embeddings."""
 
-    def encode_prompt_multiple_images(self, prompt: list[str], *args: Any, device: Any = None, **kwargs: Any) -> tuple[Any, Any]:
+    def encode_prompt_multiple_images(
+        self, prompt: list[str], *args: Any, device: Any = None, **kwargs: Any
+    ) -> tuple[Any, Any]:
         mask = torch.ones(len(prompt), 8, dtype=torch.long)
         mask[:, 6:] = 0
         return normals(len(prompt[0]))(len(prompt), 8, 24).to(device), mask.to(device)
