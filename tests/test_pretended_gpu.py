@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pretended_gpu import Log, Pretended, on_cpu, on_gpu, pretended_gpu
 from ras_dit import RASConfig
 from ras_dit.bench import architectures, chosen_cases
 from ras_dit.cli import main
+from ras_dit.rows import RowIndex
 from tiny import REGION, inputs, run, tiny_pipeline
 
 CASES = one_case_per_class()
@@ -28,16 +30,16 @@ ALLOWED = {
 
 
 def waits_inside(log: Log, num_steps: int) -> list[str]:
-    """What RAS waited for from the second evaluation on until the last one began."""
-    return sorted({what for what, step in log.waits if what.startswith("ras_dit/") and 2 <= step < num_steps})
+    """What RAS, and helpers of diffusers that it called, waited for from the second evaluation on until the last."""
+    return [what for what, step in log.waits if what.startswith("ras_dit/") and 2 <= step < num_steps]
 
 
 def painted(case: FamilyCase, pipe: Any, moved: Callable[[Any], Any] = lambda value: value) -> torch.Tensor:
-    """The latents of a call of the case's last size; pictures that are given stay on the CPU, as processors want it."""
+    """The latents of a call of the case's last size; pictures and tags of tokens stay where processors put them."""
     torch.manual_seed(0)
     batch, height, width = case.sizes[-1]
     call = case.call(batch=min(batch, case.max_batch), height=height, width=width)
-    stays = {name for name in call if "image" in name and "embeds" not in name and "latents" not in name}
+    stays = {name for name in call if re.fullmatch("(?!.*(embeds|latents)).*image.*|.*tags", name)}
     return case.output(pipe(**{name: value if name in stays else moved(value) for name, value in call.items()}))
 
 
@@ -56,7 +58,7 @@ def test_every_class(name: str) -> None:
     assert torch.equal(on_cpu(found), expected)
     assert handle.trace.notes == notes
     assert any(step.kind == "region" for step in handle.trace.steps)
-    assert waits_inside(log, len(handle.trace.steps)) == ALLOWED.get(name, [])
+    assert sorted(set(waits_inside(log, len(handle.trace.steps)))) == ALLOWED.get(name, [])
 
 
 MASK = torch.zeros(8, 12)
@@ -103,6 +105,7 @@ def test_a_refresh_tolerance_asks_once_per_step() -> None:
     found, expected, waits = on_both(REGION.replace(refresh_tolerance=1e6))
     assert torch.equal(found, expected)
     assert {what.split(": ")[0] for what in waits} == {"ras_dit/chooser.py:predicted_error"}
+    assert len(waits) == inputs()["num_inference_steps"] - 2, "after every step that was watched"
 
 
 def test_keys_and_values_kept_on_the_cpu_are_waited_for() -> None:
@@ -117,6 +120,20 @@ def test_a_fitted_forecast() -> None:
     with pretended_gpu():
         found = fitted(tiny_pipeline().to("cuda"), config, on_gpu(call))
     assert torch.equal(on_cpu(found), expected)
+
+
+def test_a_table_of_the_cpu_is_sent_once_per_step() -> None:
+    """Whatever its layout, and without waiting."""
+    table = torch.arange(40.0).view(8, 5)[:, :3]
+    with pretended_gpu() as log:
+        rows = RowIndex(torch.tensor([[1, 2, 5]], device="cuda"), 8, is_shared=True)
+        log.waits.clear()
+        found = rows.gather(table, 0)
+        assert log.waits == []
+        assert rows.on_device_of_ids(table) is rows.on_device_of_ids(table)
+        assert rows.on_device_of_ids(table[0].expand(8, 3)).shape == (8, 3)
+        assert log.waits == []
+    assert torch.equal(on_cpu(found), table[[1, 2, 5]])
 
 
 def fitted(pipe: Any, config: RASConfig, call: dict[str, Any]) -> torch.Tensor:
@@ -214,6 +231,9 @@ class TestPretending:
             lambda there, here: here.index_select(0, there.long()),
             lambda there, here: there.index_add_(0, here.long(), there),
             lambda there, here: here[there.long()],
+            lambda there, here: there.__setitem__(there.long(), here),
+            lambda there, here: torch.stack([there[0], here[0]]),
+            lambda there, here: here[0].add_(there[0]),
         ],
     )
     def test_two_devices_do_not_mix(self, mixed: Callable[[Any, Any], Any]) -> None:
@@ -222,10 +242,14 @@ class TestPretending:
             with pytest.raises(RuntimeError, match="on the same device"):
                 mixed(there, torch.zeros(3))
             assert (there + torch.tensor(1.0)).device.type == "cuda", "numbers do"
+            assert torch.zeros(3).copy_(there).device.type == "cpu", "and what is copied"
 
     def test_generators_are_of_the_device(self) -> None:
-        with pretended_gpu(), pytest.raises(RuntimeError, match="for generator but found 'cpu'"):
-            torch.randn(3, generator=torch.Generator(), device="cuda")
+        with pretended_gpu():
+            with pytest.raises(RuntimeError, match="'cuda' device type for generator but found 'cpu'"):
+                torch.randn(3, generator=torch.Generator(), device="cuda")
+            with pytest.raises(RuntimeError, match="'cpu' device type for generator but found 'cuda'"):
+                torch.randn(3, generator=torch.Generator("cuda"))
 
     def test_generators_draw_what_those_of_the_cpu_draw(self) -> None:
         expected = torch.randn(3, generator=torch.Generator().manual_seed(4))
@@ -250,11 +274,20 @@ class TestPretending:
             lambda there: there.tolist(),
             lambda there: there.nonzero(),
             lambda there: there[there > 0],
-            lambda there: there.__setitem__(there > 0, 1.0),
+            lambda there: there.__setitem__(there < 1, torch.ones(3, device="cuda")),
             lambda there: there[torch.tensor([0, 1])],
+            lambda there: there[[0, 1]],
+            lambda there: torch.zeros(3).__setitem__(there.long(), 1.0),
+            lambda there: there[: there.long()[0]],
+            lambda there: torch.zeros(3)[there.long()[0] :],
             lambda there: torch.equal(there, there),
             lambda there: torch.tensor([1.0], device="cuda"),
+            lambda there: torch.tensor([there[0]]),
             lambda there: torch.zeros(3).to("cuda"),
+            lambda there: torch.zeros(3).to("cuda", non_blocking=True),
+            lambda there: torch.zeros(3, 4)[:, :2].pin_memory().to("cuda", non_blocking=True),
+            lambda there: there.repeat_interleave(there.long()),
+            lambda there: torch.cuda.synchronize(),
             lambda there: there.copy_(torch.zeros(3)),
             lambda there: torch.zeros(3).copy_(there),
             lambda there: there.unique(),
@@ -273,7 +306,9 @@ class TestPretending:
         with pretended_gpu() as log:
             there = torch.zeros(3, device="cuda")
             there[1:] = 5
+            there[there > 4] = 1
             there[torch.zeros(1, dtype=torch.long, device="cuda")] += 1
             torch.where(there > 0, there, 0.0).topk(2).indices.sort()
             torch.zeros(3).pin_memory().to("cuda", non_blocking=True)
+            there.repeat_interleave(there.long(), output_size=3)
             assert log.waits == []

@@ -15,8 +15,8 @@ from ras_dit.rows import RowIndex
 
 
 class BlockSeam:
-    """Takes the rows of a block's arguments. It may be traced into a compiled block, so it only reads what `aim` laid
-    out.
+    """Takes the rows of a block's arguments. It may be traced into a compiled block, where it only reads what `aim`
+    laid out.
 
     Args:
         module: the block.
@@ -33,6 +33,7 @@ class BlockSeam:
     def clear(self) -> None:
         """Leave the arguments alone."""
         self.index: torch.Tensor | None = None
+        self.rows: RowIndex | None = None
         self.is_alike = False
         self.count = 0
 
@@ -41,6 +42,10 @@ class BlockSeam:
         self.index, self.is_alike, self.count = rows.laid_out(length)
         self.num_tokens, self.num_active = rows.num_tokens, rows.num_active
         self.rows, self.length = rows, length
+
+    def _rows(self) -> RowIndex:
+        assert self.rows is not None
+        return self.rows
 
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.index is None:
@@ -65,14 +70,15 @@ class BlockSeam:
         assert self.index is not None
         dim = dim % sequence.ndim
         length = sequence.shape[dim]
-        sequence = self.rows.beside_ids(sequence)
         if length != self.length:  # a part of the joint sequence that holds the grid, or none of it
             is_part = self.stream == "joint" and length >= self.num_tokens
-            return self.rows.gather(sequence, dim) if is_part else sequence
+            return self._rows().gather(sequence, dim) if is_part else sequence
+        if sequence.device != self.index.device:
+            sequence = self._rows().on_device_of_ids(sequence)
         if self.is_alike:
             return sequence.index_select(dim, self.index)
         if dim != 1 or sequence.shape[0] * self.count != self.index.shape[0]:
-            return self.rows.gather(sequence, dim)
+            return self._rows().gather(sequence, dim)
         flat = sequence.reshape(sequence.shape[0] * sequence.shape[1], *sequence.shape[2:])
         return flat.index_select(0, self.index).view(sequence.shape[0], self.count, *sequence.shape[2:])
 

@@ -15,10 +15,11 @@ def as_made(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor on a device. The CPU would wait for a GPU if it sent it from memory that is not pinned."""
+    """A tensor on a device. The CPU would wait for a GPU if it sent it from memory that is not pinned, or has gaps
+    (compiled code pins nothing)."""
     if device.type != "cuda" or tensor.device.type != "cpu" or torch.compiler.is_compiling():
         return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,10 @@ class RowIndex:
         if isinstance(offset, torch.Tensor):
             return replace(self, offset=offset, hole=hole, _made={}, _placed={})
         key = (offset, hole)
+        if isinstance(self.offset, int) and key == (self.offset, self.hole):
+            return self
         if key not in self._placed:
-            is_here = isinstance(self.offset, int) and key == (self.offset, self.hole)
-            self._placed[key] = self if is_here else replace(self, offset=offset, hole=hole, _made={}, _placed={})
+            self._placed[key] = replace(self, offset=offset, hole=hole, _made={}, _placed={})
         return self._placed[key]
 
     def positions(self, length: int) -> torch.Tensor:
@@ -127,7 +129,7 @@ class RowIndex:
 
         Rows that differ by image are taken from sequences that have a batch dimension, of size R or 1.
         """
-        sequence, positions = self.beside_ids(sequence), self.positions(sequence.shape[dim])
+        sequence, positions = self.on_device_of_ids(sequence), self.positions(sequence.shape[dim])
         if self.is_alike:
             return sequence.index_select(dim, positions[0])
         assert dim > 0, "rows that differ by image cannot be taken from a table without a batch dimension"
@@ -140,16 +142,16 @@ class RowIndex:
         taken = flat.index_select(0, self._flat(positions, 1, sequence.shape[1]))
         return taken.view(num_rows, count, *sequence.shape[2:])
 
-    def beside_ids(self, sequence: torch.Tensor) -> torch.Tensor:
-        """A sequence on the device of the ids. Some models make their rotary tables on the CPU and copy them in every
-        layer; they are copied once per step here."""
+    def on_device_of_ids(self, sequence: torch.Tensor) -> torch.Tensor:
+        """A sequence where the ids are. Some models make their rotary tables on the CPU, and hand one to all layers: it
+        is sent once per step (in compiled blocks: once per block)."""
         device = self.active.device
         if sequence.device == device:
             return sequence
         if torch.compiler.is_compiling():
             return sent(sequence, device)
         if id(sequence) not in self._sent:
-            self._sent[id(sequence)] = sequence, sent(sequence, device)  # the first of them keeps its id from others
+            self._sent[id(sequence)] = sequence, sent(sequence, device)  # held, so that no other tensor gets its id
         return self._sent[id(sequence)][1]
 
     def scatter(self, rows: torch.Tensor) -> torch.Tensor:

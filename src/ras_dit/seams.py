@@ -6,6 +6,7 @@ import copy
 import functools
 import sys
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 
@@ -161,6 +162,85 @@ class NoCopies:
     def release(self) -> None:
         """Copies are allowed again."""
         vars(self._owner).pop("__deepcopy__", None)
+
+
+class KeptResults:
+    """Functions that a pipeline's ``__call__`` calls with the same arguments in every step: called once while this is
+    in place.
+
+    Python looks for ``__call__`` at the class. So the instance gets a class of its own, derived from its class and of
+    the same name, whose ``__call__`` is a copy that finds these functions under their global names (and the module's
+    other names as they were then). The class, its module and all other instances stay as they are. Left alone is a
+    ``__call__`` that names none of the functions, as that of a subclass may, and one that does not stand under
+    ``torch.no_grad`` alone, as those of diffusers do: somebody else has wrapped it.
+
+    Args:
+        pipe: the pipeline.
+        names: of functions whose result depends on their arguments alone, which are numbers, and is never changed.
+    """
+
+    MOST = 2  # results of a function: Lumina-Next has two tables in a run above or below its default size
+
+    def __init__(self, pipe: Any, names: tuple[str, ...]) -> None:
+        self._pipe, self._original = pipe, type(pipe)
+        self._own: type | None = None
+        self._results: dict[str, dict[object, Any]] = {}
+        inner = _under_no_grad(self._original.__call__)
+        if inner is None:
+            return
+        known = [name for name in names if name in inner.__code__.co_names and name in inner.__globals__]
+        if known:
+            self._own = self._derived(inner, {name: self._keeping(name, inner.__globals__[name]) for name in known})
+            pipe.__class__ = self._own
+
+    def _derived(self, inner: FunctionType, functions: dict[str, Callable[..., Any]]) -> type:
+        import torch
+
+        finds = {**inner.__globals__, **functions}
+        call = FunctionType(inner.__code__, finds, inner.__name__, inner.__defaults__, inner.__closure__)
+        call.__kwdefaults__ = inner.__kwdefaults__
+        functools.update_wrapper(call, inner)
+        described = {name: getattr(self._original, name) for name in ("__module__", "__qualname__", "__doc__")}
+        return type(self._original.__name__, (self._original,), {**described, "__call__": torch.no_grad()(call)})
+
+    def _keeping(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        results = self._results.setdefault(name, {})
+
+        @functools.wraps(function)
+        def kept(*args: Any, **kwargs: Any) -> Any:
+            asked = (args, tuple(sorted(kwargs.items())))
+            if self._own is None or asked not in results:
+                result = function(*args, **kwargs)
+                if self._own is None:  # released
+                    return result
+                if len(results) == self.MOST:
+                    del results[next(iter(results))]
+                results[asked] = result
+            return results[asked]
+
+        return kept
+
+    def ensure(self) -> None:
+        """Nobody takes this out."""
+
+    def release(self) -> None:
+        """The pipeline is of its own class again."""
+        if self._own is not None and type(self._pipe) is self._own:
+            self._pipe.__class__ = self._original
+        self._own = self._pipe = None
+        for results in self._results.values():
+            results.clear()
+
+
+def _under_no_grad(call: Any) -> FunctionType | None:
+    """The function that stands under ``torch.no_grad`` and under nothing else; None if there is no such."""
+    import torch
+
+    inner = getattr(call, "__wrapped__", None)
+    held = [cell.cell_contents for cell in getattr(call, "__closure__", None) or ()]
+    is_torchs = any(isinstance(getattr(each, "__self__", None), torch.no_grad) for each in held)
+    is_last = isinstance(inner, FunctionType) and not hasattr(inner, "__wrapped__")
+    return inner if is_torchs and is_last else None
 
 
 class WatchedLoop:

@@ -33,7 +33,7 @@ from ras_dit.schedule import (
     observing,
     why_stochastic,
 )
-from ras_dit.seams import NoCopies, PatchedMethod, PlainCopies, WatchedLoop, why_frozen
+from ras_dit.seams import KeptResults, NoCopies, PatchedMethod, PlainCopies, WatchedLoop, why_frozen
 from ras_dit.state import Generation, StaticMemory
 from ras_dit.tokens import TokenSeams, storages_of
 from ras_dit.trace import Trace
@@ -66,7 +66,7 @@ class Session:
         self._early_notes: list[str] = []
         self._scheduler: Any = None
         self._scheduler_patches: list[PatchedMethod | PlainCopies] = []
-        self._patches: list[PatchedMethod | NoCopies] = []
+        self._patches: list[PatchedMethod | NoCopies | KeptResults] = []
         self._inpaint: InpaintMask | None = None
         self._seams: dict[torch.nn.Module, TokenSeams] = {}
         self._memory: StaticMemory = {}
@@ -80,6 +80,8 @@ class Session:
             self._attach_scheduler(pipe.scheduler)
             if config.region_of_interest == "inpaint":
                 self._inpaint = InpaintMask(pipe)
+            if token_plan.repeated:
+                self._patches.append(KeptResults(pipe, token_plan.repeated))
             if hasattr(pipe, "progress_bar"):
                 self._patches.append(PatchedMethod(pipe, "progress_bar", self._watched_progress_bar))
         except BaseException:

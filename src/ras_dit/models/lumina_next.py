@@ -8,14 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 from ras_dit.models.plan import TokenPlan, TokenSelect, picture_grid
+from ras_dit.rows import sent
 
 
 def cropped_table(embedder: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The part of the rotary table that the picture needs. The pipeline makes a table of 384 x 384 places on the CPU in
-    every step, of which the embedder crops what it needs once all of it was copied to the device."""
+    """The part of the rotary table that the picture needs, on the device. The pipeline's table has 384 x 384 places and
+    lies on the CPU: the embedder crops what it needs once all of it was copied, and the CPU waited for that."""
     latents, table = arguments
     height, width = (size // embedder.patch_size for size in latents.shape[-2:])
-    return latents, table[:height, :width]
+    return latents, sent(table[:height, :width], latents.device)
 
 
 LUMINA_NEXT = TokenPlan(
@@ -26,6 +27,7 @@ LUMINA_NEXT = TokenPlan(
     scatter="norm_out",
     attention={"layers.*.attn1": "image"},
     prepare={"patch_embedder": cropped_table},
+    repeated=("get_2d_rotary_pos_embed_lumina",),  # the table, made on the CPU in every step
     grid=picture_grid,
     repeats_keys=True,
     hides_nothing=True,

@@ -53,6 +53,8 @@ class TokenPlan:
         gather_methods: method of a module (dotted path) -> which rows to take of what it returns.
         prepare: module -> what is done to its positional arguments in every evaluation, such that it returns the same:
             (module, arguments) -> arguments.
+        repeated: functions that the pipeline's ``__call__`` calls with the same arguments in every step, by their
+            global names: they are called once while RAS is on (see `ras_dit.seams.KeptResults`).
         scatter: module whose output rows go back to their places.
         scatter_stream: sequence that this output is.
         attention: attention modules whose keys and values are kept -> the sequence they attend over.
@@ -110,6 +112,7 @@ class TokenPlan:
     linears: Mapping[str, FlopStream]
     gather_methods: Mapping[str, TokenSelect] = field(default_factory=dict)
     prepare: Mapping[str, Callable[[Any, tuple[Any, ...]], tuple[Any, ...]]] = field(default_factory=dict)
+    repeated: tuple[str, ...] = ()
     scatter_stream: Stream = "image"
     layout: Literal["image_first", "text_first"] = "image_first"
     queries: Mapping[str, FlopStream] = field(default_factory=dict)
