@@ -19,7 +19,7 @@ failed=0
 modes=()
 for mode in ${MODES:-eager compiled reduce-overhead}; do modes+=(--mode "$mode"); done
 speed() { "$PYTHON" -m benchmarks.speed --device cuda --folder "${FOLDER:-outputs/bench}" "$@"; }
-paper() { speed --no-crossover --repeats 3 --ratios 0.5,0.25,0.125 --machine paper "${modes[@]}" --case "$1"; }
+paper() { speed --no-crossover --repeats 3 --ratios "$2" --machine paper "${modes[@]}" --case "$1"; }
 
 all="tests sd3 lumina kernels speed all-tests model arena"
 for part in "$@"; do
@@ -28,8 +28,8 @@ done
 for part in ${*:-$all}; do
     case "$part" in
         tests) "$PYTHON" -m pytest -m gpu tests/test_gpu.py || failed=$? ;;
-        sd3) paper sd3-medium || failed=$? ;;
-        lumina) paper lumina-next || failed=$? ;;
+        sd3) paper sd3-medium 0.5,0.25,0.125 || failed=$? ;;
+        lumina) paper lumina-next 1,0.5,0.25,0.125 || failed=$? ;;
         kernels) "$PYTHON" -m benchmarks.kernels --device cuda || failed=$? ;;
         speed) speed --crossover || failed=$? ;;
         all-tests) "$PYTHON" -m pytest -m gpu || failed=$? ;;

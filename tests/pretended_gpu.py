@@ -34,15 +34,8 @@ SAYS = {
     torch._has_compatible_shallow_copy_type: False,  # modules that are moved get new parameters
 }
 MOVES = (Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.type_as)
-GETS_VALUES = (
-    Tensor.item,
-    Tensor.tolist,
-    Tensor.__bool__,
-    Tensor.__int__,
-    Tensor.__float__,
-    Tensor.__index__,
-    Tensor.__contains__,
-)
+NUMBERS = (Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__)
+GETS_VALUES = (Tensor.item, Tensor.tolist, Tensor.__contains__, *NUMBERS)
 ATEN_GETS_VALUES = (  # inside of operations
     aten._local_scalar_dense.default,
     aten.nonzero.default,
@@ -139,6 +132,8 @@ def run(func: Any, args: Any, kwargs: dict[str, Any], log: Log) -> Any:
         is_there = isinstance(args[0], Pretended)
     if func is Tensor.__iter__:
         return iter([_wrapped(part, {}, is_there) for part in result])
+    if func in MAKES_FROM_VALUES and not theirs:
+        result = result.clone()  # as_tensor shares memory on one device alone
     owners = {id(tensor.inner): tensor for tensor in theirs}
     return tree_map(lambda value: _wrapped(value, owners, is_there), result)
 
@@ -179,7 +174,7 @@ def _moved(args: Any, kwargs: dict[str, Any], is_there: bool, log: Log) -> Tenso
     is_moved = isinstance(owner, Pretended) != is_there
     flags = [value for value in args[1:] if isinstance(value, bool)]  # non_blocking, copy
     is_asynchronous = kwargs.get("non_blocking", flags[0] if flags else False)
-    if is_moved and not (is_there and is_asynchronous and is_pinned(inner)):
+    if is_moved and inner.numel() and not (is_there and is_asynchronous and is_pinned(inner)):
         log.wait(f"copied {'to' if is_there else 'from'} the GPU")
     dtype = next((value.dtype for value in given if isinstance(value, Tensor)), inner.dtype)
     dtype = next((value for value in given if isinstance(value, torch.dtype)), dtype)

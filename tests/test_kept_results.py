@@ -70,12 +70,14 @@ def test_every_table_is_that_of_its_arguments(asked: list[dict[str, Any]]) -> No
 def test_the_pipeline_stays_what_it_is() -> None:
     pipe, other = lumina_next.build(), lumina_next.build()
     signature, attributes = inspect.signature(pipe.__call__), sorted(vars(pipe))
+    table, call = getattr(pipeline_lumina, TABLE), LuminaPipeline.__call__
     with ras_dit.accelerate(pipe, REGION):
         assert isinstance(pipe, LuminaPipeline)
         assert (type(pipe).__name__, type(pipe).__module__) == ("LuminaPipeline", LuminaPipeline.__module__)
         assert inspect.signature(pipe.__call__) == signature
         assert type(other) is LuminaPipeline
-        assert inspect.unwrap(LuminaPipeline.__call__).__globals__ is vars(pipeline_lumina)
+        assert LuminaPipeline.__call__ is call
+        assert getattr(pipeline_lumina, TABLE) is table
     assert type(pipe) is LuminaPipeline
     assert sorted(vars(pipe)) == attributes
 

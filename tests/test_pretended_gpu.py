@@ -71,6 +71,7 @@ MASK[2:7, 3:9] = 1
     [
         {},
         {"importance": "std"},
+        {"importance": "l2norm"},
         {"importance": "random"},
         {"importance": "round_robin"},
         {"forecast_order": 2, "forecast_reach": None},
@@ -85,10 +86,14 @@ MASK[2:7, 3:9] = 1
         {"static_memory": True},
         {"region_of_interest": MASK},
         {"final_sample_ratio": 0.1},
+        {"end_step": 8},
+        {"token_multiple": 16},
+        {"forecast_below": 0.7, "forecast_order": 1},
+        {"score_filter": "blur"},
     ],
     ids=lambda options: ",".join(options) or "defaults",
 )
-def test_every_option(options: dict[str, Any], batch: int) -> None:
+def test_options(options: dict[str, Any], batch: int) -> None:
     found, expected, waits = on_both(REGION.replace(**options), batch)
     assert torch.equal(found, expected)
     assert waits == []
@@ -115,11 +120,23 @@ def test_keys_and_values_kept_on_the_cpu_are_waited_for() -> None:
 
 
 def test_a_fitted_forecast() -> None:
-    config, call = RASConfig(step_ratios=(1, 1, 1, 0.25, 0, 1, 0, 0.25, 0, 1), forecast_order=1), inputs(batch=2)
-    expected = fitted(tiny_pipeline(), config, call)
-    with pretended_gpu():
-        found = fitted(tiny_pipeline().to("cuda"), config, on_gpu(call))
-    assert torch.equal(on_cpu(found), expected)
+    config = RASConfig(step_ratios=(1, 1, 1, 0.25, 0, 1, 0, 0.25, 0, 1), forecast_order=1)
+    fitted = ras_dit.calibrate(tiny_pipeline(qk_norm="rms_norm"), config, **inputs(batch=2))
+    found, expected, waits = on_both(fitted, batch=2)
+    assert torch.equal(found, expected)
+    assert waits == []
+    assert not torch.equal(found, on_both(config, batch=2)[0]), "the fit does something"
+
+
+def test_numbers_that_are_not_finite_are_reported_at_the_end() -> None:
+    with pretended_gpu() as log:
+        pipe, call = tiny_pipeline().to("cuda"), on_gpu(inputs())
+        call["latents"][0, 0, 0, 0] = torch.nan
+        with ras_dit.accelerate(pipe, REGION) as handle:
+            log.moment = lambda: len(handle.trace.steps)
+            run(pipe, **call)
+    assert any("not finite" in note for note in handle.trace.notes)
+    assert waits_inside(log, len(handle.trace.steps)) == []
 
 
 def test_a_table_of_the_cpu_is_sent_once_per_step() -> None:
@@ -134,11 +151,6 @@ def test_a_table_of_the_cpu_is_sent_once_per_step() -> None:
         assert rows.on_device_of_ids(table[0].expand(8, 3)).shape == (8, 3)
         assert log.waits == []
     assert torch.equal(on_cpu(found), table[[1, 2, 5]])
-
-
-def fitted(pipe: Any, config: RASConfig, call: dict[str, Any]) -> torch.Tensor:
-    with ras_dit.accelerate(pipe, ras_dit.calibrate(pipe, config, **call)):
-        return run(pipe, **call)
 
 
 def on_both(config: RASConfig, batch: int = 1) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
@@ -311,4 +323,5 @@ class TestPretending:
             torch.where(there > 0, there, 0.0).topk(2).indices.sort()
             torch.zeros(3).pin_memory().to("cuda", non_blocking=True)
             there.repeat_interleave(there.long(), output_size=3)
+            torch.zeros(2, 0).to("cuda")
             assert log.waits == []

@@ -179,7 +179,7 @@ class KeptResults:
         names: of functions whose result depends on their arguments alone, which are numbers, and is never changed.
     """
 
-    MOST = 2  # results of a function: Lumina-Next has two tables in a run above or below its default size
+    MOST = 2  # results of a function: Lumina-Next has two tables where `scaling_watershed` takes effect midway
 
     def __init__(self, pipe: Any, names: tuple[str, ...]) -> None:
         self._pipe, self._original = pipe, type(pipe)
@@ -237,10 +237,10 @@ def _under_no_grad(call: Any) -> FunctionType | None:
     import torch
 
     inner = getattr(call, "__wrapped__", None)
+    if not isinstance(inner, FunctionType) or hasattr(inner, "__wrapped__"):
+        return None
     held = [cell.cell_contents for cell in getattr(call, "__closure__", None) or ()]
-    is_torchs = any(isinstance(getattr(each, "__self__", None), torch.no_grad) for each in held)
-    is_last = isinstance(inner, FunctionType) and not hasattr(inner, "__wrapped__")
-    return inner if is_torchs and is_last else None
+    return inner if any(isinstance(getattr(each, "__self__", None), torch.no_grad) for each in held) else None
 
 
 class WatchedLoop:

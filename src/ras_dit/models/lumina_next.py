@@ -13,7 +13,7 @@ from ras_dit.rows import sent
 
 def cropped_table(embedder: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """The part of the rotary table that the picture needs, on the device. The pipeline's table has 384 x 384 places and
-    lies on the CPU: the embedder crops what it needs once all of it was copied, and the CPU waited for that."""
+    lies on the CPU: left alone, the embedder copies all of it, with the CPU waiting, and crops it then."""
     latents, table = arguments
     height, width = (size // embedder.patch_size for size in latents.shape[-2:])
     return latents, sent(table[:height, :width], latents.device)
