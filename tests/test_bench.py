@@ -77,7 +77,8 @@ def test_the_whole_harness_on_every_architecture(name: str) -> None:
     assert 1 < region["limit"] < 2
     assert region["share_of_limit"] == pytest.approx(region["speedup"] / region["limit"])
     assert region["memory"]["kv_cache_estimate_bytes"] == CASES[name].num_rows * region["kv_cache_bytes_per_row"]
-    assert region["memory"]["extra_bytes"] > 0
+    if name != "lumina-next":  # whose pipeline is spared a second table, larger than the tiny model's cache
+        assert region["memory"]["extra_bytes"] > 0
     overhead = region["overhead"]
     assert overhead["selection_ms"] > 0
     assert overhead["forecast_ms"] > 0
