@@ -77,6 +77,7 @@ def test_the_whole_harness_on_every_architecture(name: str) -> None:
     assert 1 < region["limit"] < 2
     assert region["share_of_limit"] == pytest.approx(region["speedup"] / region["limit"])
     assert region["memory"]["kv_cache_estimate_bytes"] == CASES[name].num_rows * region["kv_cache_bytes_per_row"]
+    assert region["memory"]["extra_bytes"] == region["memory"]["peak_bytes"] - dense["peak_bytes"]
     if name != "lumina-next":  # whose pipeline is spared a second table, larger than the tiny model's cache
         assert region["memory"]["extra_bytes"] > 0
     overhead = region["overhead"]
