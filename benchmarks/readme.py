@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import arena_tables, experiment_tables, record, speed_tables
+from benchmarks import arena_tables, experiment_tables, preset_table, record, speed_tables
 from benchmarks.fit_gain import Run, committed_runs
 from ras_dit.bench import case_named
 from ras_dit.models.table import markdown as models_table
@@ -79,7 +79,11 @@ def main() -> None:
     arguments = parser.parse_args()
     speed = speed_tables.speed_table() + "\n"
     files = {
-        "README.md": {"speed": speed, "quality": arena_tables.quality_digest()},
+        "README.md": {
+            "presets": preset_table.preset_table(),
+            "speed": speed,
+            "quality": arena_tables.quality_digest(),
+        },
         "docs/quality.md": {**arena_tables.quality_blocks(), **experiment_tables.experiment_blocks()},
         "docs/arena.md": arena_tables.arena_blocks(),
         "docs/performance.md": {

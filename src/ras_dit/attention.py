@@ -14,6 +14,9 @@ from torch.overrides import TorchFunctionMode
 
 from ras_dit.cache import AS_COMPUTED, KVCache, KVStorage, Like, as_little_as
 
+WITHOUT = "Take a preset without region steps ('quality', 'balanced' or 'fast'), or ras_dit.disable the pipeline."
+REMEDY = "Set adapters, prompts and images before the call and leave them alone until it returns. " + WITHOUT
+
 
 class UnsupportedAttentionError(ValueError):
     """Raised by the pipeline's call: attention goes another way than through scaled_dot_product_attention, is causal
@@ -113,13 +116,13 @@ class LayerSeam:
             if position >= len(self.calls):
                 raise UnsupportedAttentionError(
                     "attention: a module made more attention calls than in the last dense step; RAS needs the same "
-                    "adapters through a whole run."
+                    f"adapters through a whole run. {REMEDY}"
                 )
             cached = self.calls[position]
             num_missing = cached.length - key.shape[2]
             if num_missing and is_causal:
                 raise UnsupportedAttentionError(
-                    "attention: got causal attention over image tokens; RAS cannot merge that."
+                    f"attention: got causal attention over image tokens; RAS cannot merge that. {WITHOUT}"
                 )
             if num_missing and num_missing == cached.num_dropped:
                 key, value = cached.merge(*self._own_heads(query, key, value))
@@ -128,7 +131,7 @@ class LayerSeam:
             elif num_missing:  # none missing: keys of an image prompt, for instance, with no token of the grid
                 raise UnsupportedAttentionError(
                     f"attention: {num_missing} keys fewer than in the last dense step, expected {cached.num_dropped}; "
-                    "RAS needs text and adapters of the same length through a whole run."
+                    f"RAS needs text and adapters of the same length through a whole run. {REMEDY}"
                 )
         if self.heads_per_key > 1 and key.shape[1] != query.shape[1]:
             return grouped_attention(query, key, value, attn_mask, dropout_p, scale)

@@ -15,7 +15,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL import Image
 
-PROMPT_KEYS = ("prompt", "negative_prompt", "seed", "steps", "guidance", "height", "width", "num_frames")
+PROMPT_KEYS = (
+    "prompt",
+    "negative_prompt",
+    "seed",
+    "steps",
+    "guidance",
+    "true_cfg_scale",
+    "height",
+    "width",
+    "num_frames",
+    "image",
+)
 FRAMES_PER_SECOND = 16
 """That videos are shown at unless somebody asks for others."""
 
@@ -207,7 +218,8 @@ def read_prompts(path: Path, keys: Sequence[str] = PROMPT_KEYS) -> list[dict[str
         keys: that an object may have; others are refused, so that none is ignored.
 
     Returns:
-        Mappings with ``prompt`` and whichever of the other keys the file gives.
+        Mappings with ``prompt`` and whichever of the other keys the file gives; an ``image`` is a path, taken from the
+        folder of the file if it is relative.
 
     Raises:
         ValueError: no such file, another ending, no prompt, or a line that cannot be read.
@@ -245,6 +257,11 @@ def _read_object(path: Path, number: int, line: str, keys: Sequence[str]) -> dic
     for key in ("seed", "steps", "height", "width", "num_frames"):
         if key in entry and type(entry[key]) is not int:
             raise ValueError(f"--prompts-file: {path}, line {number}: {key}: got {entry[key]!r}; allowed: an int.")
-    if "guidance" in entry and type(entry["guidance"]) not in (int, float):
-        raise ValueError(f"--prompts-file: {path}, line {number}: guidance: got {entry['guidance']!r}; give a number.")
+    for key in ("guidance", "true_cfg_scale"):
+        if key in entry and type(entry[key]) not in (int, float):
+            raise ValueError(f"--prompts-file: {path}, line {number}: {key}: got {entry[key]!r}; give a number.")
+    if "image" in entry:
+        if not isinstance(entry["image"], str):
+            raise ValueError(f"--prompts-file: {path}, line {number}: image: got {entry['image']!r}; give a file.")
+        entry["image"] = path.parent / entry["image"]
     return entry

@@ -57,8 +57,26 @@ OUTSIDE = (
 )
 
 
+OF_REGION_STEPS = (
+    "importance",
+    "text_reuse",
+    "reference_reuse",
+    "kv_forecast",
+    "kv_cache_dtype",
+    "kv_cache_device",
+    "kv_cache_layers",
+    "score_filter",
+    "anchor_stride",
+    "neighbor_update",
+    "starvation_scale",
+    "high_ratio",
+    "token_multiple",
+)
+"""Options that only region steps heed."""
+
+
 def unused_options(config: RASConfig, plan: Plan, num_references: int) -> Iterator[tuple[str, bool]]:
-    """Options of a config that change nothing in a run, and whether that is worth a warning.
+    """Options of a config that change nothing in a run, and whether that is worth advice.
 
     Args:
         config: of the run.
@@ -69,6 +87,13 @@ def unused_options(config: RASConfig, plan: Plan, num_references: int) -> Iterat
         yield (
             "region_of_interest: this plan has no region steps, so it changes nothing. Take preset 'regions', or a "
             "sample_ratio.",
+            True,
+        )
+    idle = [name for name in OF_REGION_STEPS if getattr(config, name) != getattr(RASConfig, name)]
+    if idle and plan.has_savings and not plan.num_region_steps:
+        yield (
+            f"{', '.join(idle)}: heeded in region steps alone, and this plan has none, so nothing changes. Take preset "
+            "'regions', or a sample_ratio.",
             True,
         )
     if config.reference_reuse and plan.num_region_steps and not num_references:

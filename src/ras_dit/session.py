@@ -23,7 +23,7 @@ from ras_dit.models import TokenPlan, check_uncached
 from ras_dit.models.plan import stream_of
 from ras_dit.pipeline import device_of, transformers_of, why_unfit
 from ras_dit.plan import Plan, build_plan
-from ras_dit.remarks import OUTSIDE, ShortRunWarning, Warner, unused_options, why_short
+from ras_dit.remarks import OUTSIDE, AdviceWarning, ShortRunWarning, Warner, unused_options, why_short
 from ras_dit.schedule import (
     first_index,
     first_of_second,
@@ -276,8 +276,10 @@ class Session:
                 f"The run has {len(plan)} evaluations, all of them dense by the plan (warm-up or refresh steps): take "
                 "more steps or a shorter warm-up."
             )
-        for remark in unused_options(config, plan, num_extra):
-            self.note(*remark)
+        for remark, is_advice in unused_options(config, plan, num_extra):
+            self.note(remark, is_warning=False)
+            if is_advice:
+                self.warn(remark, AdviceWarning)
         if (config.solver_order == 2 or config.forecast_midpoint) and not is_euler(scheduler):
             self.note(
                 f"solver_order=2 and forecast_midpoint need FlowMatchEulerDiscreteScheduler, this is "

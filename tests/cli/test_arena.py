@@ -16,7 +16,7 @@ from stand_ins import clip_folder, inception_file, lpips_file
 Run = Callable[..., tuple[int, str, str]]
 
 
-def test_an_arena_of_any_model(ras_dit: Run, model: str, tmp_path: Path) -> None:
+def test_an_arena_of_any_model(ras_dit: Run, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a fox\na cat\n")
     words = ("arena", "--model", model, "--prompts-file", str(prompts), "--suites", "presets", "--steps", "8")
@@ -34,6 +34,13 @@ def test_an_arena_of_any_model(ras_dit: Run, model: str, tmp_path: Path) -> None
     code, _, err = ras_dit(*words)
     assert code == 0, err
     assert all(path.stat().st_mtime_ns == before for path, before in painted.items())
+    (tmp_path / "arena" / "pareto.png").unlink(missing_ok=True)
+    monkeypatch.setattr("ras_dit.cli.plots.has_matplotlib", lambda: False)
+    code, out, err = ras_dit(*words)
+    assert code == 0, err
+    assert "Wrote results.json and table.md in" in out
+    assert "No plot: it needs matplotlib" in out
+    assert not (tmp_path / "arena" / "pareto.png").exists()
     prompts.write_text("a dog\n")
     code, _, err = ras_dit(*words)
     assert code == 2

@@ -37,6 +37,16 @@ def test_figures_a_file_and_a_plot(ras_dit: Run, tmp_path: Path) -> None:
     assert "wan-1.3b: measured already" in err
 
 
+def test_without_matplotlib_a_plot_is_refused_before_anything_is_measured(
+    ras_dit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ras_dit.cli.plots.has_matplotlib", lambda: False)
+    code, _, err = ras_dit(*TINY, "--case", "sd3-medium", "-o", tmp_path / "a.json", "--plot", tmp_path / "a.png")
+    assert code == 2
+    assert "--plot: it needs matplotlib; `pip install" in err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_refused_figure_leaves_with_one(ras_dit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(KVCache, "merge", lambda cache, key, value: (cache.key * 0, cache.value))
     code, out, _ = ras_dit(*TINY, "--case", "sd3-medium", "-o", tmp_path / "bench.json")

@@ -125,6 +125,27 @@ def test_a_plan_of_any_pipeline(
     assert plan.cost is not None
 
 
+def test_a_plan_counts_reference_tokens_and_the_batch(ras_dit: Run, tmp_path: Path) -> None:
+    flux.build(vae=tiny_vae(4, num_levels=3)).save_pretrained(tmp_path)
+    words = ("plan", "-m", tmp_path, "--steps", 12, "--height", 64, "--width", 96, "--preset", "regions")
+    outline, size = pipeline_outline(str(tmp_path)), (PRESETS["regions"], 12, 64, 96, None, None)
+    for flags, counts in (((), (1, 0)), (("--references", 96), (1, 96)), (("--batch", 64), (64, 0))):
+        code, out, err = ras_dit(*words, *flags)
+        assert code == 0, err
+        plan = library.plan_for(outline, *size, *counts)
+        assert plan.described_speedup in out
+        assert plan.cost is not None
+        assert f"{plan.cost.total_flops / 1e9:,.1f} GFLOP" in out
+    alone, beside = (library.plan_for(outline, *size, 1, count).cost for count in (0, 96))
+    assert alone is not None
+    assert beside is not None
+    assert beside.total_flops > 1.2 * alone.total_flops
+    for flag in ("--batch", "--references"):
+        code, _, err = ras_dit(*words, flag, -1)
+        assert code == 2
+        assert f"{flag}: got -1" in err
+
+
 def test_a_size_that_cannot_be_told_is_asked_for(ras_dit: Run, tmp_path: Path) -> None:
     cogvideox.build().save_pretrained(tmp_path)
     code, _, err = ras_dit("plan", "-m", tmp_path, "--height", 32, "--width", 32)
@@ -235,7 +256,7 @@ def test_which_pipelines_make_video() -> None:
 def video(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiny Wan without text encoder, whatever model is asked for."""
 
-    def load(*_: object, allows_video: bool) -> Any:
+    def load(*_: object, allows_video: bool, **__: object) -> Any:
         assert allows_video
         pipe = wan.build(vae=wan.tiny_vae())
         pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from ras_dit.cli import main
@@ -202,3 +203,27 @@ def test_mistake_in_a_process() -> None:
     result = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "ras-dit: error: generate: got no prompt; give one or more, or --prompts-file.\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore lines."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_memory_that_ran_out_is_one_line_with_a_way_out(
+    ras_dit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("ras_dit.cli.pipelines.load_pipeline", fail)
+    code, _, err = ras_dit("generate", "a", "-o", tmp_path)
+    assert code == 2
+    assert err.startswith("ras-dit: error: out of memory: ")
+    assert "--kv-cache-dtype" in err
+    assert err.count("\n") == 1
+    monkeypatch.setattr("ras_dit.cli.pipelines.load_pipeline", lambda *_, **__: {}["a bug"])
+    with pytest.raises(KeyError):
+        ras_dit("generate", "a", "-o", tmp_path)

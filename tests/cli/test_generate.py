@@ -14,7 +14,8 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 import ras_dit as library
-from ras_dit.cli.pipelines import Picture, load_pipeline, paint
+from ras_dit.cli.pictures import Picture, paint
+from ras_dit.cli.pipelines import load_pipeline
 from ras_dit.config import RASConfig
 
 SHORT = ("--steps", 8, "--guidance", 3)
@@ -99,6 +100,20 @@ def test_batch_resumes(ras_dit: Run, model: str, tmp_path: Path) -> None:
     assert all(path.stat().st_mtime_ns == moment for path, moment in before.items())
     ras_dit(*call, "--sample-ratio", 0.5)
     assert len(pictures(tmp_path / "out")) == 8, "other settings are other files"
+
+
+def test_a_trace_that_is_asked_for_later_is_made(ras_dit: Run, model: str, tmp_path: Path) -> None:
+    call = ("generate", "a fox", "-m", model, *SHORT, "-o", tmp_path)
+    ras_dit(*call)
+    (path,) = pictures(tmp_path)
+    before = np.asarray(Image.open(path))
+    assert "--overwrite paints them again." in ras_dit(*call)[1]
+    code, out, _ = ras_dit(*call, "--trace")
+    assert (code, "there already" in out) == (0, False)
+    assert path.with_suffix(".trace.json").is_file()
+    assert path.with_suffix(".heatmap.png").is_file()
+    assert np.array_equal(np.asarray(Image.open(path)), before)
+    assert "1 of 1 pictures are there already" in ras_dit(*call, "--trace")[1]
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def build() -> Any:
 
 @pytest.fixture(autouse=True)
 def video(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(*_: object, allows_video: bool) -> Any:
+    def load(*_: object, allows_video: bool, **__: object) -> Any:
         assert allows_video
         return build()
 
@@ -137,7 +137,7 @@ def test_an_arena_of_videos(
     ras_dit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built: Callable[[], Any]
 ) -> None:
     """Any scheduler: what it cannot sample with is listed, and its own steps have its name."""
-    monkeypatch.setattr("ras_dit.cli.pipelines.load_pipeline", lambda *_, allows_video: built())
+    monkeypatch.setattr("ras_dit.cli.pipelines.load_pipeline", lambda *_, **__: built())
     every_second = {"cache_interval": 2, "max_order": 1}
     methods = [
         Method("Euler, 3 steps", "dense", 3),
@@ -185,7 +185,7 @@ def test_an_arena_of_videos(
 def test_an_arena_of_two_transformers(ras_dit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wan 2.2: the FLOPs of both count, and diffusers' caches, which know of one only, are listed."""
 
-    def built(*_: object, allows_video: bool) -> Any:
+    def built(*_: object, allows_video: bool, **__: object) -> Any:
         two = wan.build_two()
         pipe = build()
         pipe.register_modules(transformer_2=two.transformer_2)
@@ -211,7 +211,7 @@ def test_an_arena_of_two_transformers(ras_dit: Run, tmp_path: Path, monkeypatch:
 def test_an_arena_of_a_scheduler_that_adds_noise_is_refused(
     ras_dit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def noisy(*_: object, allows_video: bool) -> Any:
+    def noisy(*_: object, allows_video: bool, **__: object) -> Any:
         pipe = build()
         pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, stochastic_sampling=True)
         return pipe

@@ -35,7 +35,9 @@ class Scene:
 
 
 def call_for(pipe: Any, scenes: Sequence[Scene], steps: int, call: dict[str, Any]) -> Any:
-    """What a pipeline returns for these scenes, each from its own noise."""
+    """What a pipeline returns for these scenes, each from its own noise; a negative prompt is for all of them."""
+    if "negative_prompt" in call:  # pipelines want as many as prompts
+        call = {**call, "negative_prompt": [call["negative_prompt"]] * len(scenes)}
     return pipe(
         prompt=[scene.prompt for scene in scenes],
         num_inference_steps=steps,

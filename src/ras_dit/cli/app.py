@@ -91,9 +91,22 @@ def _one_line(error: Exception) -> str | None:
         text = str(error.format_message())
     elif isinstance(error, (ValueError, OSError, ImportError, UnsupportedAttentionError)):
         text = str(error)
+    elif _is_out_of_memory(error):
+        text = (
+            f"out of memory: {str(error).splitlines()[0]} Presets 'quality', 'balanced' and 'fast' keep no keys and "
+            "values; where they are kept, --kv-cache-dtype float8_e4m3fn halves them and --kv-cache-device cpu "
+            "moves them. Or take a smaller picture, fewer at once, or --dtype bfloat16. `ras-dit plan` says how large "
+            "the cache is."
+        )
     else:
         return None
     return " ".join(text.split()) or type(error).__name__
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, of a GPU or (a plain RuntimeError) of the CPU."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"OutOfMemoryError", "MemoryError"}) or "can't allocate memory" in str(error)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:

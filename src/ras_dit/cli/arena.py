@@ -42,6 +42,8 @@ def arena(
     steps: options.Steps = 28,
     converged_steps: Annotated[int, typer.Option(help="Steps of the converged run that all are compared with.")] = 200,
     guidance: options.Guidance = None,
+    negative_prompt: options.Negative = None,
+    true_cfg_scale: options.TrueCFG = None,
     height: options.Height = None,
     width: options.Width = None,
     frames: options.Frames = None,
@@ -66,7 +68,7 @@ def arena(
     over all of their frames, and written as animated PNGs.
 
     With --steps other than 28 the plans fit themselves to that length and dense runs keep their share of it.
-    Writes a JSON of all results, a table and a Pareto plot.
+    Writes a JSON of all results, a table and, if matplotlib is installed, a Pareto plot.
     """
     from rich.console import Console
 
@@ -74,7 +76,9 @@ def arena(
     from ras_dit.arena.perceptual import Perceptual, Weights
     from ras_dit.arena.report import text
     from ras_dit.arena.run import converged_solver_of
-    from ras_dit.cli.pipelines import EMBEDDED, Picture, call_arguments, load_pipeline, makes_video, resolved
+    from ras_dit.cli.pictures import Picture, call_arguments, resolved
+    from ras_dit.cli.pipelines import EMBEDDED, load_pipeline, makes_video
+    from ras_dit.cli.plots import NO_PLOT, has_matplotlib
     from ras_dit.cli.progress import runs_progress
     from ras_dit.cli.scenes import read_scenes
     from ras_dit.config import RASConfig
@@ -98,7 +102,17 @@ def arena(
         return
     weights = Weights(lpips_weights, inception_weights, clip_model, real)
     scenes = read_scenes(prompts_file, pictures, is_embedded=model in EMBEDDED)
-    picture = Picture(scenes[0].prompt, 0, steps, guidance, height, width, num_frames=frames)
+    picture = Picture(
+        scenes[0].prompt,
+        0,
+        steps,
+        guidance,
+        height,
+        width,
+        negative_prompt,
+        num_frames=frames,
+        true_cfg_scale=true_cfg_scale,
+    )
     pipe = load_pipeline(model, dtype, device, allows_video=True)
     picture = resolved(pipe, model, picture)
     contest = Arena(
@@ -115,7 +129,10 @@ def arena(
     perceptual = Perceptual.load(weights, pipe.device)  # before painting: a wrong file should be known at once
     with runs_progress("painting", contest.num_calls) as advance:
         contest.run(pipe, advance)
-    result = report(contest, perceptual=perceptual)
+    result = report(contest, has_plot=has_matplotlib(), perceptual=perceptual)
     console = Console()
     console.print(text(result), markup=False, highlight=False, soft_wrap=True)
-    console.print(f"Wrote results.json, table.md and pareto.png in {output}", markup=False, soft_wrap=True)
+    files = "results.json, table.md and pareto.png" if has_matplotlib() else "results.json and table.md"
+    console.print(f"Wrote {files} in {output}", markup=False, soft_wrap=True)
+    if not has_matplotlib():
+        console.print(NO_PLOT, markup=False, soft_wrap=True)

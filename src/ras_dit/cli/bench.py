@@ -62,6 +62,7 @@ def bench(
     from ras_dit.bench.report import plot as draw
     from ras_dit.bench.report import profile_lines, tables
     from ras_dit.cli.pipelines import resolve_device
+    from ras_dit.cli.plots import has_matplotlib
     from ras_dit.cli.progress import described_progress
     from ras_dit.files import check_file
 
@@ -71,6 +72,8 @@ def bench(
         return
     check_file("--output", output)
     check_file("--plot", plot, ".png")
+    if plot is not None and not has_matplotlib():
+        raise ValueError("--plot: it needs matplotlib; `pip install '.[arena]'` in the checkout, or leave --plot out.")
     where = resolve_device(device)
     modes = _modes(eager, compiled, reduce_overhead, where)
     for flag, count in (("--repeats", repeats), ("--steps", steps)):

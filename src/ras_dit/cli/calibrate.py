@@ -34,6 +34,8 @@ def calibrate(
     ] = FIRST_SEED,
     steps: options.Steps = 28,
     guidance: options.Guidance = None,
+    negative_prompt: options.Negative = None,
+    true_cfg_scale: options.TrueCFG = None,
     height: options.Height = None,
     width: options.Width = None,
     frames: options.Frames = None,
@@ -52,7 +54,8 @@ def calibrate(
     from rich.console import Console
 
     from ras_dit.calibration import DenseRun, check_fittable
-    from ras_dit.cli.pipelines import EMBEDDED, Picture, call_arguments, load_pipeline, resolved
+    from ras_dit.cli.pictures import Picture, call_arguments, resolved
+    from ras_dit.cli.pipelines import EMBEDDED, load_pipeline
     from ras_dit.cli.progress import runs_progress
     from ras_dit.cli.scenes import read_scenes
     from ras_dit.files import check_file
@@ -71,10 +74,23 @@ def calibrate(
     scenes = read_scenes(prompts_file, pictures, is_embedded=model in EMBEDDED, first_seed=seed)
     if frames is not None and frames < 1:
         raise ValueError(f"--frames: got {frames}; allowed: at least 1.")
-    picture = Picture(scenes[0].prompt, seed, steps, guidance, height, width, num_frames=frames)
+    picture = Picture(
+        scenes[0].prompt,
+        seed,
+        steps,
+        guidance,
+        height,
+        width,
+        negative_prompt,
+        num_frames=frames,
+        true_cfg_scale=true_cfg_scale,
+    )
     pipe = load_pipeline(model, dtype, device, allows_video=True)
     picture = resolved(pipe, model, picture)
     asked = call_arguments(pipe, picture)
+
+    if negative_prompt is not None:
+        asked["negative_prompt"] = [negative_prompt] * len(scenes)  # pipelines want as many as prompts
 
     def call() -> dict[str, Any]:
         generators = [torch.Generator().manual_seed(scene.seed) for scene in scenes]

@@ -34,6 +34,8 @@ def compare(
     frames: options.Frames = None,
     fps: options.FPS = FRAMES_PER_SECOND,
     negative_prompt: options.Negative = None,
+    true_cfg_scale: options.TrueCFG = None,
+    image: options.ImageFile = None,
     dtype: options.DType = "auto",
     device: options.Device = "auto",
 ) -> None:
@@ -42,7 +44,8 @@ def compare(
     Of a video the PNG is an animated one.
     """
     from ras_dit.cli.measure import measure
-    from ras_dit.cli.pipelines import Picture, load_pipeline, resolved
+    from ras_dit.cli.pictures import Picture, resolved
+    from ras_dit.cli.pipelines import load_pipeline
     from ras_dit.cli.progress import runs_progress
     from ras_dit.files import check_file
 
@@ -50,8 +53,19 @@ def compare(
     check_file("--json", json_file)
     if repeats < 1:
         raise ValueError(f"--repeats: got {repeats}; allowed: at least 1.")
-    picture = Picture(prompt, seed, steps, guidance, height, width, negative_prompt, num_frames=frames)
-    pipe = load_pipeline(model, dtype, device, allows_video=True)
+    picture = Picture(
+        prompt,
+        seed,
+        steps,
+        guidance,
+        height,
+        width,
+        negative_prompt,
+        num_frames=frames,
+        true_cfg_scale=true_cfg_scale,
+        image=image,
+    )
+    pipe = load_pipeline(model, dtype, device, allows_video=True, gives=("image",) if image else ())
     picture = resolved(pipe, model, picture)
     with runs_progress("comparing", 2 * (repeats + 1)) as advance:
         result = measure(pipe, picture, config, repeats=repeats, on_run=advance)

@@ -42,7 +42,8 @@ def demo(
 ) -> None:
     """Paint a few prompts dense and with RAS: one sheet with the map of where the compute went, and a table."""
     from ras_dit.cli.measure import measure
-    from ras_dit.cli.pipelines import Picture, load_pipeline, paint, resolved
+    from ras_dit.cli.pictures import Picture, paint, resolved
+    from ras_dit.cli.pipelines import load_pipeline
     from ras_dit.cli.progress import runs_progress
     from ras_dit.embedded import embedded_prompts
     from ras_dit.engine import accelerate

@@ -18,7 +18,7 @@ from ras_dit.config import RASConfig
 from ras_dit.files import FRAMES_PER_SECOND
 
 if TYPE_CHECKING:
-    from ras_dit.cli.pipelines import Picture
+    from ras_dit.cli.pictures import Picture
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ class Batch:
         slug = re.sub(r"\W+", "-", picture.prompt.lower()).strip("-")[:48] or "picture"
         return self.folder / f"{slug}-seed{picture.seed}-{digest}.png"
 
+    def is_there(self, picture: Picture) -> bool:
+        """Whether the picture was painted before, with its trace and heat map if they are wanted."""
+        path = self.path(picture)
+        return path.exists() and (not self.saves_trace or all(more.exists() for more in _trace_files(path)))
+
 
 @options.with_config
 def generate(
@@ -63,6 +68,8 @@ def generate(
     frames: options.Frames = None,
     fps: options.FPS = FRAMES_PER_SECOND,
     negative_prompt: options.Negative = None,
+    true_cfg_scale: options.TrueCFG = None,
+    image: options.ImageFile = None,
     dense: Annotated[bool, typer.Option("--dense", help="Without RAS.")] = False,
     trace: Annotated[bool, typer.Option("--trace", help="Save the trace (JSON) and the heat map, too.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Paint again what is there already.")] = False,
@@ -93,20 +100,28 @@ def generate(
         "width": width,
         "negative_prompt": negative_prompt,
         "num_frames": frames,
+        "true_cfg_scale": true_cfg_scale,
+        "image": image,
     }
     pictures = _pictures([{**common, **entry} for entry in entries], num_images)
     batch = Batch(model, None if dense else config, dtype, output_dir, trace, fps)
-    due = [picture for picture in pictures if overwrite or not batch.path(picture).exists()]
+    kept = [picture for picture in pictures if not overwrite and batch.is_there(picture)]
+    due = [picture for picture in pictures if picture not in kept]
     console = Console(soft_wrap=True, highlight=False)
-    if len(due) < len(pictures):
-        console.print(f"{len(pictures) - len(due)} of {len(pictures)} pictures are there already.")
+    if kept:
+        console.print(f"{len(kept)} of {len(pictures)} pictures are there already. First:", batch.path(kept[0]))
+        console.print("--overwrite paints them again.")
     if due:
         _paint_all(batch, due, device, console)
 
 
+def _trace_files(path: Path) -> tuple[Path, Path]:
+    return path.with_suffix(".trace.json"), path.with_suffix(".heatmap.png")
+
+
 def _pictures(settings: list[dict[str, Any]], num_images: int) -> list[Picture]:
     """Every picture once, in order."""
-    from ras_dit.cli.pipelines import Picture
+    from ras_dit.cli.pictures import Picture
 
     every = [Picture(**{**entry, "seed": entry["seed"] + number}) for entry in settings for number in range(num_images)]
     return list(dict.fromkeys(every))
@@ -116,7 +131,8 @@ def _paint_all(batch: Batch, pictures: list[Picture], device: str, console: Cons
     from ras_dit.cli.pipelines import load_pipeline
     from ras_dit.cli.progress import runs_progress
 
-    pipe = load_pipeline(batch.model, batch.dtype, device, allows_video=True)
+    gives = ("image",) if all(picture.image for picture in pictures) else ()
+    pipe = load_pipeline(batch.model, batch.dtype, device, allows_video=True, gives=gives)
     with runs_progress(f"{len(pictures)} picture(s)", sum(picture.steps for picture in pictures)) as advance:
         for picture in pictures:
             _paint_one(pipe, batch, picture, advance)
@@ -124,7 +140,8 @@ def _paint_all(batch: Batch, pictures: list[Picture], device: str, console: Cons
 
 
 def _paint_one(pipe: Any, batch: Batch, picture: Picture, advance: Callable[[], None]) -> None:
-    from ras_dit.cli.pipelines import makes_video, paint, resolved
+    from ras_dit.cli.pictures import paint, resolved
+    from ras_dit.cli.pipelines import makes_video
     from ras_dit.engine import accelerate
     from ras_dit.files import save_png, save_text
     from ras_dit.versions import versions
@@ -139,8 +156,9 @@ def _paint_one(pipe: Any, batch: Batch, picture: Picture, advance: Callable[[], 
             frames = paint(pipe, asked, advance)
             summary = str(handle.summary())
         if batch.saves_trace:  # before the picture, which is what says that all is there
-            save_text(handle.trace.to_json(), path.with_suffix(".trace.json"))
-            save_png(handle.trace.heatmaps(frames), path.with_suffix(".heatmap.png"), fps=batch.fps)
+            trace, heatmap = _trace_files(path)
+            save_text(handle.trace.to_json(), trace)
+            save_png(handle.trace.heatmaps(frames), heatmap, fps=batch.fps)
     metadata = {
         **{key: value for key, value in asked.to_dict().items() if value is not None},
         "height": frames[0].height,

@@ -30,6 +30,14 @@ def plan(
         int | None,
         typer.Option(help="Text tokens of a prompt, which count in the cost.  [default: the pipeline's; embedded: 1]"),
     ] = None,
+    batch: Annotated[int, typer.Option(help="Pictures of one call; a batch gains more on small models.")] = 1,
+    references: Annotated[
+        int,
+        typer.Option(
+            help="Tokens of reference pictures of an edit (FLUX.1 Kontext, Qwen-Image ...); one of the picture's own "
+            "size has as many as that."
+        ),
+    ] = 0,
     dtype: options.DType = "auto",
 ) -> None:
     """Print what a run would compute, how much faster it is predicted to be, and at most. Loads no weights."""
@@ -38,15 +46,17 @@ def plan(
     from ras_dit.engine import plan_for
     from ras_dit.models.sizes import check_count
 
-    check_count("--steps", steps)
+    for flag, count, least in (("--steps", steps, 1), ("--batch", batch, 1), ("--references", references, 0)):
+        check_count(flag, count, least=least)
     num_text = MAX_SEQUENCE_LENGTH if max_sequence_length is None and model in EMBEDDED else max_sequence_length
     if num_text is not None:
         check_count("--max-sequence-length", num_text)
-    result = plan_for(pipeline_outline(model, dtype), config, steps, height, width, num_text, frames)
+    size = (height, width, num_text, frames, batch, references)
+    result = plan_for(pipeline_outline(model, dtype), config, steps, *size)
     console = Console(highlight=False)
     console.print(_plan_table(result, f"{model}, {steps} steps"))
     for line in _plan_lines(result):
-        console.print(line, markup=False)
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def _plan_table(result: Plan, title: str) -> Table:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ras_dit.cli.pipelines import Picture, paint
+from ras_dit.cli.pictures import Picture, paint
 from ras_dit.config import RASConfig
 
 if TYPE_CHECKING:

@@ -28,13 +28,27 @@ Height = Annotated[int | None, typer.Option(help="Of the picture, in pixels; the
 Width = Annotated[int | None, typer.Option(help="Of the picture, in pixels; the model's default without it.")]
 Frames = Annotated[int | None, typer.Option(help="Of a video; the model's default without it.")]
 FPS = Annotated[int, typer.Option(min=1, max=240, help="Frames per second that a video is shown at.")]
-Steps = Annotated[int, typer.Option(help="Denoising steps.")]
+Steps = Annotated[int, typer.Option(help="Denoising steps; 28 for every model, whatever its pipeline's default.")]
 Guidance = Annotated[
     float | None,
     typer.Option(help="Classifier-free guidance; without it 4 for a model in the box, else the pipeline's."),
 ]
+TrueCFG = Annotated[
+    float | None,
+    typer.Option(
+        "--true-cfg-scale",
+        help="Classifier-free guidance of FLUX.1, Qwen-Image and HunyuanVideo, whose --guidance is for "
+        "guidance-distilled models; needs --negative-prompt.",
+    ),
+]
 Negative = Annotated[str | None, typer.Option("--negative-prompt", help="What not to paint.")]
-DType = Annotated[str, typer.Option(help="auto (bfloat16 on a GPU, else float32), float32, float16 or bfloat16.")]
+ImageFile = Annotated[
+    Path | None,
+    typer.Option("--image", help="For pipelines that take a picture: to edit, to begin with, or to set in motion."),
+]
+DType = Annotated[
+    str, typer.Option(help="auto (bfloat16 on a CUDA device, else float32), float32, float16 or bfloat16.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
 
 

@@ -1,54 +1,20 @@
-"""Loading pipelines, or only as much of them as a plan needs, and painting one picture or video."""
+"""Loading pipelines, or only as much of them as a plan needs."""
 
 from __future__ import annotations
 
 import inspect
-import math
 import re
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
 
 EMBEDDED = {"embedded": 128, "embedded-256": 256}
 """Values of --model that mean the model in the package, and the pixels per side that it paints."""
 DTYPES = ("auto", "float32", "float16", "bfloat16")
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One picture (or video) to paint; None leaves a value to the pipeline."""
-
-    prompt: str
-    seed: int = 0
-    steps: int = 28
-    guidance: float | None = None
-    height: int | None = None
-    width: int | None = None
-    negative_prompt: str | None = None
-    max_sequence_length: int | None = None
-    num_frames: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps: got {self.steps}; allowed: at least 1.")
-        for name, unit in (("height", " of pixels"), ("width", " of pixels"), ("num_frames", "")):
-            size = getattr(self, name)
-            if size is not None and size < 1:
-                raise ValueError(f"{name}: got {size}; allowed: a number{unit}, at least 1.")
-        if self.guidance is not None and not math.isfinite(self.guidance):
-            raise ValueError(f"guidance: got {self.guidance}; allowed: a finite number.")
-        if not -(2**63) <= self.seed < 2**63:
-            raise ValueError(f"seed: got {self.seed}; allowed: an int of 64 bits.")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Its fields; ``num_frames`` only where it is given, so that pictures are called what they always were."""
-        return {name: value for name, value in asdict(self).items() if name != "num_frames" or value is not None}
 
 
 def model_source(model: str) -> str:
@@ -111,7 +77,7 @@ def _num_devices(kind: str) -> int:
 
 
 def resolve_dtype(dtype: str, device: str) -> torch.dtype:
-    """A torch type from ``auto`` (bfloat16 on a GPU, else float32) or its name."""
+    """A torch type from ``auto`` (bfloat16 on a CUDA device, else float32) or its name."""
     import torch
 
     if dtype not in DTYPES:
@@ -123,11 +89,21 @@ def resolve_dtype(dtype: str, device: str) -> torch.dtype:
     return kind
 
 
-def load_pipeline(model: str, dtype: str = "auto", device: str = "auto", *, allows_video: bool = False) -> Any:
+def load_pipeline(
+    model: str, dtype: str = "auto", device: str = "auto", *, allows_video: bool = False, gives: Sequence[str] = ()
+) -> Any:
     """A pipeline, ready to paint, without a progress bar of its own.
 
+    Args:
+        model: one in the box, a folder or a hub id.
+        dtype: of its weights.
+        device: where it goes.
+        allows_video: whether it may make video.
+        gives: what the command hands to its call beside a prompt, such as ``"image"``.
+
     Raises:
-        ValueError: a bad model, dtype or device, or one that makes video where that is not asked for.
+        ValueError: a bad model, dtype or device; one that makes video where that is not asked for, or that needs what
+            the command does not give. Weights are loaded after that.
         OSError: files are missing.
     """
     source = model_source(model)
@@ -147,10 +123,29 @@ def load_pipeline(model: str, dtype: str = "auto", device: str = "auto", *, allo
                 f"--model: {model!r} is a {index['_class_name']}, which makes video; this command is for pictures. Use "
                 "ras-dit generate or compare, or the library: ras_dit.enable(pipe, ...)."
             )
+        _check_call(_pipeline_class(index), gives)
         absent = _absent_text_encoders(index)
         pipe = DiffusionPipeline.from_pretrained(source, dtype=kind, **absent).to(place)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _check_call(pipeline_class: Any, gives: Sequence[str]) -> None:
+    """Refuse a pipeline that cannot be called with a prompt and what a command gives beside it."""
+    parameters = inspect.signature(pipeline_class.__call__).parameters
+    library = "use the library: ras_dit.enable(pipe, ...), then call it as always."
+    if "prompt" not in parameters:
+        raise ValueError(f"--model: a {pipeline_class.__name__} takes no prompt; {library}")
+    given = {"self", "prompt", *gives}
+    rest = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    required = {name for name, one in parameters.items() if one.default is one.empty and one.kind not in rest}
+    needed = sorted(required - given)
+    if needed == ["image"]:
+        library = f"give --image to ras-dit generate or compare, or {library}"
+    if needed:
+        raise ValueError(
+            f"--model: a {pipeline_class.__name__} needs {' and '.join(needed)}, which was not given; {library}"
+        )
 
 
 def _absent_text_encoders(index: dict[str, Any]) -> dict[str, None]:
@@ -259,70 +254,3 @@ def _tokenizer_length(source: str, index: dict[str, Any]) -> int | None:
 
     length = get_tokenizer_config(source, subfolder="tokenizer").get("model_max_length")
     return None if length is None else int(length)
-
-
-def resolved(pipe: Any, model: str, picture: Picture) -> Picture:
-    """The picture with what a call will use where it leaves the choice: the embedded model's values, or the pipeline's.
-
-    The embedded model has no T5; a single zero row stands for it, instead of the pipeline's 256.
-    """
-    if model in EMBEDDED:
-        from ras_dit.embedded import GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH
-
-        guidance: float | None = GUIDANCE_SCALE
-        picture = replace(picture, max_sequence_length=picture.max_sequence_length or MAX_SEQUENCE_LENGTH)
-    else:
-        parameter = inspect.signature(pipe.__call__).parameters.get("guidance_scale")
-        guidance = None if parameter is None else parameter.default
-    return picture if picture.guidance is not None else replace(picture, guidance=guidance)
-
-
-def paint(pipe: Any, picture: Picture, on_step: Callable[[], None] | None = None) -> list[Image.Image]:
-    """Call the pipeline for one picture or video.
-
-    Args:
-        pipe: for pictures or for video.
-        picture: what to paint.
-        on_step: called after every denoising step, if the pipeline can.
-
-    Returns:
-        The picture alone, or the frames of the video.
-    """
-    import torch
-
-    call = call_arguments(pipe, picture)
-    if makes_video(type(pipe)):
-        call["output_type"] = "pil"  # most of them give arrays otherwise
-    if on_step is not None and "callback_on_step_end" in inspect.signature(pipe.__call__).parameters:
-
-        def report(*_: Any) -> dict[str, Any]:
-            on_step()
-            return {}
-
-        call["callback_on_step_end"] = report
-    generator = torch.Generator("cpu").manual_seed(picture.seed)
-    result = pipe(prompt=picture.prompt, num_inference_steps=picture.steps, generator=generator, **call)
-    painted: Image.Image | list[Image.Image] = result[0][0]  # its first field, whatever it is called (Kandinsky: image)
-    return painted if isinstance(painted, list) else [painted]
-
-
-def call_arguments(pipe: Any, picture: Picture) -> dict[str, Any]:
-    """What a picture or video asks of a pipeline's call, beside prompt, steps and seed.
-
-    Raises:
-        ValueError: the pipeline has no such option.
-    """
-    accepted = inspect.signature(pipe.__call__).parameters
-    wanted: dict[str, Any] = {
-        "negative_prompt": picture.negative_prompt,
-        "guidance_scale": picture.guidance,
-        "height": picture.height,
-        "width": picture.width,
-        "max_sequence_length": picture.max_sequence_length,
-        "num_frames": picture.num_frames,
-    }
-    call = {name: value for name, value in wanted.items() if value is not None}
-    for name in call:
-        if name not in accepted:
-            raise ValueError(f"{name}: {type(pipe).__name__} has no such option.")
-    return call

@@ -75,6 +75,8 @@ def tune(
     model: options.Model = "embedded",
     steps: options.Steps = 28,
     guidance: options.Guidance = None,
+    negative_prompt: options.Negative = None,
+    true_cfg_scale: options.TrueCFG = None,
     height: options.Height = None,
     width: options.Width = None,
     frames: options.Frames = None,
@@ -112,7 +114,9 @@ def tune(
     """
     from rich.console import Console
 
-    from ras_dit.cli.pipelines import EMBEDDED, Picture, call_arguments, load_pipeline, resolve_device, resolved
+    from ras_dit.cli.pictures import Picture, call_arguments, resolved
+    from ras_dit.cli.pipelines import EMBEDDED, load_pipeline, resolve_device
+    from ras_dit.cli.plots import NO_PLOT, has_matplotlib
     from ras_dit.cli.progress import described_progress
     from ras_dit.config import RASConfig
     from ras_dit.files import check_folder
@@ -134,7 +138,17 @@ def tune(
     base = RASConfig() if config is None else RASConfig.load(config)
     if frames is not None and frames < 1:
         raise ValueError(f"--frames: got {frames}; allowed: at least 1.")
-    picture = Picture(first[0].prompt, 0, steps, guidance, height, width, num_frames=frames)
+    picture = Picture(
+        first[0].prompt,
+        0,
+        steps,
+        guidance,
+        height,
+        width,
+        negative_prompt,
+        num_frames=frames,
+        true_cfg_scale=true_cfg_scale,
+    )
     pipe = load_pipeline(model, dtype, device, allows_video=True)
     picture = resolved(pipe, model, picture)
     tuning = Tuning(
@@ -153,11 +167,11 @@ def tune(
         model=model,
     )
     outcome = tuning.run(pipe, trials, plan_trials, described_progress)
-    result = write_report(tuning, outcome, name, has_plot=_has_matplotlib())
+    result = write_report(tuning, outcome, name, has_plot=has_matplotlib())
     console = Console(soft_wrap=True, highlight=False)
     console.print("\n".join(result["summary"]), markup=False)
-    if not _has_matplotlib():
-        console.print("No plot: it needs matplotlib (`pip install '.[tune]'` in the checkout).", markup=False)
+    if not has_matplotlib():
+        console.print(NO_PLOT, markup=False)
     if outcome.verdict.chosen is None:
         raise typer.Exit(EXIT_MISSED)
     console.print(
@@ -190,9 +204,3 @@ def _scenes(
             f"for --calibration and {validation} others for --validation."
         )
     return tuple(scenes[:calibration]), tuple(scenes[calibration : calibration + validation])
-
-
-def _has_matplotlib() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("matplotlib") is not None

@@ -1,0 +1,191 @@
+"""One picture or video: what is asked for, and the call of a pipeline that it makes."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ras_dit.cli.pipelines import EMBEDDED, makes_video
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+LATER = ("num_frames", "true_cfg_scale", "image")
+"""Fields that `Picture.to_dict` leaves out where they are None, so that pictures are called what they always were."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture (or video) to paint; None leaves a value to the pipeline.
+
+    Attributes:
+        image: a file: the picture to edit, to begin with or to move.
+        guidance: ``guidance_scale`` of the call: classifier-free guidance, or what guidance-distilled models have
+            instead.
+        true_cfg_scale: of the pipelines that have both; it needs a negative prompt.
+    """
+
+    prompt: str
+    seed: int = 0
+    steps: int = 28
+    guidance: float | None = None
+    height: int | None = None
+    width: int | None = None
+    negative_prompt: str | None = None
+    max_sequence_length: int | None = None
+    num_frames: int | None = None
+    true_cfg_scale: float | None = None
+    image: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps: got {self.steps}; allowed: at least 1.")
+        for name, unit in (("height", " of pixels"), ("width", " of pixels"), ("num_frames", "")):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise ValueError(f"{name}: got {size}; allowed: a number{unit}, at least 1.")
+        for name in ("guidance", "true_cfg_scale"):
+            scale = getattr(self, name)
+            if scale is not None and not math.isfinite(scale):
+                raise ValueError(f"{name}: got {scale}; allowed: a finite number.")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed: got {self.seed}; allowed: an int of 64 bits.")
+        if self.image is not None:
+            read_image(self.image)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its fields, without those of `LATER` that are None. Of an image the name and a digest of what it holds."""
+        fields = {name: value for name, value in asdict(self).items() if name not in LATER or value is not None}
+        if self.image is not None:
+            digest = hashlib.sha256(self.image.read_bytes()).hexdigest()
+            fields["image"] = {"file": self.image.name, "sha256": digest}
+        return fields
+
+
+def read_image(path: Path) -> Image.Image:
+    """The picture in a file, turned as its EXIF data say, in RGB.
+
+    Raises:
+        ValueError: no such file, or none that Pillow can read.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (FileNotFoundError, IsADirectoryError):
+        raise ValueError(f"image: got {str(path)!r}, which is no file.") from None
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"image: got {str(path)!r}, which cannot be read as a picture ({error}).") from error
+
+
+def resolved(pipe: Any, model: str, picture: Picture) -> Picture:
+    """The picture with what a call will use where it leaves the choice: the embedded model's values, or the pipeline's.
+
+    The embedded model has no T5; a single zero row stands for it, instead of the pipeline's 256.
+
+    Raises:
+        ValueError: guidance that this pipeline would not heed.
+    """
+    if model in EMBEDDED:
+        from ras_dit.embedded import GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH
+
+        guidance: float | None = GUIDANCE_SCALE
+        picture = replace(picture, max_sequence_length=picture.max_sequence_length or MAX_SEQUENCE_LENGTH)
+    else:
+        _check_guidance(pipe, picture)
+        parameter = inspect.signature(pipe.__call__).parameters.get("guidance_scale")
+        guidance = None if parameter is None or _ignores_guidance(pipe) else parameter.default
+    return picture if picture.guidance is not None else replace(picture, guidance=guidance)
+
+
+def _check_guidance(pipe: Any, picture: Picture) -> None:
+    """Refuse what a pipeline with two kinds of guidance would leave unheeded without a word."""
+    if not _has_two_guidances(pipe):
+        return
+    name = type(pipe).__name__
+    default = inspect.signature(pipe.__call__).parameters["true_cfg_scale"].default
+    scale = default if picture.true_cfg_scale is None else picture.true_cfg_scale
+    if picture.guidance is not None and _ignores_guidance(pipe):
+        raise ValueError(
+            f"guidance: got {picture.guidance}, which this {name} does not heed, for its model is not "
+            "guidance-distilled; give --true-cfg-scale, and --negative-prompt (' ' will do)."
+        )
+    if picture.negative_prompt is not None and scale <= 1:
+        raise ValueError(
+            f"negative_prompt: a {name} heeds it with a true_cfg_scale above 1 only, got {scale}; add "
+            "--true-cfg-scale 4."
+        )
+    if picture.negative_prompt is None and picture.true_cfg_scale is not None and scale > 1:
+        raise ValueError(
+            f"true_cfg_scale: got {scale}, which a {name} heeds with a negative prompt only; add --negative-prompt "
+            "(' ' will do)."
+        )
+
+
+def _has_two_guidances(pipe: Any) -> bool:
+    """Whether classifier-free guidance is ``true_cfg_scale``, and ``guidance_scale`` what a distilled model is told."""
+    parameters = inspect.signature(pipe.__call__).parameters
+    return "true_cfg_scale" in parameters and not hasattr(type(pipe), "do_classifier_free_guidance")
+
+
+def _ignores_guidance(pipe: Any) -> bool:
+    return _has_two_guidances(pipe) and getattr(pipe.transformer.config, "guidance_embeds", None) is False
+
+
+def paint(pipe: Any, picture: Picture, on_step: Callable[[], None] | None = None) -> list[Image.Image]:
+    """Call the pipeline for one picture or video.
+
+    Args:
+        pipe: for pictures or for video.
+        picture: what to paint.
+        on_step: called after every denoising step, if the pipeline can.
+
+    Returns:
+        The picture alone, or the frames of the video.
+    """
+    import torch
+
+    call = call_arguments(pipe, picture)
+    if makes_video(type(pipe)):
+        call["output_type"] = "pil"  # most of them give arrays otherwise
+    if on_step is not None and "callback_on_step_end" in inspect.signature(pipe.__call__).parameters:
+
+        def report(*_: Any) -> dict[str, Any]:
+            on_step()
+            return {}
+
+        call["callback_on_step_end"] = report
+    generator = torch.Generator("cpu").manual_seed(picture.seed)
+    result = pipe(prompt=picture.prompt, num_inference_steps=picture.steps, generator=generator, **call)
+    painted: Image.Image | list[Image.Image] = result[0][0]  # its first field, whatever it is called (Kandinsky: image)
+    return painted if isinstance(painted, list) else [painted]
+
+
+def call_arguments(pipe: Any, picture: Picture) -> dict[str, Any]:
+    """What a picture or video asks of a pipeline's call, beside prompt, steps and seed.
+
+    Raises:
+        ValueError: the pipeline has no such option.
+    """
+    accepted = inspect.signature(pipe.__call__).parameters
+    wanted: dict[str, Any] = {
+        "negative_prompt": picture.negative_prompt,
+        "guidance_scale": picture.guidance,
+        "true_cfg_scale": picture.true_cfg_scale,
+        "height": picture.height,
+        "width": picture.width,
+        "max_sequence_length": picture.max_sequence_length,
+        "num_frames": picture.num_frames,
+        "image": None if picture.image is None else read_image(picture.image),
+    }
+    call = {name: value for name, value in wanted.items() if value is not None}
+    for name in call:
+        if name not in accepted:
+            raise ValueError(f"{name}: {type(pipe).__name__} has no such option.")
+    return call

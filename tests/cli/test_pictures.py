@@ -1,0 +1,211 @@
+"""What a command hands to a pipeline's call: guidance of two kinds, negative prompts, pictures to begin with."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ras_dit as library
+from families import flux
+from ras_dit.arena import Scene
+from ras_dit.arena.run import call_for
+from ras_dit.cli.pictures import Picture, read_image
+from ras_dit.cli.pipelines import load_pipeline
+from tiny import tiny_vae
+
+Run = Callable[..., tuple[int, str, str]]
+
+SIZE = {"height": 64, "width": 64}
+SHORT = ("-m", "a/model", "--steps", 6, "--height", 64, "--width", 64, "--sample-ratio", 0.5, "--warmup-steps", 2)
+CONFIG = library.RASConfig.preset("balanced").replace(sample_ratio=0.5, warmup_steps=2)
+
+
+def build(kind: Any = diffusers.FluxPipeline, **changes: Any) -> Any:
+    """A tiny FLUX.1 whose text encoders are a hash of the prompt."""
+    pipe = flux.build(kind, vae=tiny_vae(4, num_levels=3), **changes)
+
+    def encode_prompt(prompt: str | list[str], **_: Any) -> tuple[torch.Tensor, ...]:
+        embeds, pooled = [], []
+        for text in [prompt] if isinstance(prompt, str) else prompt:
+            generator = torch.Generator().manual_seed(zlib.crc32(text.encode()))
+            embeds.append(torch.randn(8, 24, generator=generator))
+            pooled.append(torch.randn(20, generator=generator))
+        return torch.stack(embeds), torch.stack(pooled), torch.zeros(8, 3)
+
+    pipe.encode_prompt = encode_prompt
+    return pipe
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Have every command load this pipeline."""
+
+    def instead(**changes: Any) -> None:
+        monkeypatch.setattr("ras_dit.cli.pipelines.load_pipeline", lambda *_, **__: build(**changes))
+
+    return instead
+
+
+def painted(folder: Path) -> tuple[np.ndarray, dict[str, str]]:
+    (path,) = folder.glob("*.png")
+    with Image.open(path) as image:
+        return np.asarray(image), dict(image.text)  # type: ignore[attr-defined]
+
+
+def expected(pipe: Any, **call: Any) -> np.ndarray:
+    with library.accelerate(pipe, CONFIG):
+        generator = torch.Generator().manual_seed(0)
+        return np.asarray(pipe("a fox", num_inference_steps=6, generator=generator, **SIZE, **call).images[0])
+
+
+def test_both_kinds_of_guidance_reach_the_call(ras_dit: Run, loads: Callable[..., None], tmp_path: Path) -> None:
+    loads()
+    guided = ("--negative-prompt", "a cat", "--true-cfg-scale", 3, "--guidance", 2)
+    code, _, err = ras_dit("generate", "a fox", *SHORT, *guided, "-o", tmp_path)
+    assert code == 0, err
+    picture, about = painted(tmp_path)
+    assert np.array_equal(picture, expected(build(), negative_prompt="a cat", true_cfg_scale=3.0, guidance_scale=2.0))
+    assert not np.array_equal(picture, expected(build(), guidance_scale=2.0)), "it is guided"
+    assert (about["negative_prompt"], about["true_cfg_scale"], about["guidance"]) == ("a cat", "3.0", "2.0")
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags", "message"),
+    [
+        ({}, ("--negative-prompt", "a cat"), "above 1 only, got 1.0; add --true-cfg-scale 4."),
+        ({}, ("--true-cfg-scale", 3), "with a negative prompt only; add --negative-prompt"),
+        ({}, ("--true-cfg-scale", "inf"), "true_cfg_scale: got inf; allowed: a finite number."),
+        ({"guidance_embeds": False}, ("--guidance", 4), "not guidance-distilled; give --true-cfg-scale"),
+    ],
+)
+@pytest.mark.parametrize("command", [("generate", "a fox"), ("compare", "a fox")])
+def test_guidance_that_would_not_be_heeded_is_refused(
+    ras_dit: Run, loads: Callable[..., None], tmp_path: Path, command: tuple, changes: dict, flags: tuple, message: str
+) -> None:
+    loads(**changes)
+    where = ("-o", tmp_path / "out.png") if command[0] == "compare" else ("-o", tmp_path)
+    code, _, err = ras_dit(*command, *SHORT, *flags, *where)
+    assert code == 2
+    assert message in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_guidance_that_a_model_does_not_heed_is_not_recorded(
+    ras_dit: Run, loads: Callable[..., None], tmp_path: Path
+) -> None:
+    loads(guidance_embeds=False)
+    assert ras_dit("generate", "a fox", *SHORT, "-o", tmp_path)[0] == 0
+    assert "guidance" not in painted(tmp_path)[1]
+
+
+def test_a_negative_prompt_is_for_every_picture_of_a_batch() -> None:
+    scenes = [Scene("a fox", 1), Scene("an owl", 2)]
+    call = {**SIZE, "negative_prompt": "a cat", "true_cfg_scale": 3.0}
+    both = call_for(build(), scenes, 3, call)[0]
+    for scene, image in zip(scenes, both, strict=True):
+        (alone,) = call_for(build(), [scene], 3, call)[0]
+        assert np.abs(np.asarray(image).astype(int) - np.asarray(alone)).max() <= 1
+    assert call["negative_prompt"] == "a cat"
+
+
+def test_calibrated_with_true_guidance(ras_dit: Run, loads: Callable[..., None], tmp_path: Path) -> None:
+    loads()
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a fox\nan owl\n")
+    words = ("calibrate", "--prompts-file", prompts, *SHORT)
+    for name, flags in (("guided", ("--negative-prompt", "a cat", "--true-cfg-scale", 3)), ("plain", ())):
+        code, _, err = ras_dit(*words, *flags, "-o", tmp_path / f"{name}.json")
+        assert code == 0, err
+    guided, plain = (library.RASConfig.load(tmp_path / f"{name}.json") for name in ("guided", "plain"))
+    assert guided.forecast_fit is not None
+    assert guided != plain
+
+
+def test_a_picture_to_begin_with(ras_dit: Run, loads: Callable[..., None], tmp_path: Path) -> None:
+    loads(kind=diffusers.FluxImg2ImgPipeline)
+    drawn = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    file = tmp_path / "drawn.png"
+    Image.fromarray(drawn).save(file)
+    code, _, err = ras_dit("generate", "a fox", *SHORT, "--image", file, "-o", tmp_path / "out")
+    assert code == 0, err
+    picture, about = painted(tmp_path / "out")
+    call = {"image": Image.fromarray(drawn), "guidance_scale": 7.0}
+    assert np.array_equal(picture, expected(build(diffusers.FluxImg2ImgPipeline), **call))
+    assert json.loads(about["image"])["file"] == "drawn.png"
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a fox", "image": "drawn.png"}')
+    assert (
+        "1 of 1 pictures are there already"
+        in ras_dit("generate", "--prompts-file", prompts, *SHORT, "-o", tmp_path / "out")[1]
+    ), "relative to the folder of the file, and the same picture"
+    Image.fromarray(255 - drawn).save(file)
+    ras_dit("generate", "a fox", *SHORT, "--image", file, "-o", tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2, "another picture under the same name is another request"
+
+
+def test_pictures_that_cannot_be_read(ras_dit: Run, model: str, tmp_path: Path) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("no picture")
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a fox", "image": 3}')
+    out = ("-m", model, "-o", tmp_path / "out")
+    for call, message in (
+        (("generate", "a", "--image", tmp_path / "none.png"), "none.png', which is no file."),
+        (("generate", "a", "--image", words), "words.txt', which cannot be read as a picture"),
+        (("generate", "--prompts-file", prompts), "line 1: image: got 3; give a file."),
+    ):
+        code, _, err = ras_dit(*call, *out)
+        assert code == 2
+        assert message in err
+    Image.new("L", (8, 8)).save(tmp_path / "grey.png")
+    code, _, err = ras_dit("generate", "a", "--image", tmp_path / "grey.png", *out)
+    assert code == 2
+    assert "image: StableDiffusion3Pipeline has no such option." in err
+    assert read_image(tmp_path / "grey.png").mode == "RGB"
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "gives", "message"),
+    [
+        (
+            "WanImageToVideoPipeline",
+            (),
+            "needs image, which was not given; give --image to ras-dit generate or compare",
+        ),
+        ("WanImageToVideoPipeline", ("image",), None),
+        ("DiTPipeline", (), "takes no prompt; use the library"),
+        ("StableDiffusion3Pipeline", (), None),
+    ],
+)
+def test_pipelines_that_want_more_than_a_prompt(
+    tmp_path: Path, name: str, gives: tuple[str, ...], message: str | None
+) -> None:
+    """Refused before any weights are read (the folder has none)."""
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+    with pytest.raises(Exception) as caught:
+        load_pipeline(str(tmp_path), allows_video=True, gives=gives)
+    said = str(caught.value)
+    assert message in said if message else "--model" not in said
+
+
+def test_pictures_are_called_what_they_always_were() -> None:
+    assert list(Picture("a fox").to_dict()) == [
+        "prompt",
+        "seed",
+        "steps",
+        "guidance",
+        "height",
+        "width",
+        "negative_prompt",
+        "max_sequence_length",
+    ]
