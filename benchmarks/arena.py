@@ -302,7 +302,7 @@ def main() -> None:
     parser.add_argument("--result", help="name of the results file; the plot is not copied then")
     parser.add_argument("--add", action="store_true", help="paint only what the results file does not hold yet")
     parser.add_argument("--again", action="append", help="with --add: a method to paint though it is there")
-    parser.add_argument("--plot", action="store_true", help="draw the plot anew from the results file, and no more")
+    parser.add_argument("--plot", action="store_true", help="compare and draw anew from the results file, and no more")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--lpips-weights", type=Path, help="torchvision's VGG16 or AlexNet")
     parser.add_argument("--inception-weights", type=Path, help="torch-fidelity's InceptionV3")
@@ -316,7 +316,10 @@ def main() -> None:
     folder = a.folder or Path(f"outputs/arena{ending}")
     name = a.result or f"arena_embedded{ending}"
     if a.plot:
-        draw(record.read(name)["rows"], name)
+        result = record.read(name)
+        if "goals" in result:
+            record.write(name, {**result, "goals": goals(result["rows"])})
+        draw(result["rows"], name)
         return
     pipe = ras_dit.load_embedded(device=a.device, size=a.size)
     pipe.set_progress_bar_config(disable=True)

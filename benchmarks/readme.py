@@ -1,5 +1,5 @@
 """Fills the README's tables from ``benchmarks/results/*.json`` (no number there is typed by hand) and writes
-docs/models.md from the registry.
+docs/models.md from the registry, docs/api.md from the docstrings.
 
 ``python -m benchmarks.readme`` writes; ``--check`` fails if the README is not what the results say.
 """
@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import arena_tables, experiment_tables, preset_table, record, speed_tables
+from benchmarks import api_page, arena_tables, experiment_tables, preset_table, record, speed_tables
 from benchmarks.fit_gain import Run, committed_runs
 from ras_dit.bench import case_named
 from ras_dit.models.table import markdown as models_table
@@ -99,6 +99,7 @@ def main() -> None:
     }
     texts = {name: filled((ROOT / name).read_text(encoding="utf-8"), blocks) for name, blocks in files.items()}
     texts["docs/models.md"] = models_table()
+    texts["docs/api.md"] = api_page.api_page()
     stale = []
     for name, new in texts.items():
         path = ROOT / name

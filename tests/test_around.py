@@ -164,6 +164,12 @@ def three_calls(name: str) -> tuple[Any, Any]:
         guider: Any = SkipLayerGuidance(
             guidance_scale=4.0, skip_layer_config=skipped, skip_layer_guidance_start=0.0, skip_layer_guidance_stop=1.0
         )
+    elif name == "skipped attention":
+        blocks, family = ZImageCoreDenoiseStep(), z_image
+        skipped = LayerSkipConfig(indices=[0], fqn="layers", skip_attention=True, skip_ff=False)
+        guider = SkipLayerGuidance(
+            guidance_scale=4.0, skip_layer_config=skipped, skip_layer_guidance_start=0.0, skip_layer_guidance_stop=1.0
+        )
     else:
         blocks, family = ZImageCoreDenoiseStep(), z_image
         skipped = LayerSkipConfig(
@@ -183,7 +189,7 @@ def three_calls(name: str) -> tuple[Any, Any]:
     return pipe, lambda: pipe(**{**call, "latents": call["latents"].clone()}, output="latents")
 
 
-@pytest.mark.parametrize("name", ["skipped layer", "perturbed attention"])
+@pytest.mark.parametrize("name", ["skipped layer", "skipped attention", "perturbed attention"])
 def test_guiders_that_make_three_calls(name: str) -> None:
     pipe, go = three_calls(name)
     dense = go()

@@ -67,22 +67,25 @@ def medium() -> Any:
 
 
 @pytest.fixture(scope="module")
-def measured() -> dict[tuple[str, str], Run]:
-    return {(run.case, run.name): run for run in committed_runs()}
+def measured() -> dict[tuple[str, str, str], Run]:
+    return {(run.case, run.name, run.processor): run for run in committed_runs()}
 
 
 # ---------------------------------------------------------------------- what was measured
 
 
-def test_every_committed_cpu_result_is_explained(measured: dict[tuple[str, str], Run]) -> None:
-    assert {case for case, _ in measured} >= {"embedded", "embedded-batch", "mid"}
+def test_every_committed_cpu_result_is_explained(measured: dict[tuple[str, str, str], Run]) -> None:
+    assert {case for case, *_ in measured} >= {"embedded", "embedded-batch", "mid"}
     errors = {key: predicted(run.plan) / run.speedup - 1 for key, run in measured.items()}
     assert {key: error for key, error in errors.items() if abs(error) > TOLERANCE} == {}
 
 
-def test_the_prediction_says_more_than_the_flops(measured: dict[tuple[str, str], Run]) -> None:
-    region = [run for run in measured.values() if run.plan.num_region_steps]
-    skipping = [run for run in measured.values() if run.plan.has_savings and not run.plan.num_region_steps]
+def test_the_prediction_says_more_than_the_flops(measured: dict[tuple[str, str, str], Run]) -> None:
+    """Where the constants were fitted. (On another CPU dense steps may have a lower rate than region steps, and go past
+    what the FLOPs allow: a batch of the embedded model does.)"""
+    fitted = [run for run in measured.values() if run.is_fitted]
+    region = [run for run in fitted if run.plan.num_region_steps]
+    skipping = [run for run in fitted if run.plan.has_savings and not run.plan.num_region_steps]
     assert len(region) >= 8
     assert len(skipping) >= 6
 
@@ -91,7 +94,7 @@ def test_the_prediction_says_more_than_the_flops(measured: dict[tuple[str, str],
 
     assert all(error(predicted(r.plan), r) <= error(r.plan.speedup_limit, r) for r in region)
     for row in region:
-        other = measured.get(("embedded-batch", row.name))
+        other = measured.get(("embedded-batch", row.name, row.processor))
         if row.case == "embedded" and other is not None:
             assert predicted(row.plan) < 0.8 * row.plan.speedup_limit, "one small picture is far below its limit"
             assert predicted(row.plan) < 0.9 * predicted(other.plan), "and gains less than a batch"

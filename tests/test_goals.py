@@ -57,7 +57,7 @@ def test_a_solver_that_visits_the_steps_of_our_plan_is_none_of_theirs() -> None:
 def test_caches_are_compared_by_time() -> None:
     slow = row("slow", "cache", 11, [44.0] * 3, 0.6)
     assert of_kind([OURS, slow], "step caches in as much time") == ["slow"]  # none is as fast: the fastest there is
-    rows = [OURS, slow, row("as fast", "cache", 13, [33.0] * 3, 0.48), row("faster", "cache", 8, [32.0] * 3, 0.3)]
+    rows = [OURS, slow, row("as fast", "cache", 13, [33.0] * 3, 0.5), row("faster", "cache", 8, [32.0] * 3, 0.3)]
     assert of_kind(rows, "step caches in as much time") == ["as fast"]
 
 
@@ -65,8 +65,9 @@ def test_the_table_says_who_is_ahead_and_of_caches_how_fast() -> None:
     rows = [OURS, row("as fast", "cache", 13, [44.0] * 3, 0.48)]
     table = goals_table(goals(rows))
     assert "| ours | preset regions |" in table
-    assert "**-3.0**" in table
+    assert "| -3.0 (" in table, "bold is what is ahead"
     assert "as fast; time 0.48, ours 0.44" in table
+    assert "| **+8.0** (" in goals_table(goals([OURS, row("as fast", "cache", 13, [33.0] * 3, 0.48)]))
 
 
 def test_the_best_rival_is_not_passed_over_for_want_of_its_values() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,10 @@ from diffusers.hooks import apply_mag_cache
 
 import ras_dit
 from families import z_image
+from ras_dit import RASConfig
 from ras_dit.arena.methods import AdamsBashforth2Scheduler
+from ras_dit.calibration import least_error
+from ras_dit.chooser import TokenChooser
 from ras_dit.models.ltx2 import LTX2
 from ras_dit.models.z_image import Z_IMAGE
 from ras_dit.schedule import forecast_levels, noise_levels
@@ -53,6 +57,100 @@ def test_recorded_gradients_leave_a_run_dense() -> None:
         pipe.transformer.requires_grad_(False)
         sample(pipe, **call)
         assert handle.summary().num_dense < 10
+
+
+def sampled(
+    pipe: Any, num_steps: int, on_call: Callable[[int, torch.Tensor], dict[str, Any]]
+) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
+    """A loop of one's own with two calls per evaluation; gives their noises, and the calls. ``on_call`` says what else
+    is asked for, given the number of the call and the latents."""
+    call, noises, calls = inputs(), [], []
+    pipe.scheduler.set_timesteps(num_steps)
+    latents = call["latents"]
+    for timestep in pipe.scheduler.timesteps:
+        for side in ("", "negative_"):
+            asked = {
+                "hidden_states": latents,
+                "timestep": timestep.expand(1),
+                "encoder_hidden_states": call[f"{side}prompt_embeds"],
+                "pooled_projections": call[f"{side}pooled_prompt_embeds"],
+                "return_dict": False,
+                **on_call(len(noises), latents),
+            }
+            noises.append(pipe.transformer(**asked)[0])
+            calls.append(asked)
+        noise = 4 * noises[-2].detach() - 3 * noises[-1].detach()
+        latents = pipe.scheduler.step(noise, timestep, latents, return_dict=False)[0]
+    return noises, calls
+
+
+@pytest.mark.parametrize("begin", [0, 7])
+@pytest.mark.parametrize("config", [REGION, REGION.replace(skip_steps=(5,), solver_order=2)])
+def test_gradients_of_what_a_call_is_given_leave_the_rest_dense(config: RASConfig, begin: int) -> None:
+    """Loss guidance, from some call on: frozen weights, latents that record gradients."""
+    pipe = tiny_pipeline()
+    pipe.transformer.requires_grad_(False)
+
+    def on_call(number: int, latents: torch.Tensor) -> dict[str, Any]:
+        return {"hidden_states": latents.detach().requires_grad_(number >= begin)}
+
+    with torch.enable_grad():
+        plain, _ = sampled(pipe, 8, on_call)
+        with (
+            pytest.warns(ras_dit.RASWarning, match="Gradients are recorded"),
+            ras_dit.accelerate(pipe, config) as handle,
+        ):
+            noises, _ = sampled(pipe, 8, on_call)
+    for number, noise in enumerate(noises):
+        assert noise.requires_grad is (number >= begin)
+        if noise.requires_grad:
+            noise.square().sum().backward()
+    assert handle.summary().num_steps == 8
+    if not begin:
+        assert all(torch.equal(noise, other) for noise, other in zip(noises, plain, strict=True))
+        assert handle.summary().num_dense == 8
+    assert all(step.kind == "dense" for step in handle.trace.steps[(begin + 1) // 2 :])
+
+
+def test_another_guidance_pass_in_the_place_of_one_begins_anew() -> None:
+    """As with LTX-2's guiders, one of which ends midway: the calls after it move up."""
+    pipe = tiny_pipeline()
+
+    def on_call(number: int, _: torch.Tensor) -> dict[str, Any]:
+        return {"skip_layers": [1]} if number % 2 and number < 9 else {}
+
+    config = REGION.replace(kv_forecast=0.5, forecast_order=1)
+    began = pytest.warns(ras_dit.RASWarning, match="A guidance branch began")
+    with torch.no_grad(), began, ras_dit.accelerate(pipe, config) as handle:
+        noises, calls = sampled(pipe, 8, on_call)
+    assert [step.kind for step in handle.trace.steps] == ["dense"] * 2 + ["region"] * 6
+    with torch.no_grad():
+        dense = [pipe.transformer(**call)[0] for call in calls]
+    is_dense = [torch.equal(noise, other) for noise, other in zip(noises, dense, strict=True)]
+    assert is_dense == [number in (0, 1, 2, 3, 9) for number in range(16)]
+
+
+def test_tensors_of_the_cpu_are_made_there_whatever_the_default_device() -> None:
+    pipe = tiny_pipeline()
+    config = REGION.replace(importance="random")
+    with ras_dit.accelerate(pipe, config) as handle:
+        expected = run(pipe, **inputs())
+        counts = handle.trace.times_computed()
+        shuffled = TokenChooser._shuffled
+
+        def elsewhere(*args: Any) -> torch.Tensor:
+            with torch.device("meta"):
+                return shuffled(*args)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(TokenChooser, "_shuffled", elsewhere)
+            assert torch.equal(run(pipe, **inputs()), expected)
+        with torch.device("meta"):
+            assert torch.equal(handle.trace.times_computed(), counts)
+    terms, wanted = torch.randn(3, 2, 50, dtype=torch.float64), torch.randn(3, 50, dtype=torch.float64)
+    shares = least_error(terms, wanted)
+    with torch.device("meta"):
+        assert torch.equal(least_error(terms, wanted), shares)
 
 
 def test_layers_on_several_devices_leave_a_run_dense() -> None:

@@ -94,7 +94,7 @@ def test_two_transformers_keep_memory_each() -> None:
         expected = picture()
     with ras_dit.accelerate(pipe, config.replace(static_memory=True)) as handle:
         assert torch.equal(picture(), expected)
-        assert {transformer for _, transformer in handle._session._memory} == {pipe.transformer, pipe.transformer_2}
+        assert {source[0] for _, source in handle._session._memory} == {pipe.transformer, pipe.transformer_2}
         before = addresses(handle)
         assert torch.equal(picture(), expected)
         assert sorted(addresses(handle)) == sorted(before)

@@ -195,11 +195,11 @@ def least_error(terms: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     products = terms @ terms.mT
     moments = (terms @ wanted[..., None]).squeeze(-1)
     squares = wanted.square().sum(1)
-    errors, shares = squares, torch.zeros(terms.shape[1], dtype=terms.dtype)
+    errors, shares = squares, terms.new_zeros(terms.shape[1])
     for _ in range(NUM_ROUNDS):
         weights = 1 / errors.clamp_min(1e-12 * squares.max() + 1e-300)
         matrix = torch.einsum("b,bij->ij", weights, products)
-        ridge = RIDGE * matrix.diagonal().mean() * torch.eye(len(matrix), dtype=matrix.dtype)
+        ridge = RIDGE * matrix.diagonal().mean() * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
         shares = torch.linalg.solve(matrix + ridge, weights @ moments)
         errors = squares - 2 * moments @ shares + torch.einsum("i,bij,j->b", shares, products, shares)
     return shares

@@ -20,7 +20,7 @@ class Branch:
 
     Attributes:
         num_rows: batch size R of the call.
-        transformer: the one that is called (a pipeline may have two).
+        source: the transformer that is called (a pipeline may have two), and which of its passes it is.
         history: its noise before guidance, per token [R, N, D].
         layers: keys and values per attention module (of an earlier run until the first ones are kept, if their memory
             is static).
@@ -35,7 +35,7 @@ class Branch:
     """
 
     num_rows: int
-    transformer: object
+    source: object
     history: TokenHistory
     layers: dict[str, list[KVCache]] = field(default_factory=dict)
     likes: dict[str, list[tuple[Like, Like] | None]] = field(default_factory=dict)

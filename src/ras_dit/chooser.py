@@ -199,8 +199,8 @@ class TokenChooser:
         assert self._age is not None
         is_fixed = self.config.importance == "round_robin"
         seed = self.config.seed * 1_000_003 + (0 if is_fixed else index)
-        generator = torch.Generator().manual_seed(seed % 2**63)
-        numbers = torch.rand(self._age.shape, generator=generator)
+        generator = torch.Generator("cpu").manual_seed(seed % 2**63)
+        numbers = torch.rand(self._age.shape, generator=generator, device="cpu")
         return sent(numbers, device)
 
     def _choose_by_reference(self, model_output: torch.Tensor, index: int) -> torch.Tensor:

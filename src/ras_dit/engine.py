@@ -70,6 +70,8 @@ class Handle:
         self._pipe = pipe
         self._session = Session(pipe, config, token_plan_of(pipe.transformer), rates)
         self._is_enabled = True
+        for owner in (self._session.transformer, pipe):  # a pipeline may get another transformer
+            vars(owner)[_MARK] = self
 
     @property
     def config(self) -> RASConfig:
@@ -167,7 +169,8 @@ class Handle:
             raise ValueError("disable: RAS is already disabled on this handle; call ras_dit.enable(pipe, ...) again.")
         self._is_enabled = False
         self._session.close()
-        delattr(self._session.transformer, _MARK)
+        for owner in (self._session.transformer, self._pipe):
+            del vars(owner)[_MARK]
 
     def __repr__(self) -> str:
         state = "enabled" if self._is_enabled else "disabled"
@@ -279,20 +282,23 @@ def enable(
             f"enable: got {type(pipe).__name__}; perturbed-attention guidance is not supported. Use the plain pipeline "
             "of the same model, with skip-layer guidance if you like."
         )
-    if hasattr(pipe.transformer, _MARK):
+    if _handle_of(pipe) is not None:
         raise ValueError(
-            "enable: RAS is already enabled on this pipeline's transformer. Call ras_dit.disable(pipe) first, then "
-            "enable it with the new config."
+            "enable: RAS is already enabled on this pipeline, or on its transformer. Call ras_dit.disable(pipe) first, "
+            "then enable it with the new config."
         )
     check_reuse(pipe, chosen)
     check_uncached(pipe.transformer)
     check_uncompiled(pipe.transformer)
     handle = Handle(pipe, chosen, rates)
-    setattr(pipe.transformer, _MARK, handle)
-    if chosen.has_savings and (reason := why_stochastic(pipe.scheduler)):
-        handle._session.warn(f"{reason}: noise cannot be carried from step to step, so the whole run was dense.")
-    elif not chosen.auto and (plan := _default_plan(pipe, handle)) is not None and is_small(plan):
-        handle._session.warn.of_small_gain(f"One picture of the pipeline's default size: {why_small(plan)}")
+    try:
+        if chosen.has_savings and (reason := why_stochastic(pipe.scheduler)):
+            handle._session.warn(f"{reason}: noise cannot be carried from step to step, so the whole run was dense.")
+        elif not chosen.auto and (plan := _default_plan(pipe, handle)) is not None and is_small(plan):
+            handle._session.warn.of_small_gain(f"One picture of the pipeline's default size: {why_small(plan)}")
+    except BaseException:  # whoever makes errors of warnings has nothing to disable
+        handle.disable()
+        raise
     return handle
 
 
@@ -325,13 +331,19 @@ def check_reuse(pipe: Any, config: RASConfig) -> None:
             )
 
 
+def _handle_of(pipe: Any) -> Handle | None:
+    """The handle that RAS is enabled with on a pipeline's transformer, or on the one that the pipeline had before."""
+    found: Handle | None = getattr(getattr(pipe, "transformer", None), _MARK, None)
+    return vars(pipe).get(_MARK) if found is None else found
+
+
 def disable(pipe: Any) -> None:
     """Undo `enable` on this pipeline.
 
     Raises:
         ValueError: RAS is not enabled on it.
     """
-    handle = getattr(getattr(pipe, "transformer", None), _MARK, None)
+    handle = _handle_of(pipe)
     if handle is None:
         raise ValueError("disable: RAS is not enabled on this pipeline; nothing to undo.")
     handle.disable()

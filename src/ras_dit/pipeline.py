@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,6 +24,25 @@ def why_unfit(pipe: Any, transformer: torch.nn.Module) -> str | None:
     if "SmoothedEnergyGuidance" in type(getattr(pipe, "guider", None)).__name__:
         return "SmoothedEnergyGuidance blurs queries as if all tokens were there: the whole run was dense."
     return None
+
+
+def records_gradients(arguments: Mapping[str, Any]) -> bool:
+    """Whether a transformer call would record gradients of what it is given."""
+    if not torch.is_grad_enabled():
+        return False
+    given = [part for value in arguments.values() for part in (value if isinstance(value, (list, tuple)) else [value])]
+    return any(isinstance(part, torch.Tensor) and part.requires_grad for part in given)
+
+
+def pass_of(arguments: Mapping[str, Any]) -> tuple[tuple[str, object], ...]:
+    """What tells one guidance pass from another with as many rows: switches and lists of blocks among the arguments
+    (LTX-2 isolates modalities in one pass and leaves out attention of some blocks in another)."""
+    return tuple(
+        (name, tuple(value) if isinstance(value, (list, tuple)) else value)
+        for name, value in sorted(arguments.items())
+        if (isinstance(value, bool) and name != "return_dict")
+        or (isinstance(value, (list, tuple)) and all(type(one) is int for one in value))
+    )
 
 
 def transformers_of(pipe: Any) -> list[torch.nn.Module]:

@@ -59,7 +59,9 @@ def forecast_levels(scheduler: Any, levels: list[float]) -> list[float]:
     return [level / (1 + level) for level in levels] if max(noise_levels(scheduler)) > 1 else levels
 
 
-_STOCHASTIC_CLASSES = ("LCM", "Ancestral", "SDE", "TCD", "DDPM", "SASolver", "CogVideoXDPM", "HeliosDMD")
+_STOCHASTIC_CLASSES = (
+    *("LCM", "SCM", "Ancestral", "SDE", "TCD", "DDPM", "SASolver", "CosineDPM", "CogVideoXDPM", "HeliosDMD"),
+)
 
 
 def why_stochastic(scheduler: Any) -> str | None:

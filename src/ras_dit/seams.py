@@ -6,6 +6,7 @@ import copy
 import functools
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
@@ -30,6 +31,26 @@ def why_frozen(root: Any) -> str | None:
     )
 
 
+@dataclass(eq=False)
+class _Layer:
+    """One wrapper that a `PatchedMethod` put over a method, and what lay there before.
+
+    Others who wrap ours copy its attributes along (`functools.update_wrapper`), so that a wrapper is told by being
+    this very function.
+    """
+
+    patch: PatchedMethod
+    original: Callable[..., Any]
+    had_own: bool
+    function: Callable[..., Any] | None = None
+
+    @staticmethod
+    def of(function: Any) -> _Layer | None:
+        """The record of a function; None if it is none of ours."""
+        layer = getattr(function, "ras_dit_layer", None)
+        return layer if isinstance(layer, _Layer) and layer.function is function else None
+
+
 class PatchedMethod:
     """One method of one instance, wrapped; the class and all other instances stay as they are.
 
@@ -47,9 +68,8 @@ class PatchedMethod:
         self._install()
 
     def _install(self) -> None:
-        self._had_own = self._name in vars(self._owner)
-        self._original = getattr(self._owner, self._name)
-        original = self._original
+        original = getattr(self._owner, self._name)
+        self._layer = _Layer(self, original, had_own=self._name in vars(self._owner))
         replacement = self._wrap(original)
 
         @functools.wraps(original)
@@ -58,13 +78,17 @@ class PatchedMethod:
                 return original(*args, **kwargs)
             return replacement(*args, **kwargs)
 
-        patched.of = self  # type: ignore[attr-defined]
-        self._patched = patched
+        patched.ras_dit_layer = self._layer  # type: ignore[attr-defined]
+        self._layer.function = self._patched = patched
         setattr(self._owner, self._name, patched)
 
     def is_installed(self) -> bool:
-        """False after somebody else put an older method back, as accelerate does when it removes an offload hook."""
-        return self._patched in (vars(self._owner).get(self._name), vars(self._owner).get("_old_forward"))
+        """False after somebody else put an older method back, as accelerate does when it removes an offload hook. True
+        also where somebody has wrapped ours (``functools.wraps``, hooks of accelerate and diffusers)."""
+        found = vars(self._owner).get(self._name)
+        while found is not None and found is not self._patched:
+            found = getattr(found, "__wrapped__", None)
+        return self._patched in (found, vars(self._owner).get("_old_forward"))
 
     def ensure(self) -> None:
         """Wrap again if the wrapper was lost."""
@@ -75,11 +99,11 @@ class PatchedMethod:
         """Put back what was there before and was not released since, in the attributes of the instance or a copy."""
         if attributes.get(self._name) is not self._patched:
             return
-        patch = self
-        while (under := getattr(patch._original, "of", None)) is not None and under._is_released:
-            patch = under
-        if patch._had_own:
-            attributes[self._name] = patch._original
+        layer = self._layer
+        while (under := _Layer.of(layer.original)) is not None and under.patch._is_released:
+            layer = under
+        if layer.had_own:
+            attributes[self._name] = layer.original
         else:
             del attributes[self._name]
 
@@ -90,7 +114,7 @@ class PatchedMethod:
         if attributes.get(self._name) is self._patched:
             self.restore_in(attributes)
         elif attributes.get("_old_forward") is self._patched:
-            self._owner._old_forward = self._original
+            self._owner._old_forward = self._layer.original
 
 
 class PlainCopies:

@@ -19,9 +19,9 @@ from ras_dit.gain import DeviceRates, Model, is_small, why_small, with_predictio
 from ras_dit.geometry import TokenGrid
 from ras_dit.inpainting import InpaintMask
 from ras_dit.kernels import operations_for
-from ras_dit.models import TokenPlan, check_uncached
+from ras_dit.models import TokenPlan, check_uncached, check_uncompiled
 from ras_dit.models.plan import stream_of
-from ras_dit.pipeline import device_of, transformers_of, why_unfit
+from ras_dit.pipeline import device_of, pass_of, records_gradients, transformers_of, why_unfit
 from ras_dit.plan import Plan, build_plan
 from ras_dit.remarks import OUTSIDE, AdviceWarning, ShortRunWarning, Warner, unused_options, why_short
 from ras_dit.schedule import (
@@ -144,6 +144,8 @@ class Session:
         inpaint = [] if self._inpaint is None else [self._inpaint]
         for part in (*self._patches, *self._cpu_layers.values(), *self._seams.values(), *inpaint):
             part.ensure()
+        check_uncompiled(self._pipe.transformer)
+        check_uncompiled(self.transformer)
         if self._pipe.transformer is not self.transformer:
             self._leave("The transformer was replaced after `enable`: RAS is not on it. Disable and enable again.")
 
@@ -211,7 +213,11 @@ class Session:
         if generation.plan.has_savings:
             num_text = self.token_plan.count_text(module, arguments, generation.grid)
             reason = self.token_plan.check(module, arguments)
-        call = generation.begin_call(num_rows, device, module, num_text, reason)
+        if records_gradients(arguments):
+            generation.refuse(
+                "Gradients are recorded (use torch.no_grad()): the rest of the run was dense.", forgets=True
+            )
+        call = generation.begin_call(num_rows, device, (module, pass_of(arguments)), num_text, reason)
         call.num_others = num_text
         if call.rows is not None and self.config.text_reuse:
             num_padding = self.token_plan.count_padding(module, arguments, generation.grid)

@@ -91,16 +91,17 @@ class Generation:
         self,
         num_rows: int,
         device: torch.device,
-        transformer: object = None,
+        source: object = None,
         num_text: int = 0,
         reason: str | None = None,
     ) -> Call:
-        """Decide what the next transformer call of this evaluation computes; branches are told apart by their order.
+        """Decide what the next transformer call of this evaluation computes; branches are told apart by their order,
+        and a branch ends where another source takes its place.
 
         Args:
             num_rows: batch size R of the call.
             device: of its latents.
-            transformer: the one that is called.
+            source: of the noise: the transformer, and which of its passes.
             num_text: text tokens of the call, which the keys and values kept have to agree with.
             reason: why this call cannot be anything but dense, if so.
         """
@@ -111,7 +112,7 @@ class Generation:
         branch = self._branches.get(position)
         is_needed = self.plan.has_savings or self.config.solver_order == 2
         needs_memory = is_needed and self._why_all_dense is None
-        if branch is not None and branch.transformer is not transformer:
+        if branch is not None and branch.source != source:
             self._put_away(position, branch)
             branch = None
         if branch is not None and branch.num_rows != num_rows and not needs_memory:
@@ -121,8 +122,8 @@ class Generation:
             kind = "dense"
         if kind == "dense" and needs_memory and (branch is None or branch.num_rows != num_rows):
             depth = max(self.config.solver_order, self.config.forecast_order + 1)
-            branch = Branch(num_rows, transformer, TokenHistory(depth))
-            branch.layers = self._memory.pop((position, transformer), {})
+            branch = Branch(num_rows, source, TokenHistory(depth))
+            branch.layers = self._memory.pop((position, source), {})
             self._branches[position] = branch
         if kind == "dense" and branch is not None:
             branch.num_text = num_text
@@ -339,8 +340,11 @@ class Generation:
         is_sequence = sample.ndim == 3 and not self.grid.has_items and self.grid.num_before == 0
         return self.num_extra > 0 and is_sequence and sample.shape[1] == self.grid.num_tokens + self.num_extra
 
-    def refuse(self, reason: str) -> None:
-        """From now on every evaluation is dense."""
+    def refuse(self, reason: str, forgets: bool = False) -> None:
+        """From now on every evaluation is dense, and nothing is remembered if it has to be forgotten."""
+        if forgets:
+            self._release_layers()
+            self._branches, self._fitted = {}, None
         if self._why_all_dense is None:
             self._why_all_dense = reason
             self.note(reason)
@@ -361,7 +365,7 @@ class Generation:
         if self.config.static_memory and branch.layers:
             for cached in (cached for caches in branch.layers.values() for cached in caches):
                 cached.advance = None
-            self._memory[position, branch.transformer] = branch.layers
+            self._memory[position, branch.source] = branch.layers
         branch.layers = {}
 
     def _exceeds_tolerance(self) -> bool:

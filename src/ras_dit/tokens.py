@@ -159,7 +159,8 @@ class TokenSeams:
 
     def _joint_length(self, layers: Mapping[str, list[KVCache]]) -> int:
         """Length of the joint sequence, as the last dense step had it."""
-        return next(layers[name][0].length for name, (_, stream) in self._layers.items() if stream == "joint")
+        joint = (layers[name] for name, (_, stream) in self._layers.items() if stream == "joint")
+        return next(calls[0].length for calls in joint if calls)  # a guider may have attention of a layer left out
 
     def end(self, call: Call | None) -> None:
         """Hand what a capture kept to the call's branch; attention is left alone again."""

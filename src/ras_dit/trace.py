@@ -84,7 +84,7 @@ class Trace:
         if self.grid is None:
             raise ValueError("trace: got no generation yet; call the pipeline first.")
         batch = max((step.active.shape[0] for step in self.steps if step.active is not None), default=1)
-        counts = torch.zeros(batch, self.num_tokens, dtype=torch.long)
+        counts = torch.zeros(batch, self.num_tokens, dtype=torch.long, device="cpu")
         for step in self.steps:
             if step.active is None:
                 counts += 1

@@ -67,7 +67,10 @@ FLUX = TokenPlan(
     text_rows={"encoder_hidden_states": 1, "txt_ids": 0},
     reuses_references=True,
     check=check,
-    caveats=("Reference tokens (Kontext) are computed in every step, but for `reference_reuse`.",),
+    caveats=(
+        "Reference tokens (Kontext) are computed in every step, but for `reference_reuse`.",
+        "schnell is made for few steps: of ten and fewer nothing should be left out.",
+    ),
 )
 
 CHROMA = replace(

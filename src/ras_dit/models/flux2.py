@@ -45,5 +45,8 @@ FLUX2 = TokenPlan(
         "proj_out": "image",
     },
     reuses_references=True,
-    caveats=("Reference tokens are computed in every step, but for `reference_reuse`.",),
+    caveats=(
+        "Reference tokens are computed in every step, but for `reference_reuse`.",
+        "The distilled klein is made for few steps: of ten and fewer nothing should be left out.",
+    ),
 )

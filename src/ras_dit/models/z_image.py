@@ -64,5 +64,8 @@ Z_IMAGE = TokenPlan(
         "all_final_layer.*": "joint",
     },
     dense_attention=("noise_refiner.*.attention",),
-    caveats=("The two refiner layers in front of the gather stay dense.",),
+    caveats=(
+        "The two refiner layers in front of the gather stay dense.",
+        "Turbo is made for few steps: of ten and fewer nothing should be left out.",
+    ),
 )
