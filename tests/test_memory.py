@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -58,6 +59,39 @@ def test_the_plan_says_how_large_the_cache_is(options: dict[str, Any]) -> None:
     assert bool(seen[0]) == ("kv_forecast" in options)
     assert set(seen[1:-1]) == {rows * plan.cost.kv_cache_bytes}
     assert seen[-1] == 0
+
+
+@pytest.mark.parametrize("options", [{"kv_forecast": 0.8}, {"kv_forecast": 0.8, "kv_cache_dtype": "bfloat16"}])
+def test_two_generations_of_keys_and_values_never_stand_side_by_side(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """Also where the next one's slopes are measured from the last one: the peak is what the plan says."""
+    pipe = tiny_pipeline()
+    kept: list[weakref.ref[KVCache]] = []
+    most = 0
+    init, captured = KVCache.__init__, attention.LayerSeam._captured
+
+    def noted(cache: KVCache, *args: Any, **kwargs: Any) -> None:
+        kept.append(weakref.ref(cache))
+        init(cache, *args, **kwargs)
+
+    def counted(seam: attention.LayerSeam, *args: Any) -> KVCache:
+        nonlocal most
+        cache = captured(seam, *args)
+        alive = [each for each in (ref() for ref in kept) if each is not None]
+        tensors = [t for each in alive for t in (each.key, each.value, each.key_slope, each.value_slope)]
+        memory = [tensor.untyped_storage() for tensor in tensors if tensor is not None]
+        most = max(most, sum({each.data_ptr(): each.nbytes() for each in memory}.values()))
+        return cache
+
+    monkeypatch.setattr(KVCache, "__init__", noted)
+    monkeypatch.setattr(attention.LayerSeam, "_captured", counted)
+    config = REGION.replace(refresh_steps=(4, 7), **options)
+    with ras_dit.accelerate(pipe, config) as handle:
+        run(pipe, **inputs(batch=2))
+        cost = handle.latest_plan.cost
+    assert cost is not None
+    assert most == 4 * cost.kv_cache_bytes, "two images, two guidance branches"
 
 
 def most_kept(monkeypatch: pytest.MonkeyPatch, handle: Any, pipe: Any, call: dict[str, Any]) -> tuple[int, int]:

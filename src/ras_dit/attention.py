@@ -158,7 +158,8 @@ class LayerSeam:
     ) -> KVCache:
         """What is kept of an attention call."""
         earlier = self.earlier[position] if position < len(self.earlier) else None
-        if self.storage.is_static and earlier is not None and earlier.fits(key, value):
+        is_refilled = self.storage.is_static or self.forecasts  # or they would stand side by side
+        if is_refilled and earlier is not None and earlier.fits(key, value):
             earlier.refill(key, value, self._kept(mask), scale, self.forecasts)
             return earlier
         storage = KVStorage(keeps=False) if is_causal else self.storage  # text only, see above

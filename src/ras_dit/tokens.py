@@ -137,7 +137,7 @@ class TokenSeams:
             return
         earlier = dict(branch.layers)
         if call.captures and not self._is_static:
-            branch.layers.clear()  # two generations of keys and values never stand side by side (but to forecast)
+            branch.layers.clear()  # two generations of keys and values never stand side by side
         for number, (name, (layer, stream)) in enumerate(self._layers.items()):
             if not call.captures:
                 layer.aim("measure", [])
@@ -149,7 +149,8 @@ class TokenSeams:
             layer.aim("capture", [], storage, caches, call.forecasts)
 
     def _followed(self, call: Call, earlier: list[KVCache], stream: Stream) -> list[KVCache]:
-        """The caches that a capture follows or refills; none where keys and values are neither forecast nor static."""
+        """The caches that a capture refills (or follows, if they are of another size); none where keys and values are
+        neither forecast nor static."""
         if call.forecasts and call.advance is not None and call.whole is not None:
             for cached in earlier:
                 if cached.length >= call.num_image_rows:

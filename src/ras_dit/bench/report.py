@@ -160,20 +160,26 @@ def _draw_speed(axes: Any, name: str, case: Mapping[str, Any]) -> None:
         at = [index + place * width for index, one in enumerate(names) if one in found]
         axes.bar(at, [found[one] for one in names if one in found], width, label=mode)
     axes.axhline(1.0, color="0.4", lw=0.8)
-    axes.set_xticks([index + 0.4 - width / 2 for index in range(len(names))], names, fontsize=8)
+    _set_labels(axes, [index + 0.4 - width / 2 for index in range(len(names))], names)
     axes.set_ylabel("speed-up over the best dense")
     axes.set_title(name, fontsize=10)
     axes.legend(fontsize=8)
 
 
+def _set_labels(axes: Any, places: list[float], names: list[str]) -> None:
+    """Names below bars, slanted where they are many."""
+    slant: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(names) > 4 else {}
+    axes.set_xticks(places, names, fontsize=8, **slant)
+
+
 def _draw_memory(axes: Any, case: Mapping[str, Any]) -> None:
     found = [row for row in case["rows"] if (row.get("memory") or {}).get("extra_bytes") is not None]
-    names = [f"{row['name']}\n{row['mode']}" for row in found]
+    names = [f"{row['name']}, {row['mode']}" for row in found]
     estimate = [row["memory"]["kv_cache_estimate_bytes"] / MIB for row in found]
     extra = [row["memory"]["extra_bytes"] / MIB for row in found]
     axes.bar([index - 0.2 for index in range(len(found))], estimate, 0.4, color="0.8", label="K/V cache by the plan")
     axes.bar([index + 0.2 for index in range(len(found))], extra, 0.4, label="peak over dense")
-    axes.set_xticks(range(len(found)), names, fontsize=7)
+    _set_labels(axes, [float(index) for index in range(len(found))], names)
     axes.set_ylabel("MiB")
     axes.set_ylim(top=1.3 * max(estimate + extra, default=1.0))  # room for the legend
     axes.legend(fontsize=8)
