@@ -103,7 +103,8 @@ def goals_block(result: dict[str, Any]) -> str:
     """Ours against the best of each kind of rival, at five budgets."""
     return (
         f"{result['num_pictures']} pictures of the embedded model, differences in PSNR picture by picture with 95 % "
-        "bootstrap intervals; of each kind of rival the best that costs as much. Times are shares of the dense run's. "
+        "bootstrap intervals; of each kind of rival the best that costs as much (a step cache may take 1.15 times as "
+        "long). Bold: ours is ahead, and the interval clear of 0. Times are shares of the dense run's. "
         f"({record.origin(result)})\n\n{goals_table(result['goals'])}"
     )
 
@@ -269,19 +270,20 @@ def quality_digest() -> str:
     result, large = record.read("arena_embedded"), record.read("arena_embedded_256")
     return (
         goals_block(result)
-        + f"\n{_digest_of_goals(large)} All {len(contestants(result))} methods, and what to make of them: "
+        + f"\n{_digest_of_goals(result, large)} All {len(contestants(result))} methods, and what to make of them: "
         "[docs/quality.md](docs/quality.md).\n"
     )
 
 
-def _digest_of_goals(large: dict[str, Any]) -> str:
-    """In how many cells of the table of goals ours is ahead on 1,024 tokens."""
+def _digest_of_goals(small: dict[str, Any], large: dict[str, Any]) -> str:
+    """In how many cells of the table of goals ours is ahead, here and on 1,024 tokens."""
+    num_small = sum(goal["difference"][1] > 0 for goal in small["goals"])
     differences = [goal["difference"] for goal in large["goals"]]
     ahead = [mean for mean, low, _ in differences if low > 0]
     reach = f", by {min(ahead):.1f} to {max(ahead):.1f} dB" if ahead else ""
     return (
-        f"On 1,024 tokens ({large['num_pictures']} pictures of 256 x 256) ours is ahead in {len(ahead)} of "
-        f"{len(differences)} such comparisons{reach}."
+        f"Ours is ahead in {num_small} of these {len(small['goals'])} comparisons, and on 1,024 tokens "
+        f"({large['num_pictures']} pictures of 256 x 256) in {len(ahead)} of {len(differences)}{reach}."
     )
 
 

@@ -20,8 +20,8 @@ NOTE = (
     "T is the number of token-steps, the unit of equal compute: a dense step counts 1, a region step its share of "
     "tokens. `ratio` rows use the paper's schedule (of 28 steps, 0-3, 12 and 20 dense). Whole denoising loop, text "
     "encoding included, without the VAE. Small pictures are held back by the fixed cost of every operation. "
-    "A share above 100 % says that the machine computes the few rows of a region step at a higher rate than the many "
-    "of a dense one."
+    "Shares are good to a few per cent, as loops repeat; above 100 %, dense steps presumably ran at a lower rate than "
+    "region steps, as the profile of one model shows (docs/performance.md)."
 )
 FORMER_NOTE = " *former plan*: the preset computed other steps when this was timed; another table has today's."
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import (
@@ -14,6 +15,7 @@ from diffusers import (
 
 import ras_dit
 from ras_dit import RASConfig
+from ras_dit.schedule import why_stochastic
 from tiny import REGION, inputs, run, tiny_pipeline, tiny_transformer
 
 
@@ -181,6 +183,13 @@ def test_a_transformer_swapped_while_enabled_is_reported() -> None:
 
 
 def test_stochastic_schedulers_run_dense_and_say_so() -> None:
+    cosine = type(
+        "CosineDPMSolverMultistepScheduler", (diffusers.FlowMatchEulerDiscreteScheduler,), {}
+    )  # needs torchsde
+    for kind in (cosine, diffusers.SCMScheduler, diffusers.LCMScheduler, diffusers.TCDScheduler):
+        assert why_stochastic(kind()) == f"{kind.__name__} adds fresh noise at every step"
+    for name in ("FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"):
+        assert why_stochastic(getattr(diffusers, name)()) is None, name
     pipe = tiny_pipeline(scheduler=FlowMatchLCMScheduler(shift=3.0))
 
     def seeded() -> dict[str, Any]:

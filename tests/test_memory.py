@@ -65,7 +65,7 @@ def test_the_plan_says_how_large_the_cache_is(options: dict[str, Any]) -> None:
 def test_two_generations_of_keys_and_values_never_stand_side_by_side(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    """Also where the next one's slopes are measured from the last one: the peak is what the plan says."""
+    """Also where the next one's slopes are measured from the last one: what is kept never exceeds the plan."""
     pipe = tiny_pipeline()
     kept: list[weakref.ref[KVCache]] = []
     most = 0

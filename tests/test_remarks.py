@@ -43,6 +43,21 @@ def call_alone(transformer: torch.nn.Module) -> None:
     )
 
 
+def test_options_that_only_region_steps_heed_are_named_where_there_are_none() -> None:
+    pipe = tiny_pipeline()
+    skipping = RASConfig(step_ratios=(1, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1))
+    assert said(pipe, skipping, num_inference_steps=12) == []
+    idle = skipping.replace(kv_forecast=0.5, importance="std")
+    (advice,) = said(pipe, idle, num_inference_steps=12)
+    assert advice.startswith("importance, kv_forecast: heeded in region steps alone, and this plan has none")
+    with ras_dit.accelerate(pipe, idle) as handle, pytest.warns(ras_dit.AdviceWarning, match="kv_forecast"):
+        run(pipe, **inputs(num_inference_steps=12))
+    assert any(note.startswith("importance, kv_forecast") for note in handle.summary().notes)
+    regions = REGION.replace(sample_ratio=0.5, kv_forecast=0.5, importance="std")
+    assert said(pipe, regions, num_inference_steps=12) == []
+    assert said(pipe, RASConfig(sample_ratio=1.0, kv_forecast=0.5), num_inference_steps=12) == []
+
+
 def test_a_short_run_is_warned_of_and_a_longer_or_a_dense_one_is_not() -> None:
     pipe = tiny_pipeline()
     (reason,) = said(pipe, REGION, num_inference_steps=8)

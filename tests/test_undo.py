@@ -20,6 +20,14 @@ SKIPPING = REGION.replace(skip_steps=(5,))
 OFFLOAD = {"onload_device": CPU, "offload_device": CPU}
 
 
+def state_of(owner: Any) -> tuple[list[str], list[int]]:
+    """The attributes of an instance, and how many hooks it and its modules have."""
+    modules = list(owner.modules()) if isinstance(owner, torch.nn.Module) else []
+    hooks = [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in modules]
+    attributes = [f"{number} {name}" for number, module in enumerate(modules or [owner]) for name in vars(module)]
+    return sorted(attributes), hooks
+
+
 def expected() -> tuple[torch.Tensor, torch.Tensor]:
     pipe = tiny_pipeline()
     dense = run(pipe, **inputs())
@@ -127,7 +135,10 @@ def test_after_the_transformer_was_replaced_ras_is_disabled_and_enabled_as_the_n
     dense, fast = expected()
     pipe = tiny_pipeline()
     first = pipe.transformer
+    run(pipe, **inputs())
+    before = [state_of(owner) for owner in (first, pipe, pipe.scheduler)]
     handle = ras_dit.enable(pipe, SKIPPING)
+    assert state_of(first) != before[0]
     pipe.transformer = tiny_transformer(0)
     with pytest.warns(ras_dit.RASWarning, match="Disable and enable again"):
         assert torch.equal(run(pipe, **inputs()), dense)
@@ -135,7 +146,7 @@ def test_after_the_transformer_was_replaced_ras_is_disabled_and_enabled_as_the_n
         ras_dit.enable(pipe, SKIPPING)
     ras_dit.disable(pipe)
     assert not handle.is_enabled
-    assert not [name for owner in (first, pipe) for name in vars(owner) if "ras" in name]
+    assert [state_of(owner) for owner in (first, pipe, pipe.scheduler)] == before
     with pytest.raises(ValueError, match="not enabled"):
         ras_dit.disable(pipe)
     with ras_dit.accelerate(pipe, SKIPPING):

@@ -323,6 +323,7 @@ class RASConfig:
         return cls(**values)
 
     def to_json(self) -> str:
+        """Every option, as JSON."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     @classmethod
@@ -335,6 +336,7 @@ class RASConfig:
         return cls._from_text(text, json.loads, "JSON")
 
     def to_yaml(self) -> str:
+        """Every option, as YAML."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     @classmethod

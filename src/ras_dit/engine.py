@@ -75,10 +75,12 @@ class Handle:
 
     @property
     def config(self) -> RASConfig:
+        """What RAS was enabled with."""
         return self._session.config
 
     @property
     def is_enabled(self) -> bool:
+        """False after `disable`."""
         return self._is_enabled
 
     @property

@@ -38,10 +38,12 @@ class TokenGrid:
 
     @property
     def num_tokens(self) -> int:
+        """Image tokens N, those of all frames of a video."""
         return self.num_frames * self.height * self.width
 
     @property
     def tokens_per_frame(self) -> int:
+        """Image tokens of a picture, or of one token frame of a video."""
         return self.height * self.width
 
     @property

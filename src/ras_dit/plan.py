@@ -49,6 +49,7 @@ class Work:
 
     @property
     def flops(self) -> float:
+        """Both together."""
         return self.linear_flops + self.attention_flops
 
 
@@ -81,7 +82,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Plan:
-    """All steps of a run over ``num_tokens`` image tokens. ``print(plan)`` shows it."""
+    """All steps of a run. ``print(plan)`` shows it.
+
+    Attributes:
+        steps: one per evaluation.
+        num_tokens: image tokens N.
+        cost: FLOPs, cache and predicted times; None for a plan without a model.
+    """
 
     steps: tuple[StepPlan, ...]
     num_tokens: int
@@ -103,10 +110,12 @@ class Plan:
 
     @property
     def num_region_steps(self) -> int:
+        """Evaluations that compute some of the tokens."""
         return sum(step.kind == "region" for step in self.steps)
 
     @property
     def has_savings(self) -> bool:
+        """Whether any evaluation computes less than all tokens."""
         return any(step.kind != "dense" for step in self.steps)
 
     @property

@@ -128,6 +128,7 @@ class Trace:
         ]
 
     def to_dict(self) -> dict[str, Any]:
+        """All of it, as JSON holds it."""
         grid = self.grid
         return {
             "grid": None if grid is None else list(astuple(grid)),
@@ -145,6 +146,7 @@ class Trace:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Trace:
+        """The inverse of `to_dict`."""
         steps = [
             StepTrace(
                 kind=step["kind"],
@@ -158,10 +160,12 @@ class Trace:
         return cls(grid, steps, list(data.get("notes", ())))
 
     def to_json(self) -> str:
+        """All of it, as ``ras-dit generate --trace`` writes it."""
         return json.dumps(self.to_dict())
 
     @classmethod
     def from_json(cls, text: str) -> Trace:
+        """The inverse of `to_json`."""
         return cls.from_dict(json.loads(text))
 
 

@@ -126,7 +126,7 @@ def test_calibrated_with_true_guidance(ras_dit: Run, loads: Callable[..., None],
         code, _, err = ras_dit(*words, *flags, "-o", tmp_path / f"{name}.json")
         assert code == 0, err
     guided, plain = (library.RASConfig.load(tmp_path / f"{name}.json") for name in ("guided", "plain"))
-    assert guided.forecast_fit is not None
+    assert len(guided.forecast_fit) == len(plain.forecast_fit) > 0
     assert guided != plain
 
 
@@ -195,7 +195,7 @@ def test_pipelines_that_want_more_than_a_prompt(
     with pytest.raises(Exception) as caught:
         load_pipeline(str(tmp_path), allows_video=True, gives=gives)
     said = str(caught.value)
-    assert message in said if message else "--model" not in said
+    assert (message or " expected ") in said  # without a message: diffusers says which parts are not there
 
 
 def test_pictures_are_called_what_they_always_were() -> None:
