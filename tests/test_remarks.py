@@ -15,7 +15,7 @@ import ras_dit
 from families import flux
 from ras_dit import RASConfig, RASWarning, SmallGainWarning, build_plan
 from ras_dit.models.sizes import default_text
-from ras_dit.remarks import why_short
+from ras_dit.remarks import unused_options, why_short
 from ras_dit.trace import StepTrace, Stopwatch
 from tiny import REGION, inputs, run, tiny_pipeline
 
@@ -56,6 +56,8 @@ def test_options_that_only_region_steps_heed_are_named_where_there_are_none() ->
     regions = REGION.replace(sample_ratio=0.5, kv_forecast=0.5, importance="std")
     assert said(pipe, regions, num_inference_steps=12) == []
     assert said(pipe, RASConfig(sample_ratio=1.0, kv_forecast=0.5), num_inference_steps=12) == []
+    short = list(unused_options(regions, build_plan(skipping, 12, 96), 0))
+    assert short == [], "it asks for regions, and this run is too short for any"
 
 
 def test_a_short_run_is_warned_of_and_a_longer_or_a_dense_one_is_not() -> None:

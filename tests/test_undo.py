@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import warnings
 from typing import Any
@@ -152,6 +153,26 @@ def test_after_the_transformer_was_replaced_ras_is_disabled_and_enabled_as_the_n
     with ras_dit.accelerate(pipe, SKIPPING):
         assert torch.equal(run(pipe, **inputs()), fast)
     assert torch.equal(run(pipe, **inputs()), dense)
+
+
+def test_a_copy_of_an_enabled_pipeline_is_a_pipeline_with_the_same_transformer() -> None:
+    pipe = tiny_pipeline()
+    handle = ras_dit.enable(pipe, SKIPPING)
+    twin = copy.copy(pipe)
+    with pytest.raises(ValueError, match="already enabled"):
+        ras_dit.enable(twin, SKIPPING)
+    handle.disable()
+    with pytest.raises(ValueError, match="not enabled"):
+        ras_dit.disable(twin)
+    ras_dit.enable(twin, SKIPPING)
+    ras_dit.disable(twin)
+    other = tiny_pipeline()
+    first, second = ras_dit.enable(pipe, SKIPPING), ras_dit.enable(other, SKIPPING)
+    pipe.transformer = other.transformer
+    ras_dit.disable(pipe)
+    assert (first.is_enabled, second.is_enabled) == (False, True), "its own, not that of the transformer it has now"
+    ras_dit.disable(pipe)
+    assert not second.is_enabled
 
 
 def test_a_warning_that_is_an_error_leaves_the_pipeline_as_it_was() -> None:

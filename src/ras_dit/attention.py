@@ -158,8 +158,9 @@ class LayerSeam:
     ) -> KVCache:
         """What is kept of an attention call."""
         earlier = self.earlier[position] if position < len(self.earlier) else None
+        keeps = self.storage.keeps and not is_causal
         is_refilled = self.storage.is_static or self.forecasts  # or they would stand side by side
-        if is_refilled and earlier is not None and earlier.fits(key, value):
+        if is_refilled and earlier is not None and earlier.keeps == keeps and earlier.fits(key, value):
             earlier.refill(key, value, self._kept(mask), scale, self.forecasts)
             return earlier
         storage = KVStorage(keeps=False) if is_causal else self.storage  # text only, see above

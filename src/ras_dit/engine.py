@@ -334,9 +334,12 @@ def check_reuse(pipe: Any, config: RASConfig) -> None:
 
 
 def _handle_of(pipe: Any) -> Handle | None:
-    """The handle that RAS is enabled with on a pipeline's transformer, or on the one that the pipeline had before."""
+    """The handle that RAS is enabled with on a pipeline (whatever transformer it had then), or on its transformer."""
+    own: Handle | None = vars(pipe).get(_MARK)
+    if own is not None and own._pipe is pipe:  # a copy of the pipeline has its attributes, too
+        return own
     found: Handle | None = getattr(getattr(pipe, "transformer", None), _MARK, None)
-    return vars(pipe).get(_MARK) if found is None else found
+    return found
 
 
 def disable(pipe: Any) -> None:

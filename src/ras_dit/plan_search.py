@@ -105,7 +105,9 @@ def best_plan(
         on_progress()
     for _ in range(NUM_CANDIDATES - len(candidates)):  # searches that found the same, or a plan that costs too much
         on_progress()
-    return candidates[near.index(max(near))]
+    best = candidates[near.index(max(near))]
+    keeps_any = not best.step_ratios or any(0 < ratio < 1 for ratio in best.step_ratios)
+    return best if keeps_any or not best.kv_forecast else best.replace(kv_forecast=0.0)  # nobody would heed it
 
 
 def _presets(runs: SameRuns, config: RASConfig, cost: float, has_regions: bool) -> list[RASConfig]:

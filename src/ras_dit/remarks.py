@@ -90,7 +90,8 @@ def unused_options(config: RASConfig, plan: Plan, num_references: int) -> Iterat
             True,
         )
     idle = [name for name in OF_REGION_STEPS if getattr(config, name) != getattr(RASConfig, name)]
-    if idle and plan.has_savings and not plan.num_region_steps:
+    asks_for_regions = any(0 < share < 1 for share in config.step_ratios or (config.sample_ratio,))
+    if idle and plan.has_savings and not plan.num_region_steps and not asks_for_regions:
         yield (
             f"{', '.join(idle)}: heeded in region steps alone, and this plan has none, so nothing changes. Take preset "
             "'regions', or a sample_ratio.",

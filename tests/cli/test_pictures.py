@@ -6,6 +6,7 @@ import json
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -18,7 +19,7 @@ import ras_dit as library
 from families import flux
 from ras_dit.arena import Scene
 from ras_dit.arena.run import call_for
-from ras_dit.cli.pictures import Picture, read_image
+from ras_dit.cli.pictures import Picture, call_arguments, read_image
 from ras_dit.cli.pipelines import load_pipeline
 from tiny import tiny_vae
 
@@ -43,6 +44,14 @@ def build(kind: Any = diffusers.FluxPipeline, **changes: Any) -> Any:
 
     pipe.encode_prompt = encode_prompt
     return pipe
+
+
+class Layered:
+    """Takes pictures with transparency, as Qwen-Image-Layered."""
+
+    vae = SimpleNamespace(config=SimpleNamespace(input_channels=4))
+
+    def __call__(self, prompt: str, image: Image.Image) -> None: ...
 
 
 @pytest.fixture
@@ -104,7 +113,24 @@ def test_guidance_that_a_model_does_not_heed_is_not_recorded(
 ) -> None:
     loads(guidance_embeds=False)
     assert ras_dit("generate", "a fox", *SHORT, "-o", tmp_path)[0] == 0
+    before = painted(tmp_path)[0]
     assert "guidance" not in painted(tmp_path)[1]
+    code, _, err = ras_dit("generate", "a fox", *SHORT, "--guidance", 0, "-o", tmp_path / "none")
+    assert code == 0, err
+    assert np.array_equal(painted(tmp_path / "none")[0], before), "it asks for no guidance"
+    assert "guidance" not in painted(tmp_path / "none")[1]
+
+
+def test_a_mistake_in_the_last_line_is_known_before_the_first_is_painted(
+    ras_dit: Run, loads: Callable[..., None], tmp_path: Path
+) -> None:
+    loads()
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a fox"}\n{"prompt": "an owl", "negative_prompt": "a cat"}')
+    code, _, err = ras_dit("generate", "--prompts-file", prompts, *SHORT, "-o", tmp_path / "out")
+    assert code == 2
+    assert "add --true-cfg-scale 4." in err
+    assert not list(tmp_path.glob("out/*"))
 
 
 def test_a_negative_prompt_is_for_every_picture_of_a_batch() -> None:
@@ -152,7 +178,9 @@ def test_a_picture_to_begin_with(ras_dit: Run, loads: Callable[..., None], tmp_p
     assert len(list((tmp_path / "out").glob("*.png"))) == 2, "another picture under the same name is another request"
 
 
-def test_pictures_that_cannot_be_read(ras_dit: Run, model: str, tmp_path: Path) -> None:
+def test_pictures_that_cannot_be_read(
+    ras_dit: Run, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = tmp_path / "words.txt"
     words.write_text("no picture")
     prompts = tmp_path / "prompts.jsonl"
@@ -171,7 +199,12 @@ def test_pictures_that_cannot_be_read(ras_dit: Run, model: str, tmp_path: Path) 
     assert code == 2
     assert "image: StableDiffusion3Pipeline has no such option." in err
     assert read_image(tmp_path / "grey.png").mode == "RGB"
+    assert call_arguments(Layered(), Picture("a fox", image=tmp_path / "grey.png"))["image"].mode == "RGBA"
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8)
+    code, _, err = ras_dit("generate", "a", "--image", tmp_path / "grey.png", *out)
+    assert code == 2
+    assert "grey.png', which cannot be read as a picture (Image size" in err
 
 
 @pytest.mark.parametrize(

@@ -92,8 +92,9 @@ def _one_line(error: Exception) -> str | None:
     elif isinstance(error, (ValueError, OSError, ImportError, UnsupportedAttentionError)):
         text = str(error)
     elif _is_out_of_memory(error):
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
         text = (
-            f"out of memory: {str(error).splitlines()[0]} Presets 'quality', 'balanced' and 'fast' keep no keys and "
+            f"out of memory: {first_line} Presets 'quality', 'balanced' and 'fast' keep no keys and "
             "values; where they are kept, --kv-cache-dtype float8_e4m3fn halves them and --kv-cache-device cpu "
             "moves them. Or take a smaller picture, fewer at once, or --dtype bfloat16. `ras-dit plan` says how large "
             "the cache is."

@@ -128,11 +128,14 @@ def _pictures(settings: list[dict[str, Any]], num_images: int) -> list[Picture]:
 
 
 def _paint_all(batch: Batch, pictures: list[Picture], device: str, console: Console) -> None:
+    from ras_dit.cli.pictures import call_arguments, resolved
     from ras_dit.cli.pipelines import load_pipeline
     from ras_dit.cli.progress import runs_progress
 
     gives = ("image",) if all(picture.image for picture in pictures) else ()
     pipe = load_pipeline(batch.model, batch.dtype, device, allows_video=True, gives=gives)
+    for picture in pictures:  # a mistake in the last one is known before the first is painted
+        call_arguments(pipe, resolved(pipe, batch.model, picture))
     with runs_progress(f"{len(pictures)} picture(s)", sum(picture.steps for picture in pictures)) as advance:
         for picture in pictures:
             _paint_one(pipe, batch, picture, advance)

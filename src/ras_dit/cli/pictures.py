@@ -67,8 +67,8 @@ class Picture:
         return fields
 
 
-def read_image(path: Path) -> Image.Image:
-    """The picture in a file, turned as its EXIF data say, in RGB.
+def read_image(path: Path, mode: str = "RGB") -> Image.Image:
+    """The picture in a file, turned as its EXIF data say.
 
     Raises:
         ValueError: no such file, or none that Pillow can read.
@@ -77,10 +77,10 @@ def read_image(path: Path) -> Image.Image:
 
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return ImageOps.exif_transpose(image).convert(mode)
     except (FileNotFoundError, IsADirectoryError):
         raise ValueError(f"image: got {str(path)!r}, which is no file.") from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise ValueError(f"image: got {str(path)!r}, which cannot be read as a picture ({error}).") from error
 
 
@@ -98,6 +98,8 @@ def resolved(pipe: Any, model: str, picture: Picture) -> Picture:
         guidance: float | None = GUIDANCE_SCALE
         picture = replace(picture, max_sequence_length=picture.max_sequence_length or MAX_SEQUENCE_LENGTH)
     else:
+        if picture.guidance is not None and picture.guidance <= 1 and _ignores_guidance(pipe):
+            picture = replace(picture, guidance=None)  # it asks for none
         _check_guidance(pipe, picture)
         parameter = inspect.signature(pipe.__call__).parameters.get("guidance_scale")
         guidance = None if parameter is None or _ignores_guidance(pipe) else parameter.default
@@ -167,6 +169,12 @@ def paint(pipe: Any, picture: Picture, on_step: Callable[[], None] | None = None
     return painted if isinstance(painted, list) else [painted]
 
 
+def _mode_of(pipe: Any) -> str:
+    """What kind of picture a pipeline takes (Qwen-Image-Layered: one with transparency)."""
+    config = getattr(getattr(pipe, "vae", None), "config", None)
+    return "RGBA" if getattr(config, "input_channels", 3) == 4 else "RGB"
+
+
 def call_arguments(pipe: Any, picture: Picture) -> dict[str, Any]:
     """What a picture or video asks of a pipeline's call, beside prompt, steps and seed.
 
@@ -182,7 +190,7 @@ def call_arguments(pipe: Any, picture: Picture) -> dict[str, Any]:
         "width": picture.width,
         "max_sequence_length": picture.max_sequence_length,
         "num_frames": picture.num_frames,
-        "image": None if picture.image is None else read_image(picture.image),
+        "image": None if picture.image is None else read_image(picture.image, _mode_of(pipe)),
     }
     call = {name: value for name, value in wanted.items() if value is not None}
     for name in call:
