@@ -73,6 +73,22 @@ def test_an_offload_hook_that_came_after_ras_stays_where_it_is(runs: int) -> Non
     assert pipe.transformer.forward.__func__ is type(pipe.transformer).forward
 
 
+def test_a_wrapper_that_is_lost_in_the_middle_of_a_run_is_put_back() -> None:
+    """diffusers' group offload with streams takes a hook out in the first call, and puts back what it found."""
+    dense, fast = expected()
+    pipe = tiny_pipeline()
+
+    def lose(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if index == 0:
+            del pipe.transformer.forward
+        return tensors
+
+    with ras_dit.accelerate(pipe, SKIPPING) as handle:
+        assert torch.equal(run(pipe, **inputs(), callback_on_step_end=lose), fast)
+        assert handle.trace.steps[5].kind == "skip"
+    assert torch.equal(run(pipe, **inputs()), dense)
+
+
 @pytest.mark.parametrize("name", ["progress_bar", "scheduler.step"])
 def test_a_method_that_somebody_wraps_around_ours(name: str) -> None:
     """`functools.wraps` copies the attributes of what it wraps."""

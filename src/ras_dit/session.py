@@ -191,6 +191,8 @@ class Session:
 
     def _before_transformer(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._call = None
+        for patch in self._patches:  # offload hooks that take themselves out in the first call take ours along
+            patch.ensure()
         if self._addresses is not None:
             self._addresses.begin_call()
         seams = self._seams[module]
