@@ -10,16 +10,21 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.hooks.hooks import StateManager
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import ras_dit
+from families import lumina2
 from ras_dit import RASConfig
 from ras_dit.arena import SUITES, AdamsBashforth2Scheduler, Arena, Method, Scene, StepCache, applied, report, suite
 from ras_dit.arena.measure import Measured, half_of_dense, is_to_itself, summary, told_apart
+from ras_dit.arena.methods import why_unfit
 from ras_dit.arena.metrics import PromptJudge, apart, better_by, mean_interval
 from ras_dit.arena.report import text
 from ras_dit.arena.run import FlopCounter
+from ras_dit.arena.suites import TAYLORSEER
 from ras_dit.embedded import embedded_scenes
+from ras_dit.files import alone_in
 from ras_dit.plan import build_plan
 from tiny import inputs, run, tiny_pipeline
 
@@ -328,8 +333,12 @@ def test_a_folder_is_of_one_model_and_times_are_of_one_process(tmp_path: Path, p
     arena(later).run(pipe)
 
 
+OUT_OF_MEMORY = (torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"))
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
 def test_memory_that_runs_out_is_no_fault_of_a_method(
-    tmp_path: Path, pipe: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pipe: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     seer = Method("seer", "cache", 4, cache=StepCache("taylorseer", {"cache_interval": 2}))
     arena = Arena(tmp_path, SCENES[:1], [seer], CALL, 1, 4, 4)
@@ -337,13 +346,74 @@ def test_memory_that_runs_out_is_no_fault_of_a_method(
 
     def without_memory(self: Arena, pipe: Any, method: Method, indices: Any) -> Any:
         if method is seer:
-            raise torch.OutOfMemoryError
+            raise error
         return paint(self, pipe, method, indices)
 
     with monkeypatch.context() as patched:
         patched.setattr(Arena, "_paint", without_memory)
-        with pytest.raises(torch.OutOfMemoryError):
+        with pytest.raises(type(error)):
             arena.run(pipe)
     assert arena.failure(seer) is None
     arena.run(pipe)
     assert arena.picture_path(seer, 0).is_file()
+
+
+def test_what_a_model_cannot_run_is_listed_and_the_rest_is_painted(
+    tmp_path: Path, pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Schedulers by others that do not take what a pipeline passes (here: noise levels), options it does not have."""
+    heun, unfit = Method("Heun", "dense", 4, "heun"), "text_reuse: got a model that cannot"
+    reusing = Method("reusing", "ras", 4, config=RASConfig(sample_ratio=0.5, warmup_steps=1, text_reuse=True))
+    ours = Method("ours", "ras", 4, config=RASConfig(sample_ratio=0.5, warmup_steps=1))
+
+    def check(_: Any, config: RASConfig) -> None:
+        if config.text_reuse:
+            raise ValueError(unfit)
+
+    monkeypatch.setattr("ras_dit.arena.run.check_reuse", check)
+    call = {**CALL, "sigmas": [1.0, 0.75, 0.5, 0.25]}
+    arena = Arena(tmp_path, SCENES[:1], [heun, reusing, ours], call, 1, 4, 4, "euler")
+    arena.run(pipe)
+    assert "sigmas" in str(arena.failure(heun))
+    assert arena.failure(reusing) == unfit
+    assert arena.picture_path(ours, 0).is_file()
+    assert set(report(arena, has_plot=False)["failures"]) == {"Heun", "reusing"}
+
+
+def test_solvers_of_other_grids_are_not_compared() -> None:
+    for option in ("use_dynamic_shifting", "invert_sigmas"):
+        scheduler = FlowMatchEulerDiscreteScheduler(**{option: True})
+        assert [bool(why_unfit(scheduler, solver)) for solver in ("euler", "ab2", "heun", "unipc", "dpm++")] == [
+            *(False, False),
+            *(True, True, True),
+        ]
+
+
+def test_two_arenas_in_a_folder_at_once_are_refused(tmp_path: Path, pipe: Any) -> None:
+    arena = Arena(tmp_path, SCENES[:1], [], CALL, 1, 2, 2)
+    with alone_in(tmp_path, "arena"), pytest.raises(ValueError, match="another arena is under way there"):
+        arena.run(pipe)
+    arena.run(pipe)
+
+
+def test_guidance_calls_of_a_step_have_a_step_cache_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipeline that calls the transformer twice a step and names no context: neither is predicted from the other."""
+    pipe = lumina2.build()
+    call = lumina2.call(num_inference_steps=6)
+    options = {"cache_interval": 2, "max_order": 1, **TAYLORSEER[" of attention and MLP"]}
+    method = Method("seer", "cache", 6, cache=StepCache("taylorseer", options))
+    seen: list[str] = []
+    set_context = StateManager.set_context
+
+    def noted(manager: StateManager, context: Any) -> None:
+        set_context(manager, context)
+        seen.append(context.name)
+
+    monkeypatch.setattr(StateManager, "set_context", noted)
+    dense = pipe(**call).images
+    with applied(pipe, method):
+        cached = pipe(**call).images
+    num_hooks = len(seen) // 12
+    assert seen == [name for _ in range(6) for name in ["arena-0"] * num_hooks + ["arena-1"] * num_hooks]
+    assert not torch.equal(cached, dense)
+    assert torch.equal(pipe(**call).images, dense), "nothing is left behind"

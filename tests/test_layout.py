@@ -18,6 +18,7 @@ ORDER = [
     "config_checks",
     "config",
     "presets",
+    "errors",
     "geometry",
     "plan",
     "forecast",

@@ -604,6 +604,21 @@ def test_a_whole_tuning(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ):
         with pytest.raises(ValueError, match=f"holds a tuning with another {what}; give another folder"):
             tuning(tmp_path, **change).run(pipe, 11)
+    scheduler = pipe.scheduler
+    try:
+        pipe.scheduler = type(scheduler)(shift=7.0)
+        with pytest.raises(ValueError, match="holds a tuning with another scheduler; give another folder"):
+            tuning(tmp_path).run(pipe, 11)
+    finally:
+        pipe.scheduler = scheduler
+    weight = pipe.transformer.proj_out.weight
+    with torch.no_grad():
+        weight += 1e-3
+        try:
+            with pytest.raises(ValueError, match="holds a tuning with another transformer; give another folder"):
+                tuning(tmp_path).run(pipe, 11)
+        finally:
+            weight -= 1e-3
 
 
 def test_measured_costs_are_of_what_ran(pipe: Any, tmp_path: Path) -> None:

@@ -44,6 +44,15 @@ def test_over_a_picture() -> None:
     assert sum(picture.getpixel((2, 2))) < sum(picture.getpixel((47, 30)))
 
 
+def test_means_over_frames_are_not_rounded() -> None:
+    """A video's map alone is that of its frames' mean counts."""
+    means = torch.tensor([[10.2, 10.4], [10.6, 10.8]])
+    picture = draw_heatmap(means, num_steps=28, size=40)
+    assert picture.getpixel((0, 0)) == COLOUR_STOPS[0]
+    assert picture.getpixel((39, 39)) == COLOUR_STOPS[-1]
+    assert len(picture.getcolors()) == 4
+
+
 def test_dense_run_is_one_bright_colour() -> None:
     picture = draw_heatmap(torch.full((3, 3), 7), num_steps=7, size=30)
     assert picture.getcolors() == [(900, COLOUR_STOPS[-1])]

@@ -93,6 +93,11 @@ class Trace:
                 counts.scatter_add_(1, ids, torch.ones_like(ids))
         return self.grid.as_image(counts)
 
+    def _of_image(self, index: int) -> torch.Tensor:
+        """Counts of one image of the batch; all are alike where every step was dense."""
+        counts = self.times_computed()
+        return counts[index if len(counts) > 1 else 0]
+
     def heatmap(self, image: Image.Image | None = None, *, index: int = 0, size: int = 512) -> Image.Image:
         """Where the compute went: bright where a token was computed often (the mean over a video's frames).
 
@@ -103,7 +108,7 @@ class Trace:
         """
         from ras_dit.viz import draw_heatmap
 
-        counts = self.times_computed()[index].float()
+        counts = self._of_image(index).float()
         counts = counts.mean(dim=0) if counts.ndim == 3 else counts
         return draw_heatmap(counts, num_steps=len(self.steps), image=image, size=size)
 
@@ -118,7 +123,7 @@ class Trace:
         """
         from ras_dit.viz import draw_heatmap
 
-        counts = self.times_computed()[index]
+        counts = self._of_image(index)
         counts = counts[None] if counts.ndim == 2 else counts
         span = int(counts.min()), int(counts.max())
         last = max(len(frames) - 1, 1)

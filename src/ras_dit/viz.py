@@ -38,7 +38,7 @@ def draw_heatmap(
     num_steps: int,
     image: Image.Image | None = None,
     size: int = 512,
-    span: tuple[int, int] | None = None,
+    span: tuple[float, float] | None = None,
 ) -> Image.Image:
     """How often each token was computed, bright where often.
 
@@ -46,7 +46,7 @@ def draw_heatmap(
     hide the differences); the bar under a map without a picture says what they mean.
 
     Args:
-        times_computed: LongTensor [h, w], counts in 0..num_steps.
+        times_computed: [h, w], counts in 0..num_steps, or their means.
         num_steps: evaluations of the run.
         image: a picture to lay the map over; the result has its size, and no bar.
         size: longer side of the map in pixels when there is no picture, at least 16; from 160 on a colour bar is added
@@ -58,9 +58,9 @@ def draw_heatmap(
     """
     if times_computed.ndim != 2 or times_computed.numel() == 0:
         raise ValueError(f"heat map: got counts of shape {tuple(times_computed.shape)}; allowed: [height, width].")
-    low, high = int(times_computed.min()), int(times_computed.max())
+    low, high = float(times_computed.min()), float(times_computed.max())
     if low < 0 or high > num_steps:
-        raise ValueError(f"heat map: got counts from {low} to {high}; allowed: 0 to num_steps={num_steps}.")
+        raise ValueError(f"heat map: got counts from {low:g} to {high:g}; allowed: 0 to num_steps={num_steps}.")
     if size < 16:
         raise ValueError(f"size: got {size}; allowed: at least 16 pixels.")
     low, high = span or (low, high)
@@ -75,7 +75,7 @@ def draw_heatmap(
     return _stack([map_, colour_bar(low, high, num_steps, map_.width)]) if map_.width >= 160 else map_
 
 
-def colour_bar(low: int, high: int, num_steps: int, width: int) -> Image.Image:
+def colour_bar(low: float, high: float, num_steps: int, width: int) -> Image.Image:
     """The legend of a heat map: what its darkest and brightest colours stand for, ``width`` pixels wide."""
     height = max(10, width // 40)
     font = _font(max(11, min(16, width // 24)))
@@ -85,10 +85,10 @@ def colour_bar(low: int, high: int, num_steps: int, width: int) -> Image.Image:
     canvas.paste(colourise(ramp).resize((width, height), Image.Resampling.NEAREST), (0, 0))
     draw = ImageDraw.Draw(canvas)
     if high > low:
-        draw.text((4, height + 3), f"{low}", fill=INK, font=font)
-        draw.text((width - 4, height + 3), f"{high}", fill=INK, font=font, anchor="ra")
-    middle = f"computed in ... of {num_steps} steps" if high > low else f"all computed in {high} of {num_steps} steps"
-    draw.text((width / 2, height + 3), middle, fill=FAINT, font=font, anchor="ma")
+        draw.text((4, height + 3), f"{round(low, 1):g}", fill=INK, font=font)
+        draw.text((width - 4, height + 3), f"{round(high, 1):g}", fill=INK, font=font, anchor="ra")
+    counts = "computed in ..." if high > low else f"all computed in {round(high, 1):g}"
+    draw.text((width / 2, height + 3), f"{counts} of {num_steps} steps", fill=FAINT, font=font, anchor="ma")
     return canvas
 
 

@@ -16,8 +16,10 @@ from PIL import Image, ImageSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ras_dit.arena.methods import Method, Solver, applied, why_unfit
-from ras_dit.files import FRAMES_PER_SECOND, claim_folder, save_png, save_text
+from ras_dit.arena.methods import BY_OTHERS, Method, Solver, applied, why_unfit
+from ras_dit.engine import check_reuse
+from ras_dit.errors import is_out_of_memory
+from ras_dit.files import FRAMES_PER_SECOND, alone_in, claim_folder, save_png, save_text
 from ras_dit.pipeline import transformers_of
 from ras_dit.schedule import why_stochastic
 
@@ -118,15 +120,20 @@ class Arena:
             on_call: called after every pipeline call, painted or found.
 
         Raises:
-            ValueError: a method was painted before with other options, or the pipeline's scheduler adds fresh noise.
+            ValueError: a method was painted before with other options, the pipeline's scheduler adds fresh noise, or
+                another process paints in this folder.
         """
         if reason := why_stochastic(pipe.scheduler):
             raise ValueError(f"arena: {reason}, so that RAS runs dense and nothing can be compared; use another one.")
+        with alone_in(self.folder, "arena"):
+            self._run(pipe, on_call)
+
+    def _run(self, pipe: Any, on_call: Callable[[], None]) -> None:
         for method in self.methods:
             self._check_method(method)
         self._claim_pipeline(pipe)
         for method in self.methods:
-            if reason := why_unfit(pipe.scheduler, method.solver):
+            if reason := why_unfit(pipe.scheduler, method.solver) or _why_refused(pipe, method):
                 if method.slug == CONVERGED:
                     raise ValueError(f"converged_{reason}")
                 save_text(reason, self.folder / method.slug / "failure.txt")
@@ -150,7 +157,7 @@ class Arena:
         scheduler = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
         purpose = {
             "pipeline": type(pipe).__name__,
-            "transformer": digest(pipe.transformer),
+            "transformer": " ".join(digest(transformer) for transformer in transformers_of(pipe)),
             "dtype": str(pipe.transformer.dtype),
             "scheduler": [type(pipe.scheduler).__name__, scheduler],
         }
@@ -208,23 +215,22 @@ class Arena:
         """Seconds of the call; None if the method cannot paint."""
         try:
             return self._paint_timed(pipe, method, indices, beside)
-        except torch.OutOfMemoryError:
-            raise  # of the machine, not of the method
         except (TypeError, ValueError, AttributeError, AssertionError, RuntimeError, LookupError) as error:
-            if method.cache is None:
-                raise  # ours and the dense runs have to work; peers may not fit the model
+            is_peer = method.cache is not None or method.solver in BY_OTHERS
+            if not is_peer or is_out_of_memory(error):
+                raise  # ours and the dense runs have to work, and memory is the machine's; peers may not fit the model
             save_text(f"{type(error).__name__}: {error}", self.folder / method.slug / "failure.txt")
             return None
 
     def _paint_timed(self, pipe: Any, method: Method, indices: range, beside: float | None) -> float:
+        counted = indices if method.is_adaptive else indices[:1]
+        flops = self._count_flops(pipe, method, counted) if indices.start == 0 else None  # which warms it up
         with applied(pipe, method, calibrate=lambda: self._paint(pipe, method, indices[:1])) as handle:
             started = time.perf_counter()
             images = self._paint(pipe, method, indices)
             seconds = time.perf_counter() - started
             token_steps = None if handle is None else handle.trace.token_steps
             notes = [] if handle is None else list(handle.summary().notes)
-        counted = indices if method.is_adaptive else indices[:1]
-        flops = self._count_flops(pipe, method, counted) if indices.start == 0 else None
         for index, image in zip(indices, images, strict=True):
             save_png(image, self.picture_path(method, index), fps=self.fps)
         record = {"first": indices.start, "count": len(indices), "seconds": seconds, "token_steps": token_steps}
@@ -252,6 +258,16 @@ class Arena:
                 for hook in hooks:
                     hook.remove()
         return counter.total / len(indices)
+
+
+def _why_refused(pipe: Any, method: Method) -> str:
+    """Why RAS cannot be enabled with a method's config on this model; empty if it can."""
+    try:
+        if method.config is not None:
+            check_reuse(pipe, method.config)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def converged_solver_of(pipe: Any) -> Solver:

@@ -19,6 +19,7 @@ from ras_dit.cli.generate import generate
 from ras_dit.cli.information import models, plan, presets
 from ras_dit.cli.study import study_app
 from ras_dit.cli.tune import tune
+from ras_dit.errors import is_out_of_memory
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -91,7 +92,7 @@ def _one_line(error: Exception) -> str | None:
         text = str(error.format_message())
     elif isinstance(error, (ValueError, OSError, ImportError, UnsupportedAttentionError)):
         text = str(error)
-    elif _is_out_of_memory(error):
+    elif is_out_of_memory(error):
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         text = (
             f"out of memory: {first_line} Presets 'quality', 'balanced' and 'fast' keep no keys and "
@@ -102,12 +103,6 @@ def _one_line(error: Exception) -> str | None:
     else:
         return None
     return " ".join(text.split()) or type(error).__name__
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, of a GPU or (a plain RuntimeError) of the CPU."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"OutOfMemoryError", "MemoryError"}) or "can't allocate memory" in str(error)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:

@@ -10,12 +10,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ras_dit.arena.methods import Method
-from ras_dit.arena.run import CONVERGED, DENSE, Scene
+import torch
+
+from ras_dit.arena.methods import Method, Solver, why_unfit
+from ras_dit.arena.run import CONVERGED, DENSE, Scene, digest
 from ras_dit.config import RASConfig
 from ras_dit.engine import check_reuse
 from ras_dit.files import alone_in, claim_folder
 from ras_dit.models import token_plan_of
+from ras_dit.pipeline import transformers_of
 from ras_dit.schedule import is_euler, why_stochastic
 from ras_dit.tune.measure import Bench, SceneSet
 from ras_dit.tune.search import Search, known_for, load_optuna
@@ -154,9 +157,14 @@ class Tuning:
             )
 
     def _claim(self, bench: Bench) -> None:
+        scheduler = bench.pipe.scheduler
+        settings = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
         purpose = {
             "model": self.model,
             "pipeline": type(bench.pipe).__name__,
+            "transformer": " ".join(digest(transformer) for transformer in transformers_of(bench.pipe)),
+            "scheduler": [type(scheduler).__name__, settings],
+            "timed on": [str(bench.pipe.device), torch.__version__] if self.target.cost == "time" else None,
             "dtype": str(bench.pipe.transformer.dtype).removeprefix("torch."),
             "target": self.target.to_dict(),
             "calibration": [asdict(scene) for scene in self.calibration],
@@ -211,10 +219,10 @@ class Tuning:
         steps = max(1, math.ceil(self.steps * verdict.validated.cost - 1e-6))
         methods = [Method(f"{steps} dense steps", "dense", steps)]
         scheduler = judge.bench.pipe.scheduler
-        if type(scheduler).__name__ == "FlowMatchEulerDiscreteScheduler":
-            methods.append(Method(f"{steps} dense steps, second order (AB2)", "dense", steps, solver="ab2"))
-            if not scheduler.config.get("use_dynamic_shifting"):
-                methods.append(Method(f"{steps} dense steps, second order (UniPC)", "dense", steps, solver="unipc"))
+        solvers: tuple[tuple[str, Solver], ...] = (("AB2", "ab2"), ("UniPC", "unipc"))
+        for name, solver in solvers:
+            if not why_unfit(scheduler, solver):
+                methods.append(Method(f"{steps} dense steps, second order ({name})", "dense", steps, solver=solver))
         found = []
         for method in methods:
             found.append(judge.validate(method.name, method))
