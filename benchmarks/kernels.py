@@ -352,10 +352,13 @@ def measure(device: str, operations: Operations) -> list[dict[str, Any]]:
         torch.compiler.reset()  # else the shapes of the cases before use up the graphs that a function may have
         case = make()
         row: dict[str, Any] = {"kernel": case.kernel, "model": case.what, "ratio": case.ratio, "wrong": why_wrong(case)}
-        for run in case.ways.values() if row["wrong"] is None else ():
-            run()
-        if device == "cuda" and row["wrong"] is None:
-            row["milliseconds"] = milliseconds(case.ways)
+        try:
+            for run in case.ways.values() if row["wrong"] is None else ():
+                run()
+            if device == "cuda" and row["wrong"] is None:
+                row["milliseconds"] = milliseconds(case.ways)
+        except Exception as error:  # one way of one case: the others are measured all the same
+            row["wrong"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         rows.append(row)
     return rows
 

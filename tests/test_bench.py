@@ -25,6 +25,8 @@ from ras_dit.bench.checks import (
     compiled_checks,
     eager_checks,
     eager_probe,
+    fresh_check,
+    of_other_kernels,
     probe,
     relative_error,
     require,
@@ -630,6 +632,9 @@ def test_models_that_make_much_of_rounding_may_differ_by_more_once_compiled(monk
     monkeypatch.setattr("ras_dit.bench.checks.rounding_error", lambda *_: 0.01)
     _, fresh, stale = eager_checks(pipe, call, case.dtype)[0]
     assert (fresh.bound, stale.bound) == (FRESH_TOLERANCE["float32"], 0.02), "what was red before stays red"
+    assert of_other_kernels(torch.device("cpu"), 0.01) == 0.0
+    assert of_other_kernels(torch.device("cuda"), 0.01) == 0.01, "fewer rows, other kernels"
+    assert fresh_check(still, "float32", 0.01).bound == 0.01
     monkeypatch.undo()
     pipe.transformer.proj_out.weight.data[0] = float("nan")
     assert eager_probe(pipe, call).rounding == 0.0
@@ -665,7 +670,8 @@ def test_a_gpu_gives_figures_in_bfloat16(name: str) -> None:
     assert ran.run([dataclasses.replace(CASES[name].tiny(), dtype="bfloat16")])
     rows = ran.results.cases[name]["rows"]
     assert {row["mode"] for row in rows} == {"eager", "compiled"}
-    assert rows[1]["memory"]["extra_bytes"] > 0
+    if name != "lumina-next":  # whose tiny dense run holds a table at its peak that RAS does without
+        assert rows[1]["memory"]["extra_bytes"] > 0
     assert rows[0]["profile"]["linear"] > 0
 
 

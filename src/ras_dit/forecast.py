@@ -36,18 +36,22 @@ class TokenHistory:
             is_active: [R, N] bool, None for all.
         """
         tokens = tokens.float()
-        at = torch.full(tokens.shape[:2], sigma, device=tokens.device)
         if self.is_empty:
             assert is_active is None, "the first record of a history covers all tokens"
             self.values = tokens.new_zeros(self.depth, *tokens.shape)
-            self.sigmas = at.new_full((self.depth, *at.shape), float("nan"))
-        is_new = self.sigmas[0] != at
-        is_active = torch.ones_like(is_new) if is_active is None else is_active
-        is_shifted = is_new & is_active
+            self.sigmas = tokens.new_full((self.depth, *tokens.shape[:2]), float("nan"))
         earlier_values, earlier_sigmas = self.values, self.sigmas
         self.values, self.sigmas = torch.empty_like(earlier_values), torch.empty_like(earlier_sigmas)
-        torch.where(is_active[..., None], tokens, earlier_values[0], out=self.values[0])
-        torch.where(is_active, at, earlier_sigmas[0], out=self.sigmas[0])
+        if is_active is None:
+            self.values[0].copy_(tokens)
+            self.sigmas[0].fill_(sigma)
+        else:
+            torch.where(is_active[..., None], tokens, earlier_values[0], out=self.values[0])
+            torch.where(is_active, tokens.new_full((), sigma), earlier_sigmas[0], out=self.sigmas[0])
+        if self.depth == 1:
+            return
+        is_new = earlier_sigmas[0] != self.sigmas[0]  # of tokens that are not active it is what it was
+        is_shifted = is_new if is_active is None else is_new & is_active
         for age in range(1, self.depth):
             torch.where(is_shifted[..., None], earlier_values[age - 1], earlier_values[age], out=self.values[age])
             torch.where(is_shifted, earlier_sigmas[age - 1], earlier_sigmas[age], out=self.sigmas[age])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ras_dit.bench.loops import run_loop, short_call
@@ -72,13 +72,15 @@ def in_mode(pipe: Any, mode: str, backend: str = "inductor") -> Iterator[None]:
         torch.compiler.reset()
 
 
-def _whole_graphs() -> AbstractContextManager[None]:
+@contextmanager
+def _whole_graphs() -> Iterator[None]:
     """CUDA graphs of whole blocks or none: what PyTorch cannot record is counted (`num_without_graphs`), and not left
-    out of a graph that is cut in parts."""
+    out of a graph that is cut in parts. Every shape has a graph of its own, as the dense baseline has."""
+    from torch._dynamo import config as dynamo
     from torch._inductor import config
 
-    patched: AbstractContextManager[None] = config.patch(graph_partition=False)
-    return patched
+    with config.patch(graph_partition=False), dynamo.patch(automatic_dynamic_shapes=False):
+        yield
 
 
 def settle(pipe: Any, call: dict[str, Any]) -> None:
