@@ -23,7 +23,7 @@ from tiny import REGION, inputs, run, tiny_pipeline
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.fit_gain import Run, committed_runs, non_negative_least_squares
 
-TOLERANCE = 0.15  # of a committed speed-up; a batch of the embedded model on another CPU is at it
+TOLERANCE = 0.15  # of a committed speed-up; a batch of the embedded model on another CPU comes near it
 PAPER = {"warmup_steps": 4, "refresh_steps": (12, 20)}
 NO_FIXED_COST = replace(DeviceRates.of("cpu"), operation=0.0, region_layer=0.0, step=0.0)
 

@@ -638,6 +638,24 @@ def test_measured_costs_are_of_what_ran(pipe: Any, tmp_path: Path) -> None:
     assert bench.measure(Method("c", "dense", 3), on).costs["flops"] == 0.5
 
 
+def test_times_of_two_machines_are_not_ranked_together(
+    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ras_dit.bench.results.processor", lambda: "one")
+    for cost in ("time", "flops"):
+        job = tuning(tmp_path / cost, target=Target(max_cost=0.5, cost=cost))
+        bench = Bench(pipe, job.call, job.steps, job.batch, job.target.metrics, is_timed=cost == "time")
+        job._claim(bench)
+        job._claim(bench)
+        with monkeypatch.context() as patched:
+            patched.setattr("ras_dit.bench.results.processor", lambda: "another")
+            if cost == "time":
+                with pytest.raises(ValueError, match="holds a tuning with another machine; give another folder"):
+                    job._claim(bench)
+            else:
+                job._claim(bench)
+
+
 def test_the_first_dense_call_of_a_process_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     painted: list[int] = []
     monkeypatch.setattr(Bench, "_paint", lambda self, scenes, steps: painted.append(steps))

@@ -54,8 +54,8 @@ def report(arena: Arena, has_plot: bool = True, perceptual: Perceptual | None = 
     Returns:
         What results.json holds: ``rows`` with name, group, token_steps (T), flops_share and time_share (of the dense
         run; of each the fastest call), metrics (name -> [estimate, low, high], 95 % bootstrap; Frechet distances as
-        they are usually given stand alone) and per_picture (name -> list); ``failures`` with the step caches that do
-        not run on the model; ``left_out`` with the metrics that could not be had and why; ``sensitivity``, whether
+        they are usually given stand alone) and per_picture (name -> list); ``failures`` with the methods that do not
+        run on the model; ``left_out`` with the metrics that could not be had and why; ``sensitivity``, whether
         each metric tells the dense run from one of half its steps (None if there is none).
     """
     measures = Measures(arena, perceptual)

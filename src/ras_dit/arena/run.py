@@ -132,7 +132,8 @@ class Arena:
         for method in self.methods:
             self._check_method(method)
         self._claim_pipeline(pipe)
-        for method in self.methods:
+        for method in self.methods:  # what failed before may have been mended since
+            (self.folder / method.slug / "failure.txt").unlink(missing_ok=True)
             if reason := why_unfit(pipe.scheduler, method.solver) or _why_refused(pipe, method):
                 if method.slug == CONVERGED:
                     raise ValueError(f"converged_{reason}")

@@ -13,10 +13,13 @@ import torch
 
 from ras_dit.models import cache_hooks
 from ras_dit.pipeline import transformers_of
-from ras_dit.seams import PatchedMethod
+from ras_dit.seams import PatchedMethod, PlainCopies
 
 if TYPE_CHECKING:
     from ras_dit.arena.methods import Method
+
+OWN = "arena-"
+"""Contexts that the arena names, as their pipeline names none."""
 
 
 @contextmanager
@@ -67,17 +70,23 @@ def _clock(pipe: Any) -> Iterator[Callable[[], float]]:
         return times[pipe.scheduler.step_index or 0]
 
     patch = PatchedMethod(pipe.scheduler, "set_timesteps", begin)
+    plain = PlainCopies(pipe.scheduler, [patch])
     try:
         yield now
     finally:
+        plain.release()
         patch.release()
 
 
 @contextmanager
 def _hooked(pipe: Any, kind: str, options: Mapping[str, Any]) -> Iterator[None]:
-    """diffusers' cache hooks on a transformer of any class, every guidance call of a step in a context of its own."""
+    """diffusers' cache hooks on a transformer of any class.
+
+    Every guidance call of a step has a context of its own, named by the pipeline or by its number. (Pyramid attention
+    broadcast and FasterCache know no contexts: more than one call per step is refused.)
+    """
     from diffusers import hooks
-    from diffusers.hooks.hooks import CacheContext, HookRegistry, _set_cache_context
+    from diffusers.hooks.hooks import CacheContext, HookRegistry, StateManager, _set_cache_context
 
     known: dict[str, tuple[Any, Any]] = {
         "first_block": (hooks.apply_first_block_cache, hooks.FirstBlockCacheConfig),
@@ -92,8 +101,19 @@ def _hooked(pipe: Any, kind: str, options: Mapping[str, Any]) -> Iterator[None]:
 
     def set_context(*_: Any) -> None:
         nonlocal num_calls
-        _set_cache_context(transformer, CacheContext(f"arena-{num_calls}"))
+        if num_calls and kind in ("pyramid", "faster"):
+            raise ValueError(
+                f"cache: {kind} keeps one state, and {type(pipe).__name__} calls its transformer more than once a step."
+            )
+        held = (vars(each).values() for one in registries() for each in one.hooks.values())
+        given = next((part._context for parts in held for part in parts if isinstance(part, StateManager)), None)
+        if given is None or given.name.startswith(OWN):
+            _set_cache_context(transformer, CacheContext(f"{OWN}{num_calls}"))
         num_calls += 1
+
+    def registries() -> Iterator[Any]:
+        yield registry
+        yield from registry._get_child_registries()
 
     def counting(original: Callable[..., Any]) -> Callable[..., Any]:
         def anew(*args: Any, **kwargs: Any) -> Any:
@@ -105,6 +125,7 @@ def _hooked(pipe: Any, kind: str, options: Mapping[str, Any]) -> Iterator[None]:
 
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
     patches = [PatchedMethod(pipe.scheduler, name, counting) for name in ("set_timesteps", "step")]
+    plain = PlainCopies(pipe.scheduler, patches)  # of the sound's scheduler, which counts no steps
     hook = transformer.register_forward_pre_hook(set_context)
     try:
         put(transformer, config(**options))
@@ -114,6 +135,7 @@ def _hooked(pipe: Any, kind: str, options: Mapping[str, Any]) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+        plain.release()
         for patch in patches:
             patch.release()
         for own, name in list(cache_hooks(transformer)):
@@ -134,7 +156,7 @@ def _magnitude_ratios(pipe: Any, steps: int, calibrate: Callable[[], Any] | None
     lists = [line for line in printed.getvalue().splitlines() if line.startswith("[") and line.endswith("]")]
     if not lists:
         raise RuntimeError("magcache: its calibration printed no ratios; diffusers may have changed it.")
-    ratios: list[float] = json.loads(lists[-1])
+    ratios: list[float] = json.loads(lists[0])  # one list per guidance call; the first one is that of the prompt
     return ratios
 
 

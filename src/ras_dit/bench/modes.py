@@ -37,7 +37,8 @@ def in_mode(pipe: Any, mode: str, backend: str = "inductor") -> Iterator[None]:
 
     Args:
         pipe: its transformer's blocks are compiled one by one, whole graphs only. The first shape of a block gets a
-            graph of its own, later ones share one (PyTorch's default): see `settle`.
+            graph of its own, later ones may share one (PyTorch's default): see `settle`. With CUDA graphs every one has
+            its own.
         mode: one of `MODES`. With CUDA graphs every transformer call, with RAS or without, is announced to PyTorch:
             else every block would end what the one before it returned.
         backend: of torch.compile. ``reduce-overhead`` is one of inductor's own modes.

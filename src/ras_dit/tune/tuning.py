@@ -164,7 +164,7 @@ class Tuning:
             "pipeline": type(bench.pipe).__name__,
             "transformer": " ".join(digest(transformer) for transformer in transformers_of(bench.pipe)),
             "scheduler": [type(scheduler).__name__, settings],
-            "timed on": [str(bench.pipe.device), torch.__version__] if self.target.cost == "time" else None,
+            "machine": _machine(bench.pipe.device) if self.target.cost == "time" else None,
             "dtype": str(bench.pipe.transformer.dtype).removeprefix("torch."),
             "target": self.target.to_dict(),
             "calibration": [asdict(scene) for scene in self.calibration],
@@ -228,3 +228,11 @@ class Tuning:
             found.append(judge.validate(method.name, method))
             advance("dense runs at this cost")
         return tuple(found)
+
+
+def _machine(device: torch.device) -> list[object]:
+    """What times depend on: the GPU, or the processor and its threads; and PyTorch."""
+    from ras_dit.bench.results import processor
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    return [name, torch.get_num_threads(), torch.__version__]
