@@ -44,15 +44,13 @@ def test_keys_that_move_linearly_are_forecast_exactly(
     )
     storage = KVStorage(device=torch.device("cpu")) if is_converted else KVStorage()
     cache = KVCache(at(1.0), -at(1.0), storage=storage)
-    cache.follow(None, at(1.0), -at(1.0))
+    cache.begin_slopes()
     for rows, now in ((None, 0.9), (first, 0.7), (second or first, 0.65), (None, 0.4), (first, 0.3)):
         advance = progress.advance(now, damping=1.0, reach=None)
         progress.record(now, None if rows is None else membership(rows.active, TOKENS))
         if rows is None:
             cache.aim_whole(advance, whole)
-            dense = KVCache(at(now), -at(now), storage=storage)
-            dense.follow(cache, at(now), -at(now))
-            cache = dense
+            cache.refill(at(now), -at(now), None, None, forecasts=True)
             continue
         placed = rows.at(offset)
         cache.aim(placed, advance)
@@ -65,19 +63,18 @@ def test_keys_that_move_linearly_are_forecast_exactly(
 def test_damping_scales_the_slope_and_fresh_rows_learn_theirs() -> None:
     kept = torch.zeros(1, 1, 2, 1)
     cache = KVCache(kept.clone(), kept.clone())
-    cache.follow(None, kept, kept)
+    cache.begin_slopes()
     progress = KVProgress(1, 2, 1.0, kept.device)
     whole = RowIndex(torch.arange(2)[None], 2, True)
     cache.aim_whole(progress.advance(0.9, 0.5, reach=1.0), whole)
     progress.record(0.9)
-    dense = KVCache(kept + 1.0, kept + 1.0)
-    dense.follow(cache, kept + 1.0, kept + 1.0)
-    assert dense.key_slope is not None
-    assert dense.key_slope.flatten().tolist() == pytest.approx([-10.0, -10.0])
-    dense.aim(RowIndex(torch.tensor([[1]]), 2, True), progress.advance(0.8, 0.5, reach=1.0))
-    key, _ = dense.merge(kept[:, :, :1] + 3.0, kept[:, :, :1] + 3.0)
+    cache.refill(kept + 1.0, kept + 1.0, None, None, forecasts=True)
+    assert cache.key_slope is not None
+    assert cache.key_slope.flatten().tolist() == pytest.approx([-10.0, -10.0])
+    cache.aim(RowIndex(torch.tensor([[1]]), 2, True), progress.advance(0.8, 0.5, reach=1.0))
+    key, _ = cache.merge(kept[:, :, :1] + 3.0, kept[:, :, :1] + 3.0)
     assert key.flatten().tolist() == pytest.approx([1.5, 3.0]), "half of the slope; the computed value"
-    assert dense.key_slope.flatten().tolist() == pytest.approx([-10.0, -20.0]), "(3 - 1) / -0.1"
+    assert cache.key_slope.flatten().tolist() == pytest.approx([-10.0, -20.0]), "(3 - 1) / -0.1"
 
 
 def test_keys_follow_their_slope_no_farther_than_it_was_measured() -> None:

@@ -13,6 +13,7 @@ from accelerate import cpu_offload_with_hook
 from accelerate.hooks import remove_hook_from_module
 
 import ras_dit
+from families import wan
 from ras_dit.seams import PatchedMethod
 from tiny import REGION, inputs, run, tiny_pipeline, tiny_transformer
 
@@ -219,3 +220,14 @@ def test_a_transformer_that_is_compiled_as_a_whole_after_enable_is_refused(is_in
     handle.disable()
     plain._compiled_call_impl, pipe.transformer = None, plain
     assert torch.equal(run(pipe, **inputs()), dense)
+
+
+def test_a_second_transformer_is_looked_at_as_the_first_is() -> None:
+    pipe = wan.build_two()
+    handle = ras_dit.enable(pipe, REGION)
+    pipe.transformer_2.compile(backend="eager")
+    with pytest.raises(ValueError, match="compiled as a whole"):
+        pipe(**wan.call())
+    handle.disable()
+    with pytest.raises(ValueError, match="compiled as a whole"):
+        ras_dit.enable(pipe, REGION)

@@ -166,7 +166,7 @@ class LayerSeam:
         storage = KVStorage(keeps=False) if is_causal else self.storage  # text only, see above
         cached = KVCache(key, value, self._kept(mask), scale, storage)
         if self.forecasts and not is_causal:
-            cached.follow(earlier, key, value)
+            cached.begin_slopes()
         return cached
 
     def _kept(self, mask: torch.Tensor | None) -> torch.Tensor | None:

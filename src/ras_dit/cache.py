@@ -160,7 +160,7 @@ class KVCache:
         if not self.keeps:
             return
         if forecasts and (self.key_slope is None or self.value_slope is None):
-            self.key_slope, self.value_slope = torch.zeros_like(self.key), torch.zeros_like(self.value)
+            self.begin_slopes()
         elif forecasts and self.advance is None:
             self.key_slope.zero_()  # type: ignore[union-attr]
             self.value_slope.zero_()  # type: ignore[union-attr]
@@ -177,23 +177,10 @@ class KVCache:
             if tensor is not None and tensor.numel():
                 setattr(self, name, lasting(tensor.shape, tensor.dtype, tensor.device).copy_(tensor))
 
-    def follow(self, earlier: KVCache | None, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Forecast from now on: slopes go from an earlier cache of the same call to this one, or begin at zero.
-
-        Args:
-            earlier: aimed at this step by `aim_whole`. Its slopes are overwritten.
-            key, value: of this one, as computed.
-        """
-        if not self.keeps:
-            return
-        if earlier is None or earlier.advance is None or earlier.key.shape != self.key.shape:
+    def begin_slopes(self) -> None:
+        """Forecast from now on, from slopes of zero."""
+        if self.keeps:
             self.key_slope, self.value_slope = torch.zeros_like(self.key), torch.zeros_like(self.value)
-            return
-        assert earlier.key_slope is not None
-        assert earlier.value_slope is not None
-        key_slope = earlier._followed(earlier.key, earlier.key_slope, key)
-        value_slope = earlier._followed(earlier.value, earlier.value_slope, value)
-        self.key_slope, self.value_slope = self._stored(key_slope), self._stored(value_slope)
 
     def _followed(self, kept: torch.Tensor, slope: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
         """The slope from the values computed last to fresh ones: that of the forecast, and what it missed."""
@@ -205,9 +192,6 @@ class KVCache:
     def _as_computed(self, tensor: torch.Tensor) -> torch.Tensor:
         """Something kept, in the type and at the place of computing: a copy if it is converted for that."""
         return tensor.to(device=self.change.device, dtype=self.dtype) if self.is_converted else tensor
-
-    def _stored(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self.storage.store(tensor) if self.is_converted else tensor
 
     def _keep_slope(self, slope: torch.Tensor, learned: torch.Tensor) -> None:
         if learned is not slope:

@@ -13,7 +13,7 @@ from ras_dit.flops import Layers, plan_cost
 from ras_dit.gain import DeviceRates, Model, is_small, why_small, with_prediction
 from ras_dit.models import TOKEN_PLANS, check_uncached, check_uncompiled, token_plan_of
 from ras_dit.models.sizes import check_count, default_call, default_rows, default_text, grid_for_size
-from ras_dit.pipeline import device_of
+from ras_dit.pipeline import device_of, transformers_of
 from ras_dit.plan import Plan, StepPlan, build_plan
 from ras_dit.presets import PRESETS
 from ras_dit.remarks import why_short
@@ -290,8 +290,9 @@ def enable(
             "then enable it with the new config."
         )
     check_reuse(pipe, chosen)
-    check_uncached(pipe.transformer)
-    check_uncompiled(pipe.transformer)
+    for transformer in transformers_of(pipe):
+        check_uncached(transformer)
+        check_uncompiled(transformer)
     handle = Handle(pipe, chosen, rates)
     try:
         if chosen.has_savings and (reason := why_stochastic(pipe.scheduler)):

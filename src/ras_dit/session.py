@@ -144,8 +144,8 @@ class Session:
         inpaint = [] if self._inpaint is None else [self._inpaint]
         for part in (*self._patches, *self._cpu_layers.values(), *self._seams.values(), *inpaint):
             part.ensure()
-        check_uncompiled(self._pipe.transformer)
-        check_uncompiled(self.transformer)
+        for transformer in (self._pipe.transformer, *self._seams):
+            check_uncompiled(transformer)
         if self._pipe.transformer is not self.transformer:
             self._leave("The transformer was replaced after `enable`: RAS is not on it. Disable and enable again.")
 

@@ -149,8 +149,7 @@ class TokenSeams:
             layer.aim("capture", [], storage, caches, call.forecasts)
 
     def _followed(self, call: Call, earlier: list[KVCache], stream: Stream) -> list[KVCache]:
-        """The caches that a capture refills (or follows, if they are of another size); none where keys and values are
-        neither forecast nor static."""
+        """The caches that a capture refills; none where keys and values are neither forecast nor static."""
         if call.forecasts and call.advance is not None and call.whole is not None:
             for cached in earlier:
                 if cached.length >= call.num_image_rows:

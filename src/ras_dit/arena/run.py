@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,17 +36,33 @@ class Scene:
     background: int | None = None
 
 
-def call_for(pipe: Any, scenes: Sequence[Scene], steps: int, call: dict[str, Any]) -> Any:
-    """What a pipeline returns for these scenes, each from its own noise; a negative prompt is for all of them."""
-    if "negative_prompt" in call:  # pipelines want as many as prompts
-        call = {**call, "negative_prompt": [call["negative_prompt"]] * len(scenes)}
-    return pipe(
-        prompt=[scene.prompt for scene in scenes],
-        num_inference_steps=steps,
-        generator=[torch.Generator().manual_seed(scene.seed) for scene in scenes],
-        output_type="pil",
+def arguments_for(scenes: Sequence[Scene], steps: int, call: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call for these scenes, each from its own noise; a negative prompt is for all of them."""
+    arguments = {
         **call,
-    )
+        "prompt": [scene.prompt for scene in scenes],
+        "num_inference_steps": steps,
+        "generator": [torch.Generator("cpu").manual_seed(scene.seed) for scene in scenes],
+    }
+    if "negative_prompt" in call:  # pipelines want as many as prompts
+        arguments["negative_prompt"] = [call["negative_prompt"]] * len(scenes)
+    return arguments
+
+
+def call_for(pipe: Any, scenes: Sequence[Scene], steps: int, call: Mapping[str, Any]) -> Any:
+    """What a pipeline returns for these scenes."""
+    return pipe(**arguments_for(scenes, steps, call), output_type="pil")
+
+
+def identity_of(pipe: Any) -> dict[str, Any]:
+    """What pictures of one folder have in common: the pipeline, its weights and its scheduler, as JSON holds them."""
+    scheduler = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
+    return {
+        "pipeline": type(pipe).__name__,
+        "transformer": " ".join(digest(transformer) for transformer in transformers_of(pipe)),
+        "dtype": str(pipe.transformer.dtype),
+        "scheduler": [type(pipe.scheduler).__name__, scheduler],
+    }
 
 
 def pixels(image: Image.Image | Sequence[Image.Image]) -> torch.Tensor:
@@ -155,14 +171,7 @@ class Arena:
 
     def _claim_pipeline(self, pipe: Any) -> None:
         """Keep pictures of one folder to one model."""
-        scheduler = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
-        purpose = {
-            "pipeline": type(pipe).__name__,
-            "transformer": " ".join(digest(transformer) for transformer in transformers_of(pipe)),
-            "dtype": str(pipe.transformer.dtype),
-            "scheduler": [type(pipe.scheduler).__name__, scheduler],
-        }
-        if others := claim_folder(self.folder / "pipeline.json", purpose):
+        if others := claim_folder(self.folder / "pipeline.json", identity_of(pipe)):
             raise ValueError(
                 f"{self.folder}: holds pictures of another model ({', '.join(others)} differ); give another folder, or "
                 "remove it."

@@ -102,17 +102,8 @@ def arena(
         return
     weights = Weights(lpips_weights, inception_weights, clip_model, real)
     scenes = read_scenes(prompts_file, pictures, is_embedded=model in EMBEDDED)
-    picture = Picture(
-        scenes[0].prompt,
-        0,
-        steps,
-        guidance,
-        height,
-        width,
-        negative_prompt,
-        num_frames=frames,
-        true_cfg_scale=true_cfg_scale,
-    )
+    guided = (negative_prompt, true_cfg_scale)
+    picture = Picture(scenes[0].prompt, 0, steps, guidance, height, width, frames, *guided)
     pipe = load_pipeline(model, dtype, device, allows_video=True)
     picture = resolved(pipe, model, picture)
     contest = Arena(
@@ -129,10 +120,11 @@ def arena(
     perceptual = Perceptual.load(weights, pipe.device)  # before painting: a wrong file should be known at once
     with runs_progress("painting", contest.num_calls) as advance:
         contest.run(pipe, advance)
-    result = report(contest, has_plot=has_matplotlib(), perceptual=perceptual)
+    has_plot = has_matplotlib()
+    result = report(contest, has_plot=has_plot, perceptual=perceptual)
     console = Console()
     console.print(text(result), markup=False, highlight=False, soft_wrap=True)
-    files = "results.json, table.md and pareto.png" if has_matplotlib() else "results.json and table.md"
+    files = "results.json, table.md and pareto.png" if has_plot else "results.json and table.md"
     console.print(f"Wrote {files} in {output}", markup=False, soft_wrap=True)
-    if not has_matplotlib():
+    if not has_plot:
         console.print(NO_PLOT, markup=False, soft_wrap=True)

@@ -50,9 +50,9 @@ def calibrate(
     """
     import warnings
 
-    import torch
     from rich.console import Console
 
+    from ras_dit.arena.run import arguments_for
     from ras_dit.calibration import DenseRun, check_fittable
     from ras_dit.cli.pictures import Picture, call_arguments, resolved
     from ras_dit.cli.pipelines import EMBEDDED, load_pipeline
@@ -74,28 +74,14 @@ def calibrate(
     scenes = read_scenes(prompts_file, pictures, is_embedded=model in EMBEDDED, first_seed=seed)
     if frames is not None and frames < 1:
         raise ValueError(f"--frames: got {frames}; allowed: at least 1.")
-    picture = Picture(
-        scenes[0].prompt,
-        seed,
-        steps,
-        guidance,
-        height,
-        width,
-        negative_prompt,
-        num_frames=frames,
-        true_cfg_scale=true_cfg_scale,
-    )
+    guided = (negative_prompt, true_cfg_scale)
+    picture = Picture(scenes[0].prompt, seed, steps, guidance, height, width, frames, *guided)
     pipe = load_pipeline(model, dtype, device, allows_video=True)
     picture = resolved(pipe, model, picture)
     asked = call_arguments(pipe, picture)
 
-    if negative_prompt is not None:
-        asked["negative_prompt"] = [negative_prompt] * len(scenes)  # pipelines want as many as prompts
-
     def call() -> dict[str, Any]:
-        generators = [torch.Generator().manual_seed(scene.seed) for scene in scenes]
-        prompts = [scene.prompt for scene in scenes]
-        return {**asked, "prompt": prompts, "generator": generators, "num_inference_steps": steps}
+        return arguments_for(scenes, steps, asked)
 
     with runs_progress("fitting", 2 if cost is None else 2 + NUM_TICKS) as advance:
         if cost is not None:

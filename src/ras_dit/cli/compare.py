@@ -53,18 +53,8 @@ def compare(
     check_file("--json", json_file)
     if repeats < 1:
         raise ValueError(f"--repeats: got {repeats}; allowed: at least 1.")
-    picture = Picture(
-        prompt,
-        seed,
-        steps,
-        guidance,
-        height,
-        width,
-        negative_prompt,
-        num_frames=frames,
-        true_cfg_scale=true_cfg_scale,
-        image=image,
-    )
+    guided = (negative_prompt, true_cfg_scale, image)
+    picture = Picture(prompt, seed, steps, guidance, height, width, frames, *guided)
     pipe = load_pipeline(model, dtype, device, allows_video=True, gives=("image",) if image else ())
     picture = resolved(pipe, model, picture)
     with runs_progress("comparing", 2 * (repeats + 1)) as advance:

@@ -105,8 +105,10 @@ def generate(
     }
     pictures = _pictures([{**common, **entry} for entry in entries], num_images)
     batch = Batch(model, None if dense else config, dtype, output_dir, trace, fps)
-    kept = [picture for picture in pictures if not overwrite and batch.is_there(picture)]
-    due = [picture for picture in pictures if picture not in kept]
+    kept: list[Picture] = []
+    due: list[Picture] = []
+    for picture in pictures:
+        (due if overwrite or not batch.is_there(picture) else kept).append(picture)
     console = Console(soft_wrap=True, highlight=False)
     if kept:
         console.print(f"{len(kept)} of {len(pictures)} pictures are there already. First:", batch.path(kept[0]))

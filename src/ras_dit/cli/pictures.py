@@ -36,11 +36,11 @@ class Picture:
     guidance: float | None = None
     height: int | None = None
     width: int | None = None
-    negative_prompt: str | None = None
-    max_sequence_length: int | None = None
     num_frames: int | None = None
+    negative_prompt: str | None = None
     true_cfg_scale: float | None = None
     image: Path | None = None
+    max_sequence_length: int | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:

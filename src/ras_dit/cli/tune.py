@@ -138,17 +138,8 @@ def tune(
     base = RASConfig() if config is None else RASConfig.load(config)
     if frames is not None and frames < 1:
         raise ValueError(f"--frames: got {frames}; allowed: at least 1.")
-    picture = Picture(
-        first[0].prompt,
-        0,
-        steps,
-        guidance,
-        height,
-        width,
-        negative_prompt,
-        num_frames=frames,
-        true_cfg_scale=true_cfg_scale,
-    )
+    guided = (negative_prompt, true_cfg_scale)
+    picture = Picture(first[0].prompt, 0, steps, guidance, height, width, frames, *guided)
     pipe = load_pipeline(model, dtype, device, allows_video=True)
     picture = resolved(pipe, model, picture)
     tuning = Tuning(

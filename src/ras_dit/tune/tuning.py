@@ -13,12 +13,11 @@ from typing import Any, Literal, get_args
 import torch
 
 from ras_dit.arena.methods import Method, Solver, why_unfit
-from ras_dit.arena.run import CONVERGED, DENSE, Scene, digest
+from ras_dit.arena.run import CONVERGED, DENSE, Scene, identity_of
 from ras_dit.config import RASConfig
 from ras_dit.engine import check_reuse
 from ras_dit.files import alone_in, claim_folder
 from ras_dit.models import token_plan_of
-from ras_dit.pipeline import transformers_of
 from ras_dit.schedule import is_euler, why_stochastic
 from ras_dit.tune.measure import Bench, SceneSet
 from ras_dit.tune.search import Search, known_for, load_optuna
@@ -157,15 +156,10 @@ class Tuning:
             )
 
     def _claim(self, bench: Bench) -> None:
-        scheduler = bench.pipe.scheduler
-        settings = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
         purpose = {
             "model": self.model,
-            "pipeline": type(bench.pipe).__name__,
-            "transformer": " ".join(digest(transformer) for transformer in transformers_of(bench.pipe)),
-            "scheduler": [type(scheduler).__name__, settings],
+            **identity_of(bench.pipe),
             "machine": _machine(bench.pipe.device) if self.target.cost == "time" else None,
-            "dtype": str(bench.pipe.transformer.dtype).removeprefix("torch."),
             "target": self.target.to_dict(),
             "calibration": [asdict(scene) for scene in self.calibration],
             "validation": [asdict(scene) for scene in self.validation],
