@@ -25,8 +25,6 @@ from ras_dit.bench.checks import (
     compiled_checks,
     eager_checks,
     eager_probe,
-    fresh_check,
-    of_other_kernels,
     probe,
     relative_error,
     require,
@@ -632,9 +630,6 @@ def test_models_that_make_much_of_rounding_may_differ_by_more_once_compiled(monk
     monkeypatch.setattr("ras_dit.bench.checks.rounding_error", lambda *_: 0.01)
     _, fresh, stale = eager_checks(pipe, call, case.dtype)[0]
     assert (fresh.bound, stale.bound) == (FRESH_TOLERANCE["float32"], 0.02), "what was red before stays red"
-    assert of_other_kernels(torch.device("cpu"), 0.01) == 0.0
-    assert of_other_kernels(torch.device("cuda"), 0.01) == 0.01, "fewer rows, other kernels"
-    assert fresh_check(still, "float32", 0.01).bound == 0.01
     monkeypatch.undo()
     pipe.transformer.proj_out.weight.data[0] = float("nan")
     assert eager_probe(pipe, call).rounding == 0.0

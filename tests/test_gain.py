@@ -81,19 +81,20 @@ def test_every_committed_cpu_result_is_explained(measured: dict[tuple[str, str, 
 
 
 def test_the_prediction_says_more_than_the_flops(measured: dict[tuple[str, str, str], Run]) -> None:
-    """Where the constants were fitted. (On another CPU dense steps may have a lower rate than region steps, and go past
-    what the FLOPs allow: a batch of the embedded model does.)"""
-    fitted = [run for run in measured.values() if run.is_fitted]
-    region = [run for run in fitted if run.plan.num_region_steps]
-    skipping = [run for run in fitted if run.plan.has_savings and not run.plan.num_region_steps]
+    """But for a batch of the embedded model on another CPU than that of the constants, whose dense steps have a lower
+    rate than its region steps: some of it went past what the FLOPs allow."""
+    region = [run for run in measured.values() if run.plan.num_region_steps]
+    skipping = [run for run in measured.values() if run.plan.has_savings and not run.plan.num_region_steps]
     assert len(region) >= 8
     assert len(skipping) >= 6
 
     def error(speedup: float, run: Run) -> float:
         return abs(speedup / run.speedup - 1)
 
-    assert all(error(predicted(r.plan), r) <= error(r.plan.speedup_limit, r) for r in region)
-    for row in region:
+    known = [run for run in region if run.is_fitted or run.case != "embedded-batch"]
+    assert all(error(predicted(r.plan), r) <= error(r.plan.speedup_limit, r) for r in known)
+    assert len(region) - len(known) <= 6
+    for row in (run for run in region if run.is_fitted):
         other = measured.get(("embedded-batch", row.name, row.processor))
         if row.case == "embedded" and other is not None:
             assert predicted(row.plan) < 0.8 * row.plan.speedup_limit, "one small picture is far below its limit"

@@ -19,6 +19,7 @@ import ras_dit as library
 from families import flux
 from ras_dit.arena import Scene
 from ras_dit.arena.run import call_for
+from ras_dit.cli.generate import Batch
 from ras_dit.cli.pictures import Picture, call_arguments, read_image
 from ras_dit.cli.pipelines import load_pipeline
 from tiny import tiny_vae
@@ -232,13 +233,10 @@ def test_pipelines_that_want_more_than_a_prompt(
 
 
 def test_pictures_are_called_what_they_always_were() -> None:
-    assert set(Picture("a fox").to_dict()) == {
-        "prompt",
-        "seed",
-        "steps",
-        "guidance",
-        "height",
-        "width",
-        "negative_prompt",
-        "max_sequence_length",
-    }
+    """A batch that an earlier version began goes on: the names are those of before there were the later fields."""
+    batch = Batch("embedded", None, "auto", Path("out"), saves_trace=False, fps=16)
+    asked = {"height": 64, "width": 48, "negative_prompt": "a cat"}
+    assert batch.path(Picture("a fox")).name == "a-fox-seed0-db69aade.png"
+    assert batch.path(Picture("a fox", 3, 8, 2.0, **asked)).name == "a-fox-seed3-68fd6725.png"
+    assert batch.path(Picture("a fox", num_frames=9)).name == "a-fox-seed0-7f0801a5.png"
+    assert batch.path(Picture("a fox", true_cfg_scale=3.0)).name != "a-fox-seed0-db69aade.png"

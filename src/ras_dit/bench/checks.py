@@ -226,23 +226,11 @@ def _not_following(pipe: Any, factor: float) -> Iterator[None]:
             patch.release()
 
 
-def fresh_check(still: Probe, dtype: str, rounding: float = 0.0) -> Check:
-    """A region step over fresh keys and values gives the dense noise where it computes.
-
-    Args:
-        still: a probe whose latents stay where they are.
-        dtype: name of the type of the noise.
-        rounding: what it may be off by, where that is more than the tolerance: `of_other_kernels`.
-    """
+def fresh_check(still: Probe, dtype: str) -> Check:
+    """A region step over fresh keys and values gives the dense noise where it computes."""
     steps = [index for index, active in enumerate(still.active) if active is not None]
     error = max((still.error_to(still, step, 0) for step in steps), default=float("inf"))
-    return Check("region step over fresh keys equals dense", error, max(FRESH_TOLERANCE[dtype], rounding))
-
-
-def of_other_kernels(device: torch.device, rounding: float) -> float:
-    """What rounding makes of a region step on this device: on a GPU fewer rows go to other kernels, which add in
-    another order; on a CPU a row does not depend on how many there are."""
-    return 0.0 if device.type == "cpu" else rounding
+    return Check("region step over fresh keys equals dense", error, FRESH_TOLERANCE[dtype])
 
 
 def eager_checks(pipe: Any, call: dict[str, Any], dtype: str) -> tuple[list[Check], Probe]:
@@ -255,7 +243,7 @@ def eager_checks(pipe: Any, call: dict[str, Any], dtype: str) -> tuple[list[Chec
     floor = STALE_MARGIN * max(FRESH_TOLERANCE[dtype], still.rounding)
     checks = [
         ratio_one_check(pipe, call),
-        fresh_check(still, dtype, of_other_kernels(device_of(pipe), still.rounding)),
+        fresh_check(still, dtype),
         Check("stale keys can be told from fresh ones", stale_error(pipe, call), floor, is_floor=True),
     ]
     return checks, still
@@ -298,7 +286,7 @@ def compiled_checks(
     errors = {"dense": still.error_to(eager, 0, 0), "region": still.error_to(eager, _REGION, _REGION)}
     bound = max(COMPILED_TOLERANCE[dtype], eager.rounding)
     checks = [Check(f"compiled {kind} step equals eager", error, bound) for kind, error in errors.items()]
-    checks.append(fresh_check(still, dtype, of_other_kernels(device, eager.rounding)))
+    checks.append(fresh_check(still, dtype))
     if config.static_memory and device.type == "cuda":
         is_missing = num_recorded(device) - before < 2  # asking takes a number itself
         name = "region steps are recorded as CUDA graphs (TORCH_LOGS=perf_hints says why not)"
