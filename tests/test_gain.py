@@ -83,18 +83,18 @@ def test_every_committed_cpu_result_is_explained(measured: dict[tuple[str, str, 
 def test_the_prediction_says_more_than_the_flops(measured: dict[tuple[str, str, str], Run]) -> None:
     """But for a batch of the embedded model on another CPU than that of the constants, whose dense steps have a lower
     rate than its region steps: some of it went past what the FLOPs allow."""
-    region = [run for run in measured.values() if run.plan.num_region_steps]
-    skipping = [run for run in measured.values() if run.plan.has_savings and not run.plan.num_region_steps]
+    region = [r for r in measured.values() if r.plan.num_region_steps]
+    skipping = [r for r in measured.values() if r.plan.has_savings and not r.plan.num_region_steps]
     assert len(region) >= 8
     assert len(skipping) >= 6
 
     def error(speedup: float, run: Run) -> float:
         return abs(speedup / run.speedup - 1)
 
-    known = [run for run in region if run.is_fitted or run.case != "embedded-batch"]
+    known = [r for r in region if r.is_fitted or r.case != "embedded-batch"]
     assert all(error(predicted(r.plan), r) <= error(r.plan.speedup_limit, r) for r in known)
     assert len(region) - len(known) <= 6
-    for row in (run for run in region if run.is_fitted):
+    for row in (r for r in region if r.is_fitted):
         other = measured.get(("embedded-batch", row.name, row.processor))
         if row.case == "embedded" and other is not None:
             assert predicted(row.plan) < 0.8 * row.plan.speedup_limit, "one small picture is far below its limit"
