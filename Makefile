@@ -15,7 +15,7 @@ test: $(STAMP)
 # what meets diffusers, against the lowest supported one, put in front of the installed one; FLOPs follow from dimensions
 LOWEST := $(VENV)/lowest
 MEETS_DIFFUSERS := $(addprefix tests/test_,around.py cut_short.py embedded_ras.py exactness.py failures.py families.py forecast.py memory.py \
-	pipelines.py reference.py region.py runs.py sampler.py static_memory.py video.py kept_results.py pretended_gpu.py)
+	pipelines.py reference.py region.py runs.py sampler.py static_memory.py video.py kept_results.py pretended_gpu.py routing.py)
 test-lowest: $(STAMP)
 	test -d $(LOWEST)/diffusers || $(BIN)/python -m pip install --quiet --no-deps --target $(LOWEST) diffusers==0.41.0
 	PYTHONPATH=$(LOWEST) $(BIN)/python -m pytest -n 2 --dist worksteal -k "not flops" $(MEETS_DIFFUSERS)
@@ -40,5 +40,5 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,train]"
 	@touch $@
 
-clean:
-	rm -rf $(VENV) outputs runs
+clean: # results stay: outputs/ holds what was painted, and votes
+	rm -rf $(VENV)

@@ -16,7 +16,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHON=${PYTHON:-$(command -v python || command -v python3)} PYTHONPATH=src:.${PYTHONPATH:+:$PYTHONPATH}
 "$PYTHON" -c 'import diffusers, torch; assert torch.cuda.is_available(), "no CUDA device"' || {
-    echo "gpu.sh: $PYTHON needs a CUDA device, and what the project needs (pip install -c constraints.txt '.[arena,tune]')." >&2
+    echo "gpu.sh: $PYTHON needs a CUDA device, and what the project needs (pip install -c constraints.txt '.[dev,arena,tune]')." >&2
     exit 2
 }
 failed=0

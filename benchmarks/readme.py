@@ -60,6 +60,31 @@ def linear_table() -> str:
     return "\n".join([*lines, ""])
 
 
+def host_table() -> str:
+    """What a step costs the host, against one without RAS."""
+    result = record.read("host_cost")
+    config = result["config"]
+    lines = [
+        f"Milliseconds of one thread per step of {config['layers']} narrow layers (FLUX.1: double ones and "
+        f"some single ones), medians of {config['repeats']} interleaved runs; regions of {config['ratio']:.0%} "
+        f"({record.origin(result)})",
+        "",
+        "| transformer | without RAS | on a quarter of the tokens | dense step, kept | region step | region step that "
+        "looks at every operation |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in result["rows"]:
+        plain = row["milliseconds"]["without RAS"]
+        names = ("without RAS, a quarter of the tokens", "dense", "region", "region, the long way")
+        cells = " | ".join(_times(row["milliseconds"][name], plain) for name in names)
+        lines.append(f"| {row['transformer']} | {plain:.1f} | {cells} |")
+    return "\n".join([*lines, ""])
+
+
+def _times(milliseconds: float, plain: float) -> str:
+    return f"{milliseconds:.1f} ({milliseconds / plain:.2f}x)"
+
+
 def _rate(by_parts: dict[str, float]) -> str:
     whole, parts = by_parts["1"], max(by_parts, key=lambda count: by_parts[count])
     return f"{whole:.2f}" + (f", {parts} calls: **{by_parts[parts]:.2f}**" if by_parts[parts] > 1.1 * whole else "")
@@ -90,6 +115,7 @@ def main() -> None:
             "profile": speed_tables.profile_table(),
             "limits": speed_tables.limits_table(),
             "linear": linear_table(),
+            "host": host_table(),
             "memory": speed_tables.memory_table(),
             "rounding": speed_tables.rounding_table(),
             "crossover": speed_tables.crossover_table(),

@@ -103,11 +103,13 @@ def _with_age(name: str, config: Mapping[str, Any]) -> str:
 
 
 def origin(result: dict[str, Any]) -> str:
-    """Where a result comes from, as tables say it."""
+    """Where a result comes from, as tables say it. (Rows that were made at other commits have theirs in the JSON.)"""
     hardware, versions = result["hardware"], result["versions"]
     where = hardware["gpu"] or f"{hardware['processor']}, {hardware['threads']} threads"
     software = f"torch {versions['torch']}, diffusers {versions['diffusers']}"
-    return f"{where}; {software}; commit {result['commit']}, {result['date']}"
+    others = sorted({row.get("commit", result["commit"]) for row in result.get("rows", [])} - {result["commit"]})
+    rows = f", rows of others ({', '.join(others)}) beside it" if others else ""
+    return f"{where}; {software}; commit {result['commit']}, {result['date']}{rows}"
 
 
 def revision(root: Path) -> str:

@@ -23,6 +23,7 @@ from families import flux, ltx, pixart
 from ras_dit import RASConfig
 from ras_dit.models.ltx import LTX
 from ras_dit.plan import build_plan
+from ras_dit.seams import WatchedLoop
 from test_static_memory import addresses
 from tiny import REGION, inputs, run, tiny_pipeline, tiny_transformer
 
@@ -312,3 +313,24 @@ def test_ltx_with_coordinates_beside_a_size_that_is_none_is_refused() -> None:
 
     assert reason(2, 6, 6) is None
     assert "not one video of the size given" in str(reason(1, 1, 1))
+
+
+def test_an_error_of_the_loop_is_not_hidden_by_one_of_clearing_up() -> None:
+    """A GPU that has failed fails again when it is asked for the time."""
+    closed: list[Any] = []
+
+    class Bar:
+        def __enter__(self) -> Bar:
+            return self
+
+        def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+            closed.append(kind)
+
+    def fail() -> None:
+        raise RuntimeError("no time")
+
+    with pytest.raises(RuntimeError, match="first"), WatchedLoop(Bar(), lambda: False, fail):
+        raise RuntimeError("first")
+    with pytest.raises(RuntimeError, match="no time"), WatchedLoop(Bar(), lambda: True, fail):
+        pass
+    assert closed == [RuntimeError]

@@ -209,3 +209,37 @@ def test_layers_that_keep_are_spread_evenly() -> None:
     assert keeping_layers(0.5, 4) == [False, True, False, True]
     assert keeping_layers(0.25, 8) == [False, False, False, True] * 2
     assert sum(keeping_layers(0.01, 8)) == 1
+
+
+def test_a_type_that_is_that_of_computing_converts_nothing() -> None:
+    key = torch.randn(1, 2, 6, 4)
+    for storage in (KVStorage(torch.float32), KVStorage(device=torch.device("cpu")), KVStorage()):
+        assert not KVCache(key, key, storage=storage).is_converted
+    for storage in (KVStorage(torch.bfloat16), KVStorage(device=torch.device("meta"))):
+        assert KVCache(key, key, storage=storage).is_converted
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_rows_of_a_cache_elsewhere_are_moved_there_once_a_step(is_shared: bool) -> None:
+    rows = RowIndex(torch.tensor([[1, 3], [0, 2]]), 4, is_shared=is_shared)
+    elsewhere = torch.device("meta")
+    first, second = (rows.heads_index(rows.positions(6), 2, 6, elsewhere) for _ in range(2))
+    assert first is second
+    assert first.device == elsewhere
+    assert rows.heads_index(rows.positions(6), 2, 6, torch.device("cpu")).device.type == "cpu"
+
+
+def test_a_run_that_has_become_dense_lets_go_of_keys_and_values() -> None:
+    pipe = tiny_pipeline()
+    held: list[int] = []
+
+    def refuse(_pipe: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        held.append(kept_bytes(handle))
+        if index == 4:
+            handle._session._generation.refuse("Enough.")
+        return tensors
+
+    with pytest.warns(ras_dit.RASWarning, match="Enough"), ras_dit.accelerate(pipe, REGION) as handle:
+        run(pipe, **inputs(num_inference_steps=10, callback_on_step_end=refuse))
+    assert all(held[2:5])
+    assert held[5:9] == [0] * 4

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, MagCacheConfig
 from diffusers.hooks import apply_mag_cache
+from PIL import Image
 
 import ras_dit
-from families import z_image
+from families import cosmos3, ltx, z_image
 from ras_dit import RASConfig
 from ras_dit.arena.methods import AdamsBashforth2Scheduler
 from ras_dit.calibration import least_error
 from ras_dit.chooser import TokenChooser
+from ras_dit.models.cosmos3 import COSMOS3
 from ras_dit.models.ltx2 import LTX2
 from ras_dit.models.z_image import Z_IMAGE
-from ras_dit.schedule import forecast_levels, noise_levels
+from ras_dit.schedule import forecast_levels, is_at, noise_levels
 from tiny import REGION, inputs, run, tiny_pipeline
 
 
@@ -221,3 +224,86 @@ def test_schedulers_of_the_arena_read_their_levels_once_a_run() -> None:
     assert torch.equal(run(pipe, **inputs(num_inference_steps=10)), first)
     assert not torch.equal(run(pipe, **inputs(num_inference_steps=7)), first)
     assert len(pipe.scheduler._levels) == 8
+
+
+def test_a_sequence_that_is_split_among_devices_leaves_region_steps_dense() -> None:
+    pipe = tiny_pipeline()
+    dense = run(pipe, **inputs())
+    pipe.transformer._parallel_config = SimpleNamespace(context_parallel_config=object())
+    with pytest.warns(ras_dit.RASWarning, match="context parallelism"), ras_dit.accelerate(pipe, REGION) as handle:
+        assert torch.equal(run(pipe, **inputs()), dense)
+    assert handle.summary().num_dense == 10
+    with ras_dit.accelerate(pipe, RASConfig(sample_ratio=1.0, skip_steps=(5, 7))) as handle:
+        run(pipe, **inputs())
+    assert [step.kind for step in handle.trace.steps].count("skip") == 2
+    pipe.transformer._parallel_config = SimpleNamespace(context_parallel_config=None)  # tensors are split, not the rows
+    with ras_dit.accelerate(pipe, REGION) as handle:
+        run(pipe, **inputs())
+    assert handle.summary().num_dense < 10
+
+
+def test_control_videos_of_cosmos3_are_refused() -> None:
+    pipe = cosmos3.build()
+    seen: list[dict[str, Any]] = []
+    hook = pipe.transformer.register_forward_pre_hook(lambda *call: seen.append(call[2]), with_kwargs=True)
+    pipe(**cosmos3.call())
+    hook.remove()
+    assert COSMOS3.check(pipe.transformer, seen[0]) is None
+    both = {**seen[0], "vision_tokens": [torch.zeros(1, 4, 3, 6, 8), *seen[0]["vision_tokens"]]}
+    assert "control videos" in str(COSMOS3.check(pipe.transformer, both))
+
+
+def test_a_transformer_that_is_called_at_other_times_is_told_of() -> None:
+    pipe = tiny_pipeline()
+    call = inputs()
+    with torch.no_grad(), ras_dit.accelerate(pipe, REGION) as handle:
+        pipe.scheduler.set_timesteps(6)
+        for timestep in pipe.scheduler.timesteps:
+            noise = pipe.transformer(
+                hidden_states=call["latents"],
+                timestep=(timestep - 3).expand(1),
+                encoder_hidden_states=call["prompt_embeds"],
+                pooled_projections=call["pooled_prompt_embeds"],
+                return_dict=False,
+            )[0].detach()
+            pipe.scheduler.step(noise, timestep, call["latents"], return_dict=False)
+    assert any("other timesteps" in note for note in handle.summary().notes)
+    assert handle.summary().num_steps == 0
+
+
+def test_a_run_that_leaves_the_transformer_out_is_told_of() -> None:
+    """MiniMax-H3 has one of its own for calls with references."""
+    pipe = tiny_pipeline()
+    call = inputs()
+    with ras_dit.accelerate(pipe, REGION) as handle:
+        run(pipe, **inputs())
+        pipe.scheduler.set_timesteps(4)
+        first = pipe.scheduler.timesteps[0]
+        with pytest.warns(ras_dit.RASWarning, match="did not call the transformer"):
+            pipe.scheduler.step(call["latents"], first, call["latents"], return_dict=False)
+        assert handle.summary().num_steps == 0
+        run(pipe, **inputs())
+        assert handle.summary().notes == ()
+
+
+def test_integer_timesteps_are_cut_off_and_found() -> None:
+    expected = torch.tensor(712.63)
+    assert is_at(torch.tensor([712]), expected, like=torch.tensor([712]))
+    assert not is_at(torch.tensor([711]), torch.tensor(712), like=torch.tensor([711]))
+    assert not is_at(712.0, expected, like=712.0)
+    half = torch.tensor([712.63]).bfloat16()
+    assert is_at(half.float(), expected, like=half)
+    assert not is_at(half.float(), expected, like=half.float())
+
+
+def test_a_video_that_is_given_in_part_everywhere_is_dense_and_told_of() -> None:
+    """Its tokens have half the timestep of the scheduler, and nothing says where the run begins."""
+    pipe, call = ltx.build_condition(), ltx.call_condition(strength=0.5, at=(0,), guidance_scale=1.0)
+    frames = [Image.new("RGB", (call["width"], call["height"]), (9 * index, 90, 30)) for index in range(17)]
+    call.update(image=[None], video=[frames])
+    dense = pipe(**{**call, "generator": torch.Generator().manual_seed(5)})[0]
+    with (
+        pytest.warns(ras_dit.RASWarning, match="given in part"),
+        ras_dit.accelerate(pipe, RASConfig(sample_ratio=0.25, warmup_steps=2)),
+    ):
+        assert torch.equal(pipe(**{**call, "generator": torch.Generator().manual_seed(5)})[0], dense)

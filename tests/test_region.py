@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusion3InpaintPipeline, StableDiffusion3Pipeline
+from diffusers import FlowMatchLCMScheduler, StableDiffusion3InpaintPipeline, StableDiffusion3Pipeline
 from PIL import Image
 
 import ras_dit
 from families import all_cases
 from ras_dit import RASConfig, TokenGrid
+from ras_dit.inpainting import InpaintMask
 from ras_dit.plan import build_plan
 from ras_dit.region import RegionOfInterest, tokens_touched
 from tiny import inputs, run, tiny_pipeline, tiny_vae
@@ -215,3 +217,42 @@ def test_masks_that_are_no_pictures_are_refused(tmp_path: Path, content: bytes |
     path.write_bytes(path.read_bytes()[:60] if content is None else content)
     with pytest.raises(ValueError, match=r"region_of_interest: got .*mask\.png', which is no picture that can be read"):
         RASConfig(region_of_interest=path)
+
+
+def test_a_mask_does_not_keep_a_run_from_being_dense_for_another_reason() -> None:
+    """Its reason is told, not that the mask does not fit: no token would be chosen."""
+    pipe = tiny_pipeline(scheduler=FlowMatchLCMScheduler())
+    config = RASConfig(region_of_interest=torch.ones(64, 8))
+    with ras_dit.accelerate(pipe, config) as handle:
+        run(pipe, **inputs(), generator=torch.Generator().manual_seed(0))
+    assert handle.summary().num_dense == handle.summary().num_steps
+    assert "fresh noise" in " ".join(handle.summary().notes)
+
+
+def inpaint_mask(mask: torch.Tensor, grid: TokenGrid) -> tuple[torch.Tensor | None, list[str]]:
+    """Tokens of a mask that a pipeline prepares, and what was noted."""
+    pipe, notes = SimpleNamespace(prepare_mask_latents=lambda mask: mask), []
+    inpaint = InpaintMask(pipe)
+    pipe.prepare_mask_latents(mask)
+    inpaint.begin_run()
+    return inpaint.take(grid, notes.append), notes
+
+
+def test_a_mask_of_a_video_touches_what_any_frame_of_it_does() -> None:
+    mask = torch.zeros(2, 3, 5, 8, 8)  # the first frame is given, as in image to video
+    mask[0, :, 1:, :4, :4] = 1
+    mask[1, :, 4, 4:, 4:] = 1
+    tokens, notes = inpaint_mask(mask, TokenGrid(4, 4, 1, 2))
+    assert notes == []
+    assert tokens is not None
+    assert tokens.shape == (2, 32)
+    corner = torch.zeros(2, 4, 4, dtype=torch.bool)
+    corner[:, :2, :2] = True
+    assert torch.equal(tokens[0], corner.flatten())
+    assert torch.equal(tokens[1], corner.flip(1, 2).flatten())
+
+
+def test_an_empty_mask_is_told_of_and_leaves_all_tokens() -> None:
+    tokens, notes = inpaint_mask(torch.zeros(1, 1, 8, 8), TokenGrid(4, 4, 2))
+    assert tokens is None
+    assert "empty" in notes[0]

@@ -16,7 +16,9 @@ from diffusers import (
 )
 
 import ras_dit
+from families import one_case_per_class
 from ras_dit import RASConfig
+from ras_dit.state import Generation
 from tiny import REGION, inputs, run, tiny_pipeline, tiny_transformer, tiny_vae
 
 
@@ -210,3 +212,65 @@ class TestModelCpuOffload:
 
 def test_transformers_are_tiny_but_real() -> None:
     assert sum(parameter.numel() for parameter in tiny_transformer().parameters()) > 10_000
+
+
+@pytest.mark.parametrize("name", ["Lumina2Transformer2DModel", "ZImageTransformer2DModel"])
+def test_tables_that_all_blocks_are_given_alike_are_cut_once_a_step(name: str) -> None:
+    case = one_case_per_class()[name]
+    pipe, given = case.build(), []
+
+    def look(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call = handle._session._call
+        if call is not None and call.kind == "region":
+            table = (
+                next(kwargs[key] for key in ("image_rotary_emb", "freqs_cis") if key in kwargs) if kwargs else args[2]
+            )
+            given.append((call, table))
+
+    with ras_dit.accelerate(pipe, REGION) as handle:
+        for block in pipe.transformer.layers:
+            block.register_forward_pre_hook(look, with_kwargs=True)
+        pipe(**case.call())
+    assert given
+    by_call: dict[int, set[int]] = {}
+    for call, table in given:
+        by_call.setdefault(id(call), set()).add(id(table))
+    assert len(pipe.transformer.layers) > 1
+    assert all(len(tables) == 1 for tables in by_call.values())
+
+
+def test_rows_are_laid_out_once_for_both_guidance_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = one_case_per_class()["QwenImageTransformer2DModel"]
+    made: list[int] = []
+    original = Generation._rows
+    monkeypatch.setattr(Generation, "_rows", lambda self, count: (made.append(self.index), original(self, count))[1])
+    pipe = case.build()
+    with ras_dit.accelerate(pipe, REGION) as handle:
+        pipe(**case.call())
+    regions = [index for index, step in enumerate(handle.trace.steps) if step.kind == "region"]
+    assert case.num_calls == 2
+    assert made == regions
+
+
+def test_text_that_is_replaced_midway_is_computed() -> None:
+    """Prompts of a schedule, put in by a callback: reused keys and values would be those of the old one."""
+    pipe = tiny_pipeline()
+    config = REGION.replace(text_reuse=True)
+    other = inputs(seed=9)
+
+    def replace(_pipe: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if index == 4:
+            tensors["prompt_embeds"] = torch.cat([other["negative_prompt_embeds"], other["prompt_embeds"]])
+        return tensors
+
+    computed: list[int] = []
+    with ras_dit.accelerate(pipe, config):
+        pipe.transformer.transformer_blocks[0].register_forward_pre_hook(
+            lambda module, args, kwargs: computed.append(kwargs["encoder_hidden_states"].shape[1]), with_kwargs=True
+        )
+        plain = run(pipe, **inputs())
+        assert computed == [7] * 2 + [0] * 8
+        computed.clear()
+        run(pipe, **inputs(callback_on_step_end=replace, callback_on_step_end_tensor_inputs=["prompt_embeds"]))
+        assert computed == [7] * 2 + [0] * 3 + [7] + [0] * 4
+        assert torch.equal(run(pipe, **inputs()), plain)

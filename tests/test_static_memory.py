@@ -14,6 +14,7 @@ import ras_dit
 from families import one_case_per_class, wan
 from families.case import FamilyCase
 from ras_dit import Handle, RASConfig
+from ras_dit.cache import KVCache
 from tiny import inputs, run, tiny_pipeline
 
 CONFIG = RASConfig(sample_ratio=0.25, warmup_steps=2, refresh_steps=(5,))
@@ -146,3 +147,16 @@ def test_blocks_compile_whole_and_once() -> None:
     finally:
         torch._dynamo.config.recompile_limit = limit
         torch.compiler.reset()
+
+
+def test_a_skipped_step_before_the_first_kept_one_does_not_lose_the_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is reserved for keys and values as dense steps before showed them, so none has to be moved."""
+    moved: list[KVCache] = []
+    original = KVCache.settle
+    monkeypatch.setattr(KVCache, "settle", lambda self: (moved.append(self), original(self)))
+    pipe = tiny_pipeline()
+    config = RASConfig(sample_ratio=0.25, warmup_steps=2, skip_steps=(2,), refresh_steps=(3,), static_memory=True)
+    with ras_dit.accelerate(pipe, config) as handle:
+        run(pipe, **inputs())
+    assert [step.kind for step in handle.trace.steps][:5] == ["dense", "dense", "skip", "dense", "region"]
+    assert not moved

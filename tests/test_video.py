@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ras_dit
-from families import hunyuan_video, ltx, wan
+from families import cosmos3, hunyuan_video, kandinsky5, ltx, wan
 from families.case import normals
 from ras_dit import RASConfig, build_plan
 from ras_dit.geometry import TokenGrid
@@ -88,7 +88,16 @@ def test_a_given_first_frame_is_in_every_step() -> None:
 
 
 @pytest.mark.parametrize("importance", ["error", "std", "random"])
-@pytest.mark.parametrize(("family", "name"), [(ltx, "ltx-i2v"), (ltx, "ltx-condition-first"), (wan, "wan2.2-5b-i2v")])
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        (ltx, "ltx-i2v"),
+        (ltx, "ltx-condition-first"),
+        (wan, "wan2.2-5b-i2v"),
+        (cosmos3, "cosmos3-i2v"),
+        (kandinsky5, "kandinsky5-i2v"),
+    ],
+)
 def test_given_tokens_are_computed_in_dense_steps_only(family: Any, name: str, importance: str) -> None:
     """Whatever noise they have is thrown away by the pipeline; some are not even shown to the scheduler."""
     case = next(case for case in family.CASES if case.name == name)
@@ -99,7 +108,7 @@ def test_given_tokens_are_computed_in_dense_steps_only(family: Any, name: str, i
     assert len(handle.trace.steps) > 4
     for step in handle.trace.steps[2:]:
         assert step.active is not None
-        assert step.active.shape[1] == 72 // 4
+        assert step.active.shape[1] == handle.trace.num_tokens // 4
         assert int(step.active.min()) >= 24
 
 

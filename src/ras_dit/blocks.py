@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from ras_dit.attention import AttentionMerge, LayerSeam, UnsupportedAttentionError
+from ras_dit.attention import LayerSeam, UnsupportedAttentionError
 from ras_dit.models import TokenSelect
 from ras_dit.models.plan import Stream
+from ras_dit.routing import AttentionRoute
 from ras_dit.rows import RowIndex
 
 
@@ -27,7 +28,7 @@ class BlockSeam:
     def __init__(self, module: torch.nn.Module, chosen: Mapping[str, TokenSelect], stream: Stream) -> None:
         self.stream = stream
         parameters = list(inspect.signature(type(module).forward).parameters)[1:]
-        self.places = [(name, parameters.index(name), select.dim) for name, select in chosen.items()]
+        self.places = [(name, parameters.index(name), select) for name, select in chosen.items()]
         self.clear()
 
     def clear(self) -> None:
@@ -51,22 +52,27 @@ class BlockSeam:
         if self.index is None:
             return None
         new_args, new_kwargs = list(args), dict(kwargs)
-        for name, place, dim in self.places:
+        for name, place, select in self.places:
             if name in kwargs:
-                new_kwargs[name] = self._taken(kwargs[name], dim)
+                new_kwargs[name] = self._taken(kwargs[name], select)
             elif place < len(args):
-                new_args[place] = self._taken(args[place], dim)
+                new_args[place] = self._taken(args[place], select)
         return tuple(new_args), new_kwargs
 
-    def _taken(self, sequence: Any, dim: int) -> Any:
+    def _taken(self, sequence: Any, select: TokenSelect) -> Any:
         if isinstance(sequence, int):  # a number of rows
             return self.num_active if sequence == self.num_tokens else sequence
         if isinstance(sequence, (list, tuple)):
-            return type(sequence)(self._taken(part, dim) for part in sequence)
+            return type(sequence)(self._taken(part, select) for part in sequence)
         if isinstance(sequence, dict):
-            return {key: self._taken(part, dim) for key, part in sequence.items()}
-        if not isinstance(sequence, torch.Tensor) or sequence.ndim <= dim:
+            return {key: self._taken(part, select) for key, part in sequence.items()}
+        if not isinstance(sequence, torch.Tensor) or sequence.ndim <= select.dim:
             return sequence
+        if select.is_common and not torch.compiler.is_compiling():
+            return self._rows().once(sequence, select.dim, self._rows_of)
+        return self._rows_of(sequence, select.dim)
+
+    def _rows_of(self, sequence: torch.Tensor, dim: int) -> torch.Tensor:
         assert self.index is not None
         dim = dim % sequence.ndim
         length = sequence.shape[dim]
@@ -119,12 +125,12 @@ def attention_seam(
     layer: LayerSeam, name: str, module: torch.nn.Module, original: Callable[..., Any]
 ) -> Callable[..., Any]:
     """A forward of an attention module whose attention calls go to a seam, unless that is idle."""
+    route = AttentionRoute(layer, module)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if layer.kind == "idle":
             return original(*args, **kwargs)
-        with AttentionMerge(layer):
-            result = original(*args, **kwargs)
+        result = route(original, args, kwargs)
         if layer.position == 0 and not kwargs.get("all_perturbed", False):  # LTX-2's guidance that skips attention
             processor = type(getattr(module, "processor", module)).__name__
             raise UnsupportedAttentionError(

@@ -48,6 +48,12 @@ class KVStorage:
     def is_static(self) -> bool:
         return self.addresses is not None
 
+    def is_as_computed(self, tensor: torch.Tensor | Like) -> bool:
+        """Whether a key or value is kept in the type and at the place of computing."""
+        place = tensor.device if self.device is None else self.device
+        is_there = place.type == tensor.device.type and place.index in (None, tensor.device.index)
+        return is_there and self.dtype in (None, tensor.dtype)
+
     def fixed(self, tensor: torch.Tensor) -> torch.Tensor:
         """What is laid out for a step, at an address that stays if need be."""
         return tensor if self.addresses is None else self.addresses.of(tensor)
@@ -95,7 +101,7 @@ class KVCache:
         storage: KVStorage | None = None,
     ) -> None:
         storage = storage or AS_COMPUTED  # (PyTorch 2.11 cannot trace a call that has an object for a default)
-        self._is_kept_by(storage)
+        self._is_kept_by(storage, key)
         self.key = storage.store(key) if storage.keeps else nothing_like(key)
         self.value = storage.store(value) if storage.keeps else nothing_like(value)
         self.mask = mask
@@ -109,10 +115,10 @@ class KVCache:
         self.advance: KVAdvance | None = None
         self.num_dropped = 0
 
-    def _is_kept_by(self, storage: KVStorage) -> None:
+    def _is_kept_by(self, storage: KVStorage, computed: torch.Tensor | Like) -> None:
         self.storage = storage
         self.keeps = storage.keeps
-        self.is_converted = storage.dtype is not None or storage.device is not None
+        self.is_converted = not storage.is_as_computed(computed)
         self.operations = None if self.is_converted or not storage.keeps else storage.operations
 
     @classmethod
@@ -129,7 +135,7 @@ class KVCache:
             return cls(nothing, nothing, storage=KVStorage(keeps=False))
         key, value = (storage.reserve(like) for like in likes)
         cache = cls(key, value)
-        cache._is_kept_by(storage)
+        cache._is_kept_by(storage, likes[0])
         cache.dtype = likes[0].dtype
         if forecasts:
             cache.key_slope, cache.value_slope = (storage.reserve(like) for like in likes)
@@ -222,6 +228,7 @@ class KVCache:
         self.is_flat = not rows.is_alike
         self.places = rows.positions(self.length)
         self.index = rows.heads_index(self.places, self.num_heads, self.length)
+        self.kept_index = rows.heads_index(self.places, self.num_heads, self.length, self.key.device)
         self.drops_text = rows.hole[0] < rows.hole[1]
         self.num_dropped = rows.num_dropped
         self.queries = self.places if self.mask is not None else None
@@ -291,13 +298,13 @@ class KVCache:
         self._write(
             kept.view(torch.uint8) if as_bytes else kept,
             stored.view(torch.uint8) if as_bytes else stored,
-            self.index.to(kept.device),
+            self.kept_index,
         )
         return full
 
     def _write(self, full: torch.Tensor, rows: torch.Tensor, index: torch.Tensor) -> None:
         """All rows in one operation: compiled, a second one would have the whole cache copied."""
-        full, rows = as_words(full), as_words(rows)
+        full, rows = as_words(full, rows)
         if self.is_flat:
             width = full.shape[-1]
             full.view(-1, width).index_copy_(0, index, rows.reshape(-1, width))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -31,6 +32,7 @@ class Branch:
         noise_dtype: its type.
         kv_progress: how far its keys and values were carried, where they are forecast.
         num_text: text tokens of the last dense call.
+        texts: what they were made of, in the last call, and how often these tensors had been written to.
         rest: whatever the transformer returned beside the noise (LTX-2's audio); a skipped step returns it again.
     """
 
@@ -46,6 +48,22 @@ class Branch:
     kv_progress: KVProgress | None = None
     rest: tuple[object, ...] = ()
     num_text: int = 0
+    texts: tuple[tuple[torch.Tensor, int], ...] = ()
+
+    def has_read(self, texts: Sequence[torch.Tensor]) -> bool:
+        """Whether the last call was given the same text, by the memory it lies in and how often that was written to;
+        these texts are the last ones from now on."""
+        given = tuple((text, 0 if text.is_inference() else text._version) for text in texts)
+        last, self.texts = self.texts, given
+        return len(last) == len(given) and all(
+            version == version_before and _is_alike(text, before)
+            for (text, version), (before, version_before) in zip(given, last, strict=True)
+        )
+
+
+def _is_alike(text: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are views of the same memory."""
+    return (text.data_ptr(), text.shape, text.stride()) == (other.data_ptr(), other.shape, other.stride())
 
 
 @dataclass

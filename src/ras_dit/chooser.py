@@ -49,8 +49,7 @@ class TokenChooser:
         self.note = note
         self.num_first = num_first
         self.is_per_image = is_per_image
-        self.allowed = allowed
-        self._num_outside = 0 if allowed is None else int((~allowed).sum(dim=1).max())
+        self._allow(allowed)
         self.operations = operations
         self.forget()
 
@@ -70,6 +69,11 @@ class TokenChooser:
         assert self._age is not None
         return torch.zeros_like(self._age, dtype=torch.bool)
 
+    def _allow(self, allowed: torch.Tensor | None) -> None:
+        """Tokens that region steps may compute, bool [1 or images, N]; None for all."""
+        self.allowed = allowed
+        self._num_outside = 0 if allowed is None else int((~allowed).sum(dim=1).max())
+
     def learn(self, model_output: torch.Tensor, index: int, is_active: torch.Tensor | None) -> None:
         """Take in the guided noise of an evaluation.
 
@@ -81,6 +85,9 @@ class TokenChooser:
         if self._age is None:
             size = (model_output.shape[0], self.grid.num_tokens)
             self._age = torch.zeros(size, device=model_output.device)
+            if num_given := self.grid.count_given(model_output):
+                is_sampled = (torch.arange(self.grid.num_tokens) >= num_given)[None]
+                self._allow(is_sampled if self.allowed is None else self.allowed.cpu() & is_sampled)
             self._drop_count = torch.full(size, -(len(self.plan) + 1), device=model_output.device)
         if self.config.importance == "error" or self.config.refresh_tolerance is not None:
             self._guided.record(self.grid.patchify(model_output), self.sigmas[index], is_active)

@@ -65,6 +65,25 @@ class TokenGrid:
             height // patch_size, width // patch_size, patch_size, frames // patch_frames, patch_frames, channel_dim
         )
 
+    def count_references(self, latents: object) -> int:
+        """Tokens of a transformer's latents beside those of the grid."""
+        if not isinstance(latents, torch.Tensor) or latents.ndim not in (3, 6):
+            return 0
+        return (latents.shape[1] - 1) * self.num_tokens if self.has_items else latents.shape[1] - self.num_tokens
+
+    def samples_references(self, sample: torch.Tensor, num_extra: int) -> bool:
+        """Whether latents that are sampled hold what counts as reference tokens as well: their noise is nobody's to
+        leave out then. (Tokens in front of the grid are conditions, whose noise the pipeline throws away.)"""
+        is_sequence = sample.ndim == 3 and not self.has_items and self.num_before == 0
+        return num_extra > 0 and is_sequence and sample.shape[1] == self.num_tokens + num_extra
+
+    def count_given(self, noise: torch.Tensor) -> int:
+        """Tokens of given frames at the beginning of a video, which its noise leaves out."""
+        if noise.ndim != 5:
+            return 0
+        num_frames = noise.shape[3 - self.channel_dim] // self.patch_frames
+        return max(0, self.num_frames - num_frames) * self.tokens_per_frame
+
     def patchify(self, noise: torch.Tensor) -> torch.Tensor:
         """Noise in any of its forms to tokens [B, N, C * pixels]; inside a token the channel varies slowest.
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ras_dit.geometry import TokenGrid
-from ras_dit.region import tokens_touched
+from ras_dit.region import RegionOfInterest, tokens_touched
 from ras_dit.seams import PatchedMethod
 
 
@@ -21,7 +21,8 @@ class InpaintMask:
     """
 
     def __init__(self, pipe: Any) -> None:
-        self._mask: torch.Tensor | None = None
+        self._mask: torch.Tensor | None = None  # of the call under way
+        self._of_run: torch.Tensor | None = None
         has_method = hasattr(pipe, "prepare_mask_latents")
         self._patch = PatchedMethod(pipe, "prepare_mask_latents", self._observed) if has_method else None
 
@@ -35,9 +36,12 @@ class InpaintMask:
         if self._patch is not None:
             self._patch.release()
 
+    def begin_run(self) -> None:
+        """The run of the call under way begins. A mask serves one call: the next one may come without."""
+        self._of_run, self._mask = self._mask, None
+
     def take(self, grid: TokenGrid, note: Callable[[str], None]) -> torch.Tensor | None:
-        """Tokens that the mask of the call under way touches, bool [images, N]; None without a mask. A mask serves one
-        call: the next one may come without.
+        """Tokens that the mask of the run touches, bool [images, N]; None without a mask.
 
         Args:
             grid: the call's token grid.
@@ -46,7 +50,7 @@ class InpaintMask:
         Raises:
             ValueError: the mask has other proportions than the grid.
         """
-        mask, self._mask = self._mask, None
+        mask, self._of_run = self._of_run, None
         if mask is None:
             note(
                 "region_of_interest='inpaint': this call has no inpainting mask (the pipeline has no "
@@ -54,7 +58,13 @@ class InpaintMask:
             )
             return None
         mask = mask.detach().float().cpu()
-        return tokens_touched(mask.reshape(-1, *mask.shape[-2:]) > 0.5, grid)
+        if mask.ndim == 5:  # a video's [images, channels, frames, height, width]: the latent frames are fewer
+            mask = mask.amax(dim=(1, 2))
+        touched = tokens_touched(mask.reshape(-1, *mask.shape[-2:]) > 0.5, grid)
+        if not touched.any(dim=1).all():
+            note("region_of_interest='inpaint': a mask of this call is empty: all tokens were candidates.")
+            return None
+        return touched
 
     def _observed(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def prepare_mask_latents(*args: Any, **kwargs: Any) -> Any:
@@ -63,3 +73,30 @@ class InpaintMask:
             return original(*args, **kwargs)
 
         return prepare_mask_latents
+
+
+def allowed_tokens(
+    region: RegionOfInterest | str | None,
+    inpaint: InpaintMask | None,
+    grid: TokenGrid,
+    given: torch.Tensor | None,
+    note: Callable[[str], None],
+) -> torch.Tensor | None:
+    """Tokens inside a region of interest that are not given, bool [1 or images, N]; None for all.
+
+    Args:
+        region: of the config.
+        inpaint: sees the mask, if that is the region.
+        grid: of the run.
+        given: tokens that are not sampled, bool [1, N]; None without any.
+        note: called if there is no mask to be had.
+
+    Raises:
+        ValueError: the region has other proportions than the grid.
+    """
+    allowed = region.tokens(grid) if isinstance(region, RegionOfInterest) else None
+    if inpaint is not None:
+        allowed = inpaint.take(grid, note)
+    if given is None:
+        return allowed
+    return ~given if allowed is None else allowed.to(given.device) & ~given

@@ -14,18 +14,6 @@ def device_of(pipe: Any) -> torch.device:
     return device if isinstance(device, torch.device) else next(pipe.transformer.parameters()).device
 
 
-def why_unfit(pipe: Any, transformer: torch.nn.Module) -> str | None:
-    """Why no step of a pipeline can leave tokens out, as it guides, or as its transformer runs; None if they can."""
-    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in transformer.parameters()):
-        return "Gradients are recorded (use torch.no_grad()): the whole run was dense."
-    places = (getattr(transformer, "hf_device_map", None) or {}).values()
-    if len(set(places) - {"cpu", "disk"}) > 1:  # what is offloaded there runs where the rest does
-        return "The transformer's layers lie on several devices (device_map): the whole run was dense."
-    if "SmoothedEnergyGuidance" in type(getattr(pipe, "guider", None)).__name__:
-        return "SmoothedEnergyGuidance blurs queries as if all tokens were there: the whole run was dense."
-    return None
-
-
 def records_gradients(arguments: Mapping[str, Any]) -> bool:
     """Whether a transformer call would record gradients of what it is given."""
     if not torch.is_grad_enabled():
@@ -49,3 +37,12 @@ def transformers_of(pipe: Any) -> list[torch.nn.Module]:
     """The transformers that a pipeline samples with (Wan 2.2 has a second one for low noise)."""
     second = getattr(pipe, "transformer_2", None)
     return [pipe.transformer] if second is None else [pipe.transformer, second]
+
+
+def output_of(sample: torch.Tensor | None, rest: tuple[object, ...], is_object: bool) -> Any:
+    """What a transformer returns: an object that holds the noise, or a tuple of that and whatever else there is."""
+    if not is_object:
+        return (sample, *rest)
+    from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+    return Transformer2DModelOutput(sample=sample)

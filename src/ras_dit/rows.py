@@ -52,6 +52,7 @@ class RowIndex:
     _made: dict[object, torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
     _placed: dict[object, RowIndex] = field(default_factory=dict, compare=False, repr=False)
     _sent: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, compare=False, repr=False)
+    _taken: dict[object, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def num_active(self) -> int:
@@ -78,12 +79,12 @@ class RowIndex:
     def at(self, offset: int | torch.Tensor, hole: tuple[int, int] = (0, 0)) -> RowIndex:
         """The same tokens in a sequence whose grid begins elsewhere, and whose text is there, or not computed."""
         if isinstance(offset, torch.Tensor):
-            return replace(self, offset=offset, hole=hole, _made={}, _placed={})
+            return replace(self, offset=offset, hole=hole, _made={}, _placed={}, _taken={})
         key = (offset, hole)
         if isinstance(self.offset, int) and key == (self.offset, self.hole):
             return self
         if key not in self._placed:
-            self._placed[key] = replace(self, offset=offset, hole=hole, _made={}, _placed={})
+            self._placed[key] = replace(self, offset=offset, hole=hole, _made={}, _placed={}, _taken={})
         return self._placed[key]
 
     def positions(self, length: int) -> torch.Tensor:
@@ -154,6 +155,13 @@ class RowIndex:
             self._sent[id(sequence)] = sequence, sent(sequence, device)  # held, so that no other tensor gets its id
         return self._sent[id(sequence)][1]
 
+    def once(self, sequence: torch.Tensor, dim: int, take: Callable[[torch.Tensor, int], torch.Tensor]) -> torch.Tensor:
+        """What ``take`` makes of a tensor that all modules are given alike: once per step."""
+        key = (id(sequence), dim)
+        if key not in self._taken:
+            self._taken[key] = sequence, take(sequence, dim)  # held, so that no other tensor gets its id
+        return self._taken[key][1]
+
     def scatter(self, rows: torch.Tensor) -> torch.Tensor:
         """Computed rows [R, P, D] at their places in zeros [R, P + num_dropped, D]."""
         length = rows.shape[1] + self.num_dropped
@@ -173,10 +181,18 @@ class RowIndex:
             self._made["placed"] = self._fixed(self.active + offset)
         return self._made["placed"]
 
-    def heads_index(self, positions: torch.Tensor, num_heads: int, length: int) -> torch.Tensor:
+    def heads_index(
+        self, positions: torch.Tensor, num_heads: int, length: int, device: torch.device | None = None
+    ) -> torch.Tensor:
         """Where positions [R, P] of a sequence lie in [R, H, length, d]: along ``length`` if all rows of the batch are
-        alike, else in the flat [R * H * length, d]."""
-        return positions[0] if self.is_alike else self._flat(positions, num_heads, length)
+        alike, else in the flat [R * H * length, d]; on another device if one is given (moved there once per step)."""
+        index = positions[0] if self.is_alike else self._flat(positions, num_heads, length)
+        if device is None or device == index.device:
+            return index
+        key = (positions.shape[1], num_heads, length, device)
+        if key not in self._made:
+            self._made[key] = index.to(device)
+        return self._made[key]
 
     @property
     def is_alike(self) -> bool:
@@ -196,13 +212,22 @@ class RowIndex:
 _IN_WORDS = ("cpu", "cuda")
 
 
-def as_words(rows: torch.Tensor) -> torch.Tensor:
-    """Rows seen as 64-bit words, where their layout allows it: fewer, larger ones are copied (on a GPU, one per thread;
-    that this is faster there, too, has not been measured)."""
-    is_whole = rows.shape[-1] * rows.element_size() % 8 == 0 and rows.stride(-1) == 1
-    if torch.compiler.is_compiling() or rows.device.type not in _IN_WORDS or rows.element_size() == 8 or not is_whole:
-        return rows
+def as_words(full: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and what they are copied into, both seen as 64-bit words, where the layout of both allows it: fewer, larger
+    ones are copied (on a GPU, one per thread; that this is faster there, too, has not been measured).
+
+    Args:
+        full: [..., d].
+        rows: [..., d], of the same type, at the same place.
+    """
     per_word = 8 // rows.element_size()
-    if any(stride % per_word for stride in rows.stride()[:-1]) or rows.storage_offset() % per_word:
-        return rows
-    return rows.view(torch.int64)
+    if per_word == 1 or torch.compiler.is_compiling() or rows.device.type not in _IN_WORDS:
+        return full, rows
+    for tensor in (full, rows):
+        *outer, last = tensor.stride()
+        if last != 1 or tensor.shape[-1] % per_word or tensor.storage_offset() % per_word:
+            return full, rows
+        for stride in outer:
+            if stride % per_word:
+                return full, rows
+    return full.view(torch.int64), rows.view(torch.int64)

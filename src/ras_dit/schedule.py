@@ -9,13 +9,36 @@ from typing import Any
 import torch
 
 
-def first_index(scheduler: Any, timestep: Any) -> int:
-    """Where in ``scheduler.timesteps`` a run begins (img2img begins in the middle)."""
+def first_index(scheduler: Any, timestep: Any, is_strict: bool = False) -> int | None:
+    """Where in ``scheduler.timesteps`` a run begins (img2img begins in the middle).
+
+    Args:
+        scheduler: of the run.
+        timestep: of its first call.
+        is_strict: the nearest will not do; None if the timestep is none of them.
+    """
     begin = getattr(scheduler, "begin_index", None)
     if begin is not None:
         return int(begin)
     at = float(timestep.flatten()[-1]) if isinstance(timestep, torch.Tensor) else float(timestep)
-    return int((scheduler.timesteps.float() - at).abs().argmin())
+    nearest = int((scheduler.timesteps.float() - at).abs().argmin())
+    return nearest if not is_strict or is_at(timestep, scheduler.timesteps[nearest], like=timestep) else None
+
+
+def is_at(timestep: Any, expected: Any, like: Any) -> bool:
+    """Whether a timestep is one of the scheduler's.
+
+    Args:
+        timestep: that a transformer was given, in the scheduler's form.
+        expected: the scheduler's.
+        like: the timestep as it was given, in a type that may round, or cut off what follows the point.
+    """
+    rounding = 1e-3
+    if isinstance(like, torch.Tensor):
+        is_float = like.dtype.is_floating_point
+        rounding = rounding + 1000 * torch.finfo(like.dtype).eps if is_float else 1.0
+    given = float(timestep.flatten()[-1]) if isinstance(timestep, torch.Tensor) else float(timestep)
+    return abs(given - float(expected)) < rounding
 
 
 def first_of_second(pipe: Any, scheduler: Any, first: int = 0) -> int | None:

@@ -4,31 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
-
-
-def why_frozen(root: Any) -> str | None:
-    """Why region steps cannot run in the compiled blocks of a transformer as they are; None if they can.
-
-    Frozen weights (``torch._inductor.config.freezing``) are constants of the compiled code, and so is every tensor
-    that PyTorch comes upon by way of a module: cached keys and values would be compiled in.
-    """
-    import torch
-
-    config = sys.modules.get("torch._inductor.config")  # nobody can have set it otherwise, and importing it is slow
-    if config is None or not config.freezing or torch.is_grad_enabled():
-        return None
-    if all(getattr(module, "_compiled_call_impl", None) is None for module in root.modules()):
-        return None
-    return (
-        "The transformer's blocks are compiled with frozen weights (torch._inductor.config.freezing), which would make "
-        "constants of cached keys and values: the whole run was dense. Set freezing to False and compile them again, "
-        "or take a plan without region steps, such as preset 'balanced'."
-    )
 
 
 @dataclass(eq=False)
@@ -285,8 +264,12 @@ class WatchedLoop:
         return self._bar.__enter__()
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> Any:
-        if kind is not None or self._is_interrupted():
-            self._on_left()
+        try:
+            if kind is not None or self._is_interrupted():
+                self._on_left()
+        except Exception:  # a GPU that failed fails again when it is asked for its clocks: the first error is the one
+            if kind is None:
+                raise
         return self._bar.__exit__(kind, error, traceback)
 
     def __iter__(self) -> Any:

@@ -17,23 +17,24 @@ from ras_dit.fitted import FittedForecast
 from ras_dit.flops import Layers, plan_cost
 from ras_dit.gain import DeviceRates, Model, is_small, why_small, with_prediction
 from ras_dit.geometry import TokenGrid
-from ras_dit.inpainting import InpaintMask
+from ras_dit.inpainting import InpaintMask, allowed_tokens
 from ras_dit.kernels import operations_for
 from ras_dit.models import TokenPlan, check_uncached, check_uncompiled
 from ras_dit.models.plan import stream_of
-from ras_dit.pipeline import device_of, pass_of, records_gradients, transformers_of, why_unfit
+from ras_dit.pipeline import device_of, output_of, pass_of, records_gradients, transformers_of
 from ras_dit.plan import Plan, build_plan
+from ras_dit.refusals import why_dense
 from ras_dit.remarks import OUTSIDE, AdviceWarning, ShortRunWarning, Warner, unused_options, why_short
 from ras_dit.schedule import (
     first_index,
     first_of_second,
     forecast_levels,
+    is_at,
     is_euler,
     noise_levels,
     observing,
-    why_stochastic,
 )
-from ras_dit.seams import KeptResults, NoCopies, PatchedMethod, PlainCopies, WatchedLoop, why_frozen
+from ras_dit.seams import KeptResults, NoCopies, PatchedMethod, PlainCopies, WatchedLoop
 from ras_dit.state import Generation, StaticMemory
 from ras_dit.tokens import TokenSeams, storages_of
 from ras_dit.trace import Trace
@@ -125,7 +126,7 @@ class Session:
             patch.release()
         self._hooks, self._patches, self._scheduler_patches, self._inpaint = [], [], [], None
         self._seams, self._cpu_layers, self._layers, self._memory = {}, {}, {}, {}
-        self._generation = self._call = self._scheduler = None
+        self._generation = self._call = self._scheduler = self._addresses = None
 
     # ------------------------------------------------------------------ the scheduler, observed
 
@@ -184,7 +185,14 @@ class Session:
 
     def _observe(self, model_output: torch.Tensor, sample: torch.Tensor) -> None:
         generation = self._generation
-        if generation is not None and not generation.is_over:
+        if self._is_due and self.config.has_savings and self._pipe.transformer is self.transformer:
+            self._is_due = False
+            self._leave("The run did not call the transformer that RAS is on: it was dense.")
+        elif generation is not None and not generation.is_over:
+            if generation.plan.has_savings and not generation.num_calls:
+                self.note(
+                    "The transformer was called with other timesteps than the scheduler's: such steps were dense."
+                )
             generation.observe(model_output, sample)
 
     # ------------------------------------------------------------------ the transformer
@@ -221,7 +229,8 @@ class Session:
             )
         call = generation.begin_call(num_rows, device, (module, pass_of(arguments)), num_text, reason)
         call.num_others = num_text
-        if call.rows is not None and self.config.text_reuse:
+        is_known_text = call.branch is not None and call.branch.has_read(self.token_plan.texts(arguments))
+        if call.rows is not None and self.config.text_reuse and is_known_text:
             num_padding = self.token_plan.count_padding(module, arguments, generation.grid)
             call.num_text_kept = self.token_plan.count_reused_text(num_text, num_padding)
         placed = call.rows if call.rows is not None else call.whole
@@ -244,37 +253,37 @@ class Session:
     def _begin_generation(self, transformer: torch.nn.Module, arguments: dict[str, Any]) -> None:
         check_uncached(transformer)
         self._is_due = False
+        if self._inpaint is not None:
+            self._inpaint.begin_run()
         token_plan, scheduler = self.token_plan, self._scheduler
         latents = arguments[token_plan.latents]
         grid = token_plan.grid_or_reason(transformer, arguments)
         if isinstance(grid, str):
             self._leave(grid)
             return
-        is_sequence = isinstance(latents, torch.Tensor) and latents.ndim in (3, 6)
-        num_extra = latents.shape[1] - grid.num_tokens if is_sequence else 0
-        if grid.has_items:
-            num_extra = (latents.shape[1] - 1) * grid.num_tokens
-        self.num_references = num_extra
-        self._first = first_index(scheduler, token_plan.timestep_in(scheduler, arguments[token_plan.timestep]))
+        self.num_references = num_extra = grid.count_references(latents)
+        is_timed = token_plan.has_timestep_per_token(arguments, grid.num_tokens + num_extra)
+        first = first_index(scheduler, token_plan.timestep_in(scheduler, arguments[token_plan.timestep]), is_timed)
+        if first is None:
+            self._leave("All tokens are given in part, none has the scheduler's timestep: the whole run was dense.")
+            return
+        self._first = first
         sigmas = noise_levels(scheduler)[self._first :]
         num_first = token_plan.num_first(transformer, arguments, grid)
-        allowed = self._allowed_tokens(grid)
-        given = token_plan.given_tokens(arguments, grid, num_extra)
-        if given is not None and self.config.has_savings:
-            allowed = ~given if allowed is None else allowed.to(given.device) & ~given
-        num_allowed = None if allowed is None else max(num_first + 1, int(allowed.sum(dim=1).min()))
         second = first_of_second(self._pipe, scheduler, self._first)
-        plan = build_plan(self.config, len(sigmas) - 1, grid.num_tokens, num_first, num_allowed, second)
+        plan = build_plan(self.config, len(sigmas) - 1, grid.num_tokens, num_first, None, second)
         num_text = token_plan.count_text(transformer, arguments, grid)
-        reason = why_stochastic(scheduler)
-        if reason:
-            reason += ": noise cannot be carried from step to step, so the whole run was dense."
-        else:
-            reason = why_unfit(self._pipe, transformer) or token_plan.check(transformer, arguments)
-            if reason is None and num_first and self.config.rules == "reference":
-                reason = "The authors' rules would leave out the given first frame: the whole run was dense."
-            if reason is None and plan.num_region_steps:
-                reason = why_frozen(transformer)
+        reason = why_dense(self._pipe, transformer, token_plan, arguments, plan.num_region_steps > 0)
+        if reason is None and num_first and self.config.rules == "reference":
+            reason = "The authors' rules would leave out the given first frame: the whole run was dense."
+        allowed = None
+        if reason is None and self.config.has_savings:
+            given = token_plan.given_tokens(arguments, grid, num_extra)
+            allowed = allowed_tokens(self.config.region_of_interest, self._inpaint, grid, given, self.note)
+        if allowed is not None:
+            allowed = allowed if token_plan.is_per_image else allowed.any(dim=0, keepdim=True)
+            num_allowed = max(num_first + 1, int(allowed.sum(dim=1).min()))
+            plan = build_plan(self.config, len(plan), grid.num_tokens, num_first, num_allowed, second)
         config = self.config.dense if reason else self.config
         if plan.has_savings and reason:
             self.note(reason)
@@ -294,7 +303,6 @@ class Session:
                 f"{type(scheduler).__name__}: noise was taken at the beginning of each step."
             )
             config = config.replace(solver_order=1, forecast_midpoint=False)
-        is_timed = token_plan.has_timestep_per_token(arguments, grid.num_tokens + num_extra)
         num_padding = token_plan.count_padding(transformer, arguments, grid)
         layers = self._layers[transformer] = self._layers[transformer].updated(token_plan, transformer)
         model, num_rows = Model.of(layers, latents[0].device), len(latents)  # (what `costed` keeps holds no tensors)
@@ -303,6 +311,8 @@ class Session:
             cost = plan_cost(plan, token_plan, layers, num_text, num_extra, self.config, is_timed, num_padding)
             return with_prediction(replace(plan, cost=cost), self.config, model, num_rows, self.rates)
 
+        if latents[0].device.type != "cpu":  # the pipeline was moved after `enable`
+            self._cpu_layers[transformer].close()
         self.costed, self.plan = costed, costed(plan)
         if is_small(self.plan) and self._leaves_dense(self.plan):
             config = config.dense
@@ -329,26 +339,17 @@ class Session:
         self.note(f"auto: the run was left dense, {why_small(plan)}", is_warning=False)
         return True
 
-    def _allowed_tokens(self, grid: TokenGrid) -> torch.Tensor | None:
-        """Tokens inside the region of interest, bool [1 or images, N]; None for all."""
-        region = self.config.region_of_interest
-        if region is None or isinstance(region, str):
-            return None if self._inpaint is None else self._inpaint.take(grid, self.note)
-        return region.tokens(grid)
-
     def _is_expected(self, timestep: Any) -> bool:
         """Whether a call belongs to the run: its timestep is that of the evaluation due. On an accelerator it is taken
         to be, so that the device need not be waited for."""
         generation = self._generation
         assert generation is not None
-        expected = self._scheduler.timesteps[self._first + generation.index]
-        if not isinstance(timestep, torch.Tensor):
-            return abs(float(timestep) - float(expected)) < 1e-3
-        if timestep.device.type != "cpu":
+        if isinstance(timestep, torch.Tensor) and timestep.device.type != "cpu":
             return True
-        given = float(self.token_plan.timestep_in(self._scheduler, timestep).flatten()[-1])
-        rounding = torch.finfo(timestep.dtype).eps if timestep.dtype.is_floating_point else 0.0
-        return abs(given - float(expected)) < 1e-3 + 1000 * rounding
+        given = (
+            self.token_plan.timestep_in(self._scheduler, timestep) if isinstance(timestep, torch.Tensor) else timestep
+        )
+        return is_at(given, self._scheduler.timesteps[self._first + generation.index], like=timestep)
 
     def _after_transformer(
         self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -364,7 +365,8 @@ class Session:
         is_list = isinstance(sample, list)
         if is_tuple and call.branch is not None and self.config.skips:
             call.branch.rest = output[1:]
-        full = generation.end_call(call, torch.stack(sample) if is_list else sample)
+        is_needed = is_list and call.branch is not None  # (Cosmos 3's controls may be of other sizes)
+        full = generation.end_call(call, torch.stack(sample) if is_needed else sample)
         if full is None:
             return None
         result = list(full.unbind()) if is_list else full
@@ -378,12 +380,8 @@ class Session:
             call, generation = self._call, self._generation
             if call is None or generation is None or call.kind != "skip":
                 return original(*args, **kwargs)
-            sample = generation.end_call(call, None)
-            if not kwargs.get("return_dict", True):
-                return (sample, *(call.branch.rest if call.branch is not None else ()))
-            from diffusers.models.modeling_outputs import Transformer2DModelOutput
-
-            return Transformer2DModelOutput(sample=sample)
+            rest = () if call.branch is None else call.branch.rest
+            return output_of(generation.end_call(call, None), rest, kwargs.get("return_dict", True))
 
         return forward
 

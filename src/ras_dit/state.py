@@ -69,12 +69,13 @@ class Generation:
         self._memory: StaticMemory = {} if memory is None else memory
         self.trace = Trace(grid)
         self.index = 0
-        self._num_calls = 0
+        self.num_calls = 0  # of the transformer, in the evaluation due
         self._num_images = 0  # known once the first evaluation was observed
         self._branches: dict[int, Branch] = {}
         self._active: torch.Tensor | None = None  # [images, K]
         self._is_active: torch.Tensor | None = None  # [images, N], of the evaluation under way; None: all
         self._members: torch.Tensor | None = None  # [images, N], the active tokens as a mask
+        self._made_rows: dict[int, tuple[RowIndex, torch.Tensor]] = {}  # of the evaluation due, by batch size
         self._chooser = chooser
         self._stopwatches: list[Stopwatch] = []
         self._why_all_dense: str | None = None
@@ -105,8 +106,8 @@ class Generation:
             num_text: text tokens of the call, which the keys and values kept have to agree with.
             reason: why this call cannot be anything but dense, if so.
         """
-        position = self._num_calls
-        self._num_calls += 1
+        position = self.num_calls
+        self.num_calls += 1
         planned = self.plan[self.index]
         kind = "dense" if self._is_refresh else planned.kind
         branch = self._branches.get(position)
@@ -127,7 +128,11 @@ class Generation:
             self._branches[position] = branch
         if kind == "dense" and branch is not None:
             branch.num_text = num_text
-        rows, is_active = self._rows(num_rows) if kind == "region" else (None, None)
+        rows, is_active = None, None
+        if kind == "region":
+            rows, is_active = self._made_rows.get(num_rows) or self._rows(num_rows)
+            if not self.config.static_memory:  # whose addresses are those of a call
+                self._made_rows[num_rows] = rows, is_active
         step = StepTrace(kind, self.sigmas[self.index])
         if position == 0:
             if kind == "region":
@@ -315,7 +320,7 @@ class Generation:
         """
         if model_output.ndim == 2:  # rows of one video, without a batch dimension
             model_output, sample = model_output[None], sample[None]
-        if self.index == 0 and self.plan.has_savings and self._steps_references(sample):
+        if self.index == 0 and self.plan.has_savings and self.grid.samples_references(sample, self.num_extra):
             self.refuse("The scheduler steps more tokens than those of the picture: the run was dense.")
         if self._num_images not in (0, model_output.shape[0]):
             self._why_all_dense = "The number of images changed in the middle of the run: the rest of it was dense."
@@ -327,18 +332,13 @@ class Generation:
                 self._active = self._chooser.choose(model_output, self.index + 1)
                 self._members = selection.membership(self._active, self.grid.num_tokens)
         self.index += 1
+        self._made_rows = {}
         self._is_refresh = self._exceeds_tolerance()
-        self._num_calls = 0
-        if all(step.kind != "region" for step in self.plan.steps[self.index :]):
+        self.num_calls = 0
+        if self._why_all_dense or all(step.kind != "region" for step in self.plan.steps[self.index :]):
             self._release_layers()
         if self.is_over:
             self._finish()
-
-    def _steps_references(self, sample: torch.Tensor) -> bool:
-        """Whether what counts as reference tokens is sampled as well: its noise is nobody's to leave out then. (Tokens
-        in front of the grid are conditions, whose noise the pipeline throws away.)"""
-        is_sequence = sample.ndim == 3 and not self.grid.has_items and self.grid.num_before == 0
-        return self.num_extra > 0 and is_sequence and sample.shape[1] == self.grid.num_tokens + self.num_extra
 
     def refuse(self, reason: str, forgets: bool = False) -> None:
         """From now on every evaluation is dense, and nothing is remembered if it has to be forgotten."""

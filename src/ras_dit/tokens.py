@@ -133,7 +133,7 @@ class TokenSeams:
     def _begin_dense(self, call: Call) -> None:
         """A dense step keeps keys and values, or measures them where their memory is static, or is left alone."""
         branch = call.branch
-        if branch is None or not (call.captures or self._is_static):
+        if branch is None or call.kind == "skip" or not (call.captures or self._is_static):
             return
         earlier = dict(branch.layers)
         if call.captures and not self._is_static:

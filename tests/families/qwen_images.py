@@ -160,6 +160,13 @@ CASES = [
         max_batch=1,
     ),
     FamilyCase(
+        "qwen-image-edit-plus-2511",
+        lambda: build(SmallEditPlusPipeline, components={"processor": None}, zero_cond_t=True),
+        functools.partial(with_references, count=2),
+        num_calls=2,
+        max_batch=1,
+    ),
+    FamilyCase(
         "qwen-image-layered",
         layered,
         layers,

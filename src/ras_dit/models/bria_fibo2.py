@@ -47,7 +47,7 @@ BRIA_FIBO2 = TokenPlan(
     gather={
         "x_embedder": {0: TokenSelect()},
         "noise_refiner.*": {"freqs_cis": TokenSelect()},
-        "layers.*": {"freqs_cis": TokenSelect(stream="joint")},
+        "layers.*": {"freqs_cis": TokenSelect(stream="joint", is_common=True)},
     },
     scatter="final_layer",
     attention={"noise_refiner.*.attention": "image", "layers.*.attention": "joint"},

@@ -47,6 +47,7 @@ FLUX2 = TokenPlan(
     reuses_references=True,
     caveats=(
         "Reference tokens are computed in every step, but for `reference_reuse`.",
+        "Calls with its own cache of reference keys (`kv_cache_mode`, Flux2KleinKVPipeline) are dense.",
         "The distilled klein is made for few steps: of ten and fewer nothing should be left out.",
     ),
 )

@@ -66,6 +66,7 @@ HIDREAM_IMAGE = TokenPlan(
     },
     caveats=(
         "Dev and Fast are made for a scheduler that adds noise at every step (FlowMatchLCMScheduler): dense.",
+        "Latents that come packed (not from its pipeline) are dense.",
         "Experts may round differently for other numbers of rows: fresh keys give the dense result to 5e-6, not 0.0.",
     ),
 )

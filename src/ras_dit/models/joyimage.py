@@ -24,7 +24,7 @@ JOYIMAGE = TokenPlan(
     pipelines=("JoyImageEditPipeline",),
     gather={
         "double_blocks.0": {"hidden_states": TokenSelect()},
-        "double_blocks.*": {"image_rotary_emb": TokenSelect(dim=0)},
+        "double_blocks.*": {"image_rotary_emb": TokenSelect(dim=0, is_common=True)},
     },
     scatter="proj_out",
     attention={"double_blocks.*.attn": "joint"},

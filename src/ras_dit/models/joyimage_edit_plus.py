@@ -24,7 +24,7 @@ JOYIMAGE_EDIT_PLUS = replace(
     pipelines=("JoyImageEditPlusPipeline",),
     gather={
         "double_blocks.0": {"hidden_states": TokenSelect()},
-        "double_blocks.*": {"image_rotary_emb": TokenSelect()},
+        "double_blocks.*": {"image_rotary_emb": TokenSelect(is_common=True)},
     },
     grid=grid,
     text_rows={"encoder_hidden_states": 1, "encoder_hidden_states_mask": 1},

@@ -30,7 +30,7 @@ KANDINSKY5 = TokenPlan(
     pipelines=("Kandinsky5T2VPipeline", "Kandinsky5I2VPipeline", "Kandinsky5T2IPipeline", "Kandinsky5I2IPipeline"),
     gather={
         "visual_transformer_blocks.0": {"visual_embed": TokenSelect()},
-        "visual_transformer_blocks.*": {"rope": TokenSelect()},
+        "visual_transformer_blocks.*": {"rope": TokenSelect(is_common=True)},
     },
     scatter="visual_transformer_blocks.-1",
     attention={"visual_transformer_blocks.*.self_attention": "image"},

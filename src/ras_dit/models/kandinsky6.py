@@ -23,7 +23,7 @@ KANDINSKY6 = Kandinsky6Plan(
     pipelines=("Kandinsky6TI2VAPipeline",),
     gather={
         "visual_transformer_blocks.0": {"vis": TokenSelect()},
-        "visual_transformer_blocks.*": {"vis_rope": TokenSelect(dim=0)},
+        "visual_transformer_blocks.*": {"vis_rope": TokenSelect(dim=0, is_common=True)},
     },
     scatter="visual_transformer_blocks.-1",
     attention={

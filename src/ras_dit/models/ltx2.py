@@ -47,5 +47,8 @@ LTX2 = TokenPlan(
     queries={"*.video_to_audio_attn": "row"},  # the sound's, which are few
     cross_attention=("transformer_blocks.*.attn2",),
     check=check,
-    caveats=("The sound is computed in full at every step, which the cost model leaves out.",),
+    caveats=(
+        "The sound is computed in full at every step, which the cost model leaves out.",
+        "With a mask between video tokens (IC-LoRA), or weak conditions in every frame, runs are dense.",
+    ),
 )

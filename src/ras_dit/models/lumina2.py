@@ -19,7 +19,7 @@ LUMINA2 = TokenPlan(
     pipelines=("Lumina2Pipeline",),
     gather={
         "layers.0": {"hidden_states": TokenSelect(stream="joint")},
-        "layers.*": {"image_rotary_emb": TokenSelect(stream="joint")},
+        "layers.*": {"image_rotary_emb": TokenSelect(stream="joint", is_common=True)},
     },
     scatter="norm_out",
     scatter_stream="joint",

@@ -26,7 +26,7 @@ MINIMAX_H3 = TokenPlan(
     gather={
         "rope": {0: TokenSelect(dim=0, stream="joint"), 1: TokenSelect(dim=0, stream="joint")},
         "transformer_blocks.0": {"hidden_states": TokenSelect(stream="joint")},
-        "transformer_blocks.*": {"adaln_indices": TokenSelect(dim=0, stream="joint")},
+        "transformer_blocks.*": {"adaln_indices": TokenSelect(dim=0, stream="joint", is_common=True)},
         "norm_out": {"timestep_indices": TokenSelect(dim=0, stream="joint")},
     },
     scatter="norm_out",
@@ -46,5 +46,8 @@ MINIMAX_H3 = TokenPlan(
         "context_embedder": "text",
         "token_refiner.*": "text",
     },
-    caveats=("The sound is computed in full at every step.",),
+    caveats=(
+        "The sound is computed in full at every step.",
+        "Calls with references, which another transformer serves, are dense.",
+    ),
 )

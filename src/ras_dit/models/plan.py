@@ -32,12 +32,14 @@ class TokenSelect:
 
     ``dim`` 0 is a table without a batch dimension (rotary tables, mostly): all images then share one active set. A
     negative one counts from the end. ``is_picture`` is one with the tokens in the last two dimensions, [R, D, height,
-    width]; what is taken of it is a column, [R, D, K, 1].
+    width]; what is taken of it is a column, [R, D, K, 1]. All modules of a pattern are given one and the
+    same ``is_common`` one: its rows are taken once per step (in compiled blocks: once per block).
     """
 
     dim: int = 1
     stream: Stream = "image"
     is_picture: bool = False
+    is_common: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class TokenPlan:
         pipelines: diffusers pipelines this was tried with.
         gather: module (dotted path with ``*`` inside its parts, "" is the transformer itself) -> argument name, or
             index into the module's output -> which rows to take.
+        gather_if: pattern of ``gather`` -> the option of the transformer's config without which nothing is taken there.
         gather_methods: method of a module (dotted path) -> which rows to take of what it returns.
         prepare: module -> what is done to its positional arguments in every evaluation, such that it returns the same:
             (module, arguments) -> arguments.
@@ -110,6 +113,7 @@ class TokenPlan:
     attention: Mapping[str, Stream]
     grid: Callable[[Any, Arguments], TokenGrid]
     linears: Mapping[str, FlopStream]
+    gather_if: Mapping[str, str] = field(default_factory=dict)
     gather_methods: Mapping[str, TokenSelect] = field(default_factory=dict)
     prepare: Mapping[str, Callable[[Any, tuple[Any, ...]], tuple[Any, ...]]] = field(default_factory=dict)
     repeated: tuple[str, ...] = ()
@@ -163,7 +167,7 @@ class TokenPlan:
         timesteps = scheduler.timesteps
         levels = scheduler.sigmas[: len(timesteps)]
         levels = levels / (1 + levels) if float(levels[0]) > 1 else levels
-        return timesteps[(levels - timestep.amax().to(levels.device)).abs().argmin()]
+        return timesteps[(levels - timestep.flatten()[-1].to(levels.device)).abs().argmin()]
 
     def count_text(self, transformer: Any, arguments: Arguments, grid: TokenGrid) -> int:
         """Text, register and padding tokens of a call."""
@@ -171,6 +175,12 @@ class TokenPlan:
             return self.count_others(transformer, arguments, grid)
         texts = [arguments.get(name) for name in self.text]
         return self.num_registers + sum(text.shape[-2] for text in texts if isinstance(text, torch.Tensor))
+
+    def texts(self, arguments: Arguments) -> list[torch.Tensor]:
+        """What the text tokens of a call are made of."""
+        given = [arguments.get(name) for name in self.text]
+        parts = [part for text in given for part in (text if isinstance(text, (list, tuple)) else [text])]
+        return [part for part in parts if isinstance(part, torch.Tensor)]
 
     def count_reused_text(self, num_text: int, num_padding: int) -> int:
         """Text tokens that region steps can do without computing.
@@ -238,10 +248,11 @@ class TokenPlan:
         self, transformer: torch.nn.Module
     ) -> list[tuple[torch.nn.Module, Mapping[str | int, TokenSelect]]]:
         """The modules below the transformer where rows are taken."""
+        config = getattr(transformer, "config", {})
         return [
             (module, chosen)
             for pattern, chosen in self.gather.items()
-            if pattern
+            if pattern and (pattern not in self.gather_if or config.get(self.gather_if[pattern]))
             for _, module in named(transformer, pattern)
         ]
 

@@ -17,13 +17,6 @@ def grid(transformer: Any, arguments: Arguments) -> TokenGrid:
     return TokenGrid(height, width, 2, frames)
 
 
-def check(transformer: Any, arguments: Arguments) -> str | None:
-    """Two timesteps in one sequence are told apart by places that the model works out itself."""
-    if transformer.config.zero_cond_t:
-        return "This Qwen-Image modulates reference tokens separately (zero_cond_t): the whole run was dense."
-    return None
-
-
 QWEN_IMAGE = TokenPlan(
     transformer="QwenImageTransformer2DModel",
     family="Qwen-Image, Qwen-Image-Edit, -Layered",
@@ -39,14 +32,17 @@ QWEN_IMAGE = TokenPlan(
     gather={
         "": {"hidden_states": TokenSelect(), "controlnet_block_samples": TokenSelect()},
         "pos_embed": {0: TokenSelect(dim=0)},
+        "transformer_blocks.*": {
+            "modulate_index": TokenSelect(is_common=True)
+        },  # which of two timesteps a row has (Edit-2511)
     },
+    gather_if={"transformer_blocks.*": "zero_cond_t"},
     scatter="proj_out",
     attention={"transformer_blocks.*.attn": "joint"},
     layout="text_first",
     grid=grid,
     patch=lambda transformer: (1, 2),
     scheduler_timestep=lambda timestep: timestep * 1000,
-    check=check,
     text_rows={"encoder_hidden_states": 1, "encoder_hidden_states_mask": None},
     linears={
         "transformer_blocks.*.img_mod.*": "row",

@@ -40,7 +40,7 @@ Z_IMAGE = TokenPlan(
     gather={
         "": {"controlnet_block_samples": TokenSelect(stream="joint")},
         "layers.0": {"x": TokenSelect(stream="joint")},
-        "layers.*": {"freqs_cis": TokenSelect(stream="joint")},
+        "layers.*": {"freqs_cis": TokenSelect(stream="joint", is_common=True)},
     },
     scatter="all_final_layer.*",
     scatter_stream="joint",
@@ -66,6 +66,7 @@ Z_IMAGE = TokenPlan(
     dense_attention=("noise_refiner.*.attention",),
     caveats=(
         "The two refiner layers in front of the gather stay dense.",
+        "Runs in omni mode are dense.",
         "Turbo is made for few steps: of ten and fewer nothing should be left out.",
     ),
 )

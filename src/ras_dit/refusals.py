@@ -1,0 +1,72 @@
+"""Why the runs of a pipeline are dense whatever the plan says: what its scheduler, its transformer or the call is."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+
+from ras_dit.models.plan import Arguments, TokenPlan
+from ras_dit.schedule import why_stochastic
+
+
+def why_dense(
+    pipe: Any, transformer: torch.nn.Module, token_plan: TokenPlan, arguments: Arguments, has_regions: bool
+) -> str | None:
+    """The reason why a run cannot leave anything out; None if it can.
+
+    Args:
+        pipe: the pipeline.
+        transformer: that it calls.
+        token_plan: of that.
+        arguments: of the run's first call.
+        has_regions: steps are planned that compute some of the tokens.
+    """
+    if reason := why_stochastic(pipe.scheduler):
+        return f"{reason}: noise cannot be carried from step to step, so the whole run was dense."
+    reason = why_unfit(pipe, transformer) or token_plan.check(transformer, arguments)
+    if reason is None and has_regions:
+        reason = why_frozen(transformer) or why_split(transformer)
+    return reason
+
+
+def why_unfit(pipe: Any, transformer: torch.nn.Module) -> str | None:
+    """Why no step of a pipeline can leave tokens out, as it guides, or as its transformer runs; None if they can."""
+    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in transformer.parameters()):
+        return "Gradients are recorded (use torch.no_grad()): the whole run was dense."
+    places = (getattr(transformer, "hf_device_map", None) or {}).values()
+    if len(set(places) - {"cpu", "disk"}) > 1:  # what is offloaded there runs where the rest does
+        return "The transformer's layers lie on several devices (device_map): the whole run was dense."
+    if "SmoothedEnergyGuidance" in type(getattr(pipe, "guider", None)).__name__:
+        return "SmoothedEnergyGuidance blurs queries as if all tokens were there: the whole run was dense."
+    return None
+
+
+def why_split(transformer: Any) -> str | None:
+    """Why region steps cannot run where every device has a part of the sequence; None if it is not split."""
+    config = getattr(transformer, "_parallel_config", None)
+    if getattr(config, "context_parallel_config", None) is None:
+        return None
+    return (
+        "The sequence is split among devices (context parallelism), which region steps do not know: the whole run was "
+        "dense. Take a plan without region steps, such as preset 'balanced'."
+    )
+
+
+def why_frozen(root: Any) -> str | None:
+    """Why region steps cannot run in the compiled blocks of a transformer as they are; None if they can.
+
+    Frozen weights (``torch._inductor.config.freezing``) are constants of the compiled code, and so is every tensor
+    that PyTorch comes upon by way of a module: cached keys and values would be compiled in.
+    """
+    config = sys.modules.get("torch._inductor.config")  # nobody can have set it otherwise, and importing it is slow
+    if config is None or not config.freezing or torch.is_grad_enabled():
+        return None
+    if all(getattr(module, "_compiled_call_impl", None) is None for module in root.modules()):
+        return None
+    return (
+        "The transformer's blocks are compiled with frozen weights (torch._inductor.config.freezing), which would make "
+        "constants of cached keys and values: the whole run was dense. Set freezing to False and compile them again, "
+        "or take a plan without region steps, such as preset 'balanced'."
+    )
