@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -322,7 +323,7 @@ def test_a_folder_is_of_one_model_and_times_are_of_one_process(tmp_path: Path, p
     try:
         with torch.no_grad():
             weight.mul_(0.95)
-        with pytest.raises(ValueError, match=r"pictures of another model \(transformer differ"):
+        with pytest.raises(ValueError, match="pictures of another model: transformer: got"):
             arena(later).run(pipe)
     finally:
         with torch.no_grad():
@@ -375,6 +376,29 @@ def test_what_a_model_cannot_run_is_listed_and_the_rest_is_painted(
     assert arena.failure(reusing) == unfit
     assert arena.picture_path(ours, 0).is_file()
     assert set(report(arena, has_plot=False)["failures"]) == {"Heun", "reusing"}
+
+
+def test_what_a_machine_lacks_is_listed_and_the_rest_is_painted(
+    tmp_path: Path, pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Known before the first picture: cache-dit, and Triton for a config of the user's own."""
+    rival = Method("DBCache", "cache", 4, cache=StepCache("dbcache", {"residual_diff_threshold": 0.1}))
+    ours = Method("ours", "ras", 4, config=RASConfig(sample_ratio=0.5, warmup_steps=1))
+    triton = Method("triton", "ras", 4, config=RASConfig(sample_ratio=0.5, warmup_steps=1, kernels="triton"))
+    monkeypatch.setitem(sys.modules, "cache_dit", None)
+    monkeypatch.setattr("ras_dit.kernels.importlib.util.find_spec", lambda _: None)
+    arena = Arena(tmp_path, SCENES[:1], [rival, triton, ours], CALL, 1, 4, 4)
+    with monkeypatch.context() as patched:
+        patched.setattr(Arena, "_paint", lambda *_: pytest.fail("was painted"))
+        with pytest.raises(pytest.fail.Exception):
+            arena.run(pipe)
+    assert "dbcache: needs cache-dit: `pip install '.[arena]'`" in str(arena.failure(rival))
+    assert "Triton is not installed" in str(arena.failure(triton))
+    arena.run(pipe)
+    result = report(arena, has_plot=False)
+    assert set(result["failures"]) == {"DBCache", "triton"}
+    assert [row["name"] for row in result["rows"]] == ["dense", "converged", "ours"]
+    assert "Do not run here" in text(result)
 
 
 def test_solvers_of_other_grids_are_not_compared() -> None:

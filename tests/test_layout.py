@@ -33,6 +33,7 @@ ORDER = [
     "routing",
     "seams",
     "inpainting",
+    "controlnets",
     "cpu_layers",
     "trace",
     "calls",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import ras_dit
+from families import all_cases
 from ras_dit import RASConfig
 from ras_dit.flops import Layers
 from ras_dit.models.sd3 import SD3
@@ -94,7 +98,8 @@ def test_inpaint() -> None:
     assert torch.equal(run(pipe, **seeded()), dense)
 
 
-def test_controlnet() -> None:
+def with_controlnet() -> tuple[Any, dict[str, Any]]:
+    """A pipeline and a call of it."""
     parts = tiny_pipeline(in_channels=16, out_channels=16).components
     torch.manual_seed(0)
     controlnet = SD3ControlNetModel.from_transformer(
@@ -108,11 +113,95 @@ def test_controlnet() -> None:
     call = inputs(
         height=8, width=12, num_inference_steps=6, latents=torch.randn(1, 16, 16, 24), control_guidance_end=0.8
     )
-    call |= {"height": 32, "width": 48, "control_image": torch.rand(1, 3, 32, 48)}
+    return pipe, call | {"height": 32, "width": 48, "control_image": torch.rand(1, 3, 32, 48)}
+
+
+def test_controlnet() -> None:
+    pipe, call = with_controlnet()
     without = run(pipe, **{**call, "controlnet_conditioning_scale": 0.0})
     trace = check_contract(pipe, call)
     assert len(trace.steps) == 6
     assert not torch.equal(run(pipe, **call), without), "the ControlNet acts"
+
+
+SKIPPING = RASConfig(sample_ratio=0.5, warmup_steps=2, skip_steps=(2, 4))
+
+
+@contextmanager
+def counted_calls(pipe: Any) -> Iterator[list[torch.Tensor]]:
+    """What the ControlNet is given in the calls that it computes."""
+    seen: list[torch.Tensor] = []
+    hook = pipe.controlnet.transformer_blocks[0].register_forward_hook(lambda *call: seen.append(call[-1][-1].clone()))
+    yield seen
+    hook.remove()
+
+
+def as_before(pipe: Any, call: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **changes: Any) -> torch.Tensor:
+    """The pictures of a run that calls the ControlNet in every step."""
+    with monkeypatch.context() as patched, ras_dit.accelerate(pipe, SKIPPING) as handle:
+        patched.setattr(type(handle._session), "_will_skip", lambda self: False)
+        for name, value in changes.items():
+            patched.setattr(handle._session, name, value)
+        return run(pipe, **call)
+
+
+def test_a_controlnet_is_left_out_where_the_transformer_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, call = with_controlnet()
+    expected = as_before(pipe, call, monkeypatch)
+    with counted_calls(pipe) as seen, ras_dit.accelerate(pipe, SKIPPING) as handle:
+        assert torch.equal(run(pipe, **call), expected)
+        assert [step.kind for step in handle.trace.steps] == ["dense", "dense", "skip", "region", "skip", "region"]
+        assert len(seen) == 4
+        assert handle._session._controlnet._results == []
+        assert torch.equal(run(pipe, **call), expected)
+    assert "forward" not in vars(pipe.controlnet)
+    with counted_calls(pipe) as seen:
+        run(pipe, **call)
+    assert len(seen) == 6
+
+
+def test_a_controlnet_is_called_after_all_where_a_skipped_step_is_not_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which the transformer's call alone shows: its output is of this step, in its place."""
+    pipe, call = with_controlnet()
+    refuses = [False]
+    plan = dataclasses.replace(SD3, check=lambda *_: "Not now." if refuses[0] else None)
+
+    def refuse(_pipe: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        refuses[0] = index == 3
+        return tensors
+
+    call |= {"callback_on_step_end": refuse}
+    expected = as_before(pipe, call, monkeypatch, token_plan=plan)
+    with counted_calls(pipe) as seen, ras_dit.accelerate(pipe, SKIPPING) as handle:
+        handle._session.token_plan = plan
+        assert torch.equal(run(pipe, **call), expected)
+        assert [step.kind for step in handle.trace.steps] == ["dense", "dense", "skip", "region", "dense", "region"]
+    assert len(seen) == 5
+    assert "Not now." in handle.trace.notes
+
+
+@pytest.mark.parametrize("name", ["flux-controlnet", "qwen-image-controlnet", "z-image-controlnet"])
+def test_other_families_controlnets_are_left_out_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = next(case for case in all_cases() if case.name == name)
+    pipe, calls = case.build(), []
+
+    def painted() -> torch.Tensor:
+        calls.clear()
+        with ras_dit.accelerate(pipe, SKIPPING) as handle:
+            result = case.output(pipe(**case.call()))
+            assert [step.kind for step in handle.trace.steps].count("skip") == 2
+        return result
+
+    forward = type(pipe.controlnet).forward
+    monkeypatch.setattr(
+        type(pipe.controlnet), "forward", lambda self, *a, **k: (calls.append(1), forward(self, *a, **k))[1]
+    )
+    spared = painted()
+    num_spared = len(calls)
+    with monkeypatch.context() as patched:
+        patched.setattr("ras_dit.session.Session._will_skip", lambda self: False)
+        assert torch.equal(painted(), spared)
+    assert len(calls) == num_spared + 2
 
 
 def test_lora_follows_its_scale_at_run_time() -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ras_dit.config import RASConfig
 from ras_dit.flops import Layers, plan_cost
 from ras_dit.gain import DeviceRates, Model, is_small, why_small, with_prediction
@@ -152,7 +154,9 @@ class Handle:
                 "reference_reuse=True only dense steps do."
             )
         if getattr(self._pipe, "controlnet", None) is not None:
-            advice.append("The ControlNet runs in every step; all speed-ups here are of the transformer alone.")
+            advice.append(
+                "The ControlNet runs in every step that is not skipped; speed-ups here are of the transformer alone."
+            )
         measured = trace.measured_speedup
         if measured is not None and measured < 1:
             advice.append(
@@ -204,8 +208,12 @@ def plan_for(
     num_references: int = 0,
     *,
     rates: DeviceRates | None = None,
+    device: torch.device | str | None = None,
 ) -> Plan:
-    """`Handle.plan` for a pipeline that RAS need not be enabled on; ``rates`` as for `enable`."""
+    """`Handle.plan` for a pipeline that RAS need not be enabled on; ``rates`` as for `enable`.
+
+    The prediction is for ``device``, a kind that need not be here, or without one for where the pipeline runs.
+    """
     for name, count in (("num_inference_steps", num_inference_steps), ("num_images", num_images)):
         check_count(name, count)
     check_count("num_references", num_references, least=0)
@@ -217,10 +225,9 @@ def plan_for(
     num_text = token_plan.num_text(pipe, length) + token_plan.num_registers
     layers = Layers.of(token_plan, pipe.transformer)
     cost = plan_cost(plan, token_plan, layers, num_text, num_references, config)
-    weights = next(pipe.transformer.parameters()).device
-    device = weights if weights.type == "meta" else device_of(pipe)
+    place = device_of(pipe) if device is None else torch.device(device)
     num_rows = num_images * default_rows(pipe)
-    return with_prediction(replace(plan, cost=cost), config, Model.of(layers, device), num_rows, rates)
+    return with_prediction(replace(plan, cost=cost), config, Model.of(layers, place), num_rows, rates)
 
 
 def resolve_config(config: RASConfig | str | Path | None) -> RASConfig:

@@ -29,6 +29,8 @@ PROMPT_KEYS = (
 )
 FRAMES_PER_SECOND = 16
 """That videos are shown at unless somebody asks for others."""
+LONGEST_DIFFERENCE = 120
+"""Characters that `differences` spends on one value."""
 
 
 @contextmanager
@@ -192,7 +194,7 @@ def _lock(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def claim_folder(path: Path, purpose: Mapping[str, Any]) -> list[str]:
+def claim_folder(path: Path, purpose: Mapping[str, Any]) -> dict[str, str]:
     """Write into a folder what it is for, or compare that with what it was for before.
 
     Args:
@@ -200,18 +202,35 @@ def claim_folder(path: Path, purpose: Mapping[str, Any]) -> list[str]:
         purpose: names and values that JSON can hold.
 
     Returns:
-        The names whose values differ from those of before; nothing is written then.
+        The names whose values differ from those of before, and how (`differences`); nothing is written then.
     """
     wanted = json.loads(json.dumps(purpose))
     if not path.is_file():
         save_text(json.dumps(wanted, indent=1) + "\n", path)
-        return []
+        return {}
     before = json.loads(path.read_text(encoding="utf-8"))
-    return sorted(name for name in {*before, *wanted} if before.get(name) != wanted.get(name))
+    names = sorted(name for name in {*before, *wanted} if before.get(name) != wanted.get(name))
+    return {name: differences(name, wanted.get(name), before.get(name)) for name in names}
+
+
+def differences(name: str, wanted: Any, before: Any) -> str:
+    """What differs between two values of JSON, as ``config.sample_ratio: got 0.5, there 0.25``; of long values the
+    name and the lengths of lists."""
+    if isinstance(wanted, Mapping) and isinstance(before, Mapping):
+        inner = [key for key in {**before, **wanted} if wanted.get(key) != before.get(key)]
+        return "; ".join(
+            differences(f"{name}.{key}" if name else str(key), wanted.get(key), before.get(key)) for key in inner
+        )
+    told = f"{name}: got {json.dumps(wanted)}, there {json.dumps(before)}"
+    if len(told) <= LONGEST_DIFFERENCE:
+        return told
+    has_counts = isinstance(wanted, list) and isinstance(before, list) and len(wanted) != len(before)
+    return f"{name}: got {len(wanted)}, there {len(before)}" if has_counts else name
 
 
 def read_prompts(path: Path, keys: Sequence[str] = PROMPT_KEYS) -> list[dict[str, Any]]:
-    """The prompts of a file: ``.txt`` with one a line (# starts a comment), ``.jsonl`` with one object a line.
+    """The prompts of a file: ``.txt`` with one a line (none of a line that begins with #), ``.jsonl`` with one object a
+    line.
 
     Args:
         path: the file.
@@ -224,6 +243,11 @@ def read_prompts(path: Path, keys: Sequence[str] = PROMPT_KEYS) -> list[dict[str
     Raises:
         ValueError: no such file, another ending, no prompt, or a line that cannot be read.
     """
+    return list(numbered_prompts(path, keys).values())
+
+
+def numbered_prompts(path: Path, keys: Sequence[str] = PROMPT_KEYS) -> dict[int, dict[str, Any]]:
+    """What `read_prompts` reads, by the number of its line."""
     if path.suffix not in (".txt", ".jsonl"):
         raise ValueError(f"--prompts-file: got {str(path)!r}; allowed: a .txt file (a prompt a line) or .jsonl.")
     if not path.is_file():
@@ -234,9 +258,9 @@ def read_prompts(path: Path, keys: Sequence[str] = PROMPT_KEYS) -> list[dict[str
         raise ValueError(f"--prompts-file: {error}") from error
     numbered = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
     if path.suffix == ".txt":
-        prompts = [{"prompt": line} for _, line in numbered if not line.startswith("#")]
+        prompts = {number: {"prompt": line} for number, line in numbered if not line.startswith("#")}
     else:
-        prompts = [_read_object(path, number, line, keys) for number, line in numbered]
+        prompts = {number: _read_object(path, number, line, keys) for number, line in numbered}
     if not prompts:
         raise ValueError(f"--prompts-file: {path} holds no prompt.")
     return prompts
@@ -260,6 +284,10 @@ def _read_object(path: Path, number: int, line: str, keys: Sequence[str]) -> dic
     for key in ("guidance", "true_cfg_scale"):
         if key in entry and type(entry[key]) not in (int, float):
             raise ValueError(f"--prompts-file: {path}, line {number}: {key}: got {entry[key]!r}; give a number.")
+    if not isinstance(entry.get("negative_prompt", ""), str):
+        raise ValueError(
+            f"--prompts-file: {path}, line {number}: negative_prompt: got {entry['negative_prompt']!r}; give a text."
+        )
     if "image" in entry:
         if not isinstance(entry["image"], str):
             raise ValueError(f"--prompts-file: {path}, line {number}: image: got {entry['image']!r}; give a file.")

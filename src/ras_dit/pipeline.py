@@ -46,3 +46,11 @@ def output_of(sample: torch.Tensor | None, rest: tuple[object, ...], is_object: 
     from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
     return Transformer2DModelOutput(sample=sample)
+
+
+def controlnet_of(pipe: Any) -> torch.nn.Module | None:
+    """The ControlNet that a pipeline calls in every step; None without one, or where it is compiled as a whole."""
+    controlnet = getattr(pipe, "controlnet", None)
+    if not isinstance(controlnet, torch.nn.Module) or getattr(controlnet, "_compiled_call_impl", None) is not None:
+        return None
+    return controlnet

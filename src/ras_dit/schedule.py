@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ras_dit.seams import PatchedMethod, PlainCopies
+
 
 def first_index(scheduler: Any, timestep: Any, is_strict: bool = False) -> int | None:
     """Where in ``scheduler.timesteps`` a run begins (img2img begins in the middle).
@@ -147,3 +149,40 @@ def observing(
         return result
 
     return observed_step
+
+
+class ObservedScheduler:
+    """A scheduler whose runs and steps are observed, until `release`.
+
+    Args:
+        scheduler: the instance.
+        begin: called after its ``set_timesteps``.
+        observe, adjust, refuse: see `observing`.
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        begin: Callable[[], None],
+        observe: Observer,
+        adjust: Adjuster,
+        refuse: Callable[[str], None],
+    ) -> None:
+        def beginning(original: Callable[..., Any]) -> Callable[..., Any]:
+            def set_timesteps(*args: Any, **kwargs: Any) -> Any:
+                result = original(*args, **kwargs)
+                begin()
+                return result
+
+            return set_timesteps
+
+        patches = [
+            PatchedMethod(scheduler, "set_timesteps", beginning),
+            PatchedMethod(scheduler, "step", lambda step: observing(step, observe, adjust, refuse)),
+        ]
+        self._patches: list[PatchedMethod | PlainCopies] = [*patches, PlainCopies(scheduler, patches)]
+
+    def release(self) -> None:
+        """The scheduler is as it was."""
+        for patch in self._patches:
+            patch.release()

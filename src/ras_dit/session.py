@@ -12,6 +12,7 @@ from ras_dit.addresses import FixedAddresses
 from ras_dit.calls import Call
 from ras_dit.chooser import TokenChooser
 from ras_dit.config import RASConfig
+from ras_dit.controlnets import IdleControlNet
 from ras_dit.cpu_layers import CPULayers
 from ras_dit.fitted import FittedForecast
 from ras_dit.flops import Layers, plan_cost
@@ -21,20 +22,20 @@ from ras_dit.inpainting import InpaintMask, allowed_tokens
 from ras_dit.kernels import operations_for
 from ras_dit.models import TokenPlan, check_uncached, check_uncompiled
 from ras_dit.models.plan import stream_of
-from ras_dit.pipeline import device_of, output_of, pass_of, records_gradients, transformers_of
+from ras_dit.pipeline import controlnet_of, device_of, output_of, pass_of, records_gradients, transformers_of
 from ras_dit.plan import Plan, build_plan
 from ras_dit.refusals import why_dense
 from ras_dit.remarks import OUTSIDE, AdviceWarning, ShortRunWarning, Warner, unused_options, why_short
 from ras_dit.schedule import (
+    ObservedScheduler,
     first_index,
     first_of_second,
     forecast_levels,
     is_at,
     is_euler,
     noise_levels,
-    observing,
 )
-from ras_dit.seams import KeptResults, NoCopies, PatchedMethod, PlainCopies, WatchedLoop
+from ras_dit.seams import KeptResults, NoCopies, PatchedMethod, WatchedLoop
 from ras_dit.state import Generation, StaticMemory
 from ras_dit.tokens import TokenSeams, storages_of
 from ras_dit.trace import Trace
@@ -66,8 +67,8 @@ class Session:
         self.warn = Warner()
         self._early_notes: list[str] = []
         self._scheduler: Any = None
-        self._scheduler_patches: list[PatchedMethod | PlainCopies] = []
-        self._patches: list[PatchedMethod | NoCopies | KeptResults] = []
+        self._observed: ObservedScheduler | None = None
+        self._patches: list[PatchedMethod | NoCopies | KeptResults | IdleControlNet] = []
         self._inpaint: InpaintMask | None = None
         self._seams: dict[torch.nn.Module, TokenSeams] = {}
         self._memory: StaticMemory = {}
@@ -76,6 +77,8 @@ class Session:
         self._layers: dict[torch.nn.Module, Layers] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         try:
+            self._controlnet = IdleControlNet(controlnet_of(pipe) if config.skips else None, self._will_skip)
+            self._patches.append(self._controlnet)
             for transformer in transformers_of(pipe):
                 self._attach_transformer(transformer)
             self._attach_scheduler(pipe.scheduler)
@@ -93,6 +96,7 @@ class Session:
 
     def _attach_transformer(self, root: torch.nn.Module) -> None:
         self._hooks.append(root.register_forward_pre_hook(self._before_transformer, with_kwargs=True))
+        self._hooks.append(root.register_forward_pre_hook(self._pay_controlnet, with_kwargs=True))
         self._hooks.append(root.register_forward_hook(self._after_transformer, with_kwargs=True))
         kept = storages_of(self.config, len(self.token_plan.attention_modules(root)), self._operations, self._addresses)
         self._seams[root] = TokenSeams(root, self.token_plan, lambda: self._call, kept)
@@ -105,14 +109,12 @@ class Session:
         self._patches.append(NoCopies(root, "copy.deepcopy: RAS is on this transformer; ras_dit.disable(pipe) first."))
 
     def _attach_scheduler(self, scheduler: Any) -> None:
-        for patch in self._scheduler_patches:
-            patch.release()
+        if self._observed is not None:
+            self._observed.release()
         self._scheduler = scheduler
-        patches = [
-            PatchedMethod(scheduler, "set_timesteps", self._observed_set_timesteps),
-            PatchedMethod(scheduler, "step", lambda step: observing(step, self._observe, self._adjusted, self._refuse)),
-        ]
-        self._scheduler_patches = [*patches, PlainCopies(scheduler, patches)]
+        self._observed = ObservedScheduler(
+            scheduler, self._expect_generation, self._observe, self._adjusted, self._refuse
+        )
 
     def close(self) -> None:
         """Take everything back out; the pipeline is as it was."""
@@ -122,21 +124,14 @@ class Session:
             seams.close()
         for layers in self._cpu_layers.values():
             layers.close()
-        for patch in [*self._patches, *self._scheduler_patches, *([] if self._inpaint is None else [self._inpaint])]:
-            patch.release()
-        self._hooks, self._patches, self._scheduler_patches, self._inpaint = [], [], [], None
+        for patch in (*self._patches, self._observed, self._inpaint):
+            if patch is not None:
+                patch.release()
+        self._hooks, self._patches, self._observed, self._inpaint = [], [], None, None
         self._seams, self._cpu_layers, self._layers, self._memory = {}, {}, {}, {}
         self._generation = self._call = self._scheduler = self._addresses = None
 
     # ------------------------------------------------------------------ the scheduler, observed
-
-    def _observed_set_timesteps(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def set_timesteps(*args: Any, **kwargs: Any) -> Any:
-            result = original(*args, **kwargs)
-            self._expect_generation()
-            return result
-
-        return set_timesteps
 
     def _expect_generation(self) -> None:
         """A new run begins: whatever an interrupted one left behind is dropped."""
@@ -162,6 +157,7 @@ class Session:
         if self._generation is not None and not self._generation.is_over:
             self._generation.abandon()
         self._generation = self._call = None
+        self._controlnet.end_evaluation()
         for seams in self._seams.values():  # a call that failed did not get to let go of keys and values
             seams.end(None)
         for layers in self._cpu_layers.values():
@@ -194,6 +190,14 @@ class Session:
                     "The transformer was called with other timesteps than the scheduler's: such steps were dense."
                 )
             generation.observe(model_output, sample)
+        self._controlnet.end_evaluation(() if generation is None else generation.plan.steps[generation.index :])
+
+    def _will_skip(self) -> bool:
+        return not self._is_due and self._generation is not None and self._generation.will_skip
+
+    def _pay_controlnet(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        is_skipped = self._call is not None and self._call.kind == "skip"
+        return None if is_skipped else self._controlnet.paid(args, kwargs)
 
     # ------------------------------------------------------------------ the transformer
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -20,7 +19,7 @@ from ras_dit.kernels import Operations
 from ras_dit.kv_forecast import KVProgress
 from ras_dit.plan import Plan, StepKind
 from ras_dit.rows import RowIndex, as_made
-from ras_dit.trace import StepTrace, Stopwatch, Trace
+from ras_dit.trace import FiniteCheck, StepTrace, Stopwatch, Trace
 
 StaticMemory = dict[tuple[int, object], dict[str, list[KVCache]]]
 
@@ -64,8 +63,7 @@ class Generation:
         self.sigmas, self.levels = sigmas, levels
         self.note = note
         self.num_extra = num_extra
-        self._fitted = fitted
-        self._fixed = as_made if addresses is None else addresses.of
+        self._fitted, self._fixed = fitted, as_made if addresses is None else addresses.of
         self._memory: StaticMemory = {} if memory is None else memory
         self.trace = Trace(grid)
         self.index = 0
@@ -80,11 +78,18 @@ class Generation:
         self._stopwatches: list[Stopwatch] = []
         self._why_all_dense: str | None = None
         self._is_refresh = False  # the evaluation under way is dense because its predicted error is too large
-        self._total: torch.Tensor | None = None  # of all noise and latents: not finite if any of them was not
+        self._finite = FiniteCheck()
 
     @property
     def is_over(self) -> bool:
         return self.index >= len(self.plan)
+
+    @property
+    def will_skip(self) -> bool:
+        """Whether the evaluation due leaves the transformer out, as far as can be told before its call."""
+        is_planned = not self.is_over and not self._is_refresh and self.plan[self.index].kind == "skip"
+        branches = self._branches.values() if is_planned else ()
+        return bool(branches) and not any(self._why_dense(each, each.num_rows, each.num_text) for each in branches)
 
     # ------------------------------------------------------------------ a transformer call
 
@@ -96,8 +101,8 @@ class Generation:
         num_text: int = 0,
         reason: str | None = None,
     ) -> Call:
-        """Decide what the next transformer call of this evaluation computes; branches are told apart by their order,
-        and a branch ends where another source takes its place.
+        """Decide what the next transformer call of this evaluation computes. Branches are told apart by their order, and
+        end where another source takes their place.
 
         Args:
             num_rows: batch size R of the call.
@@ -326,7 +331,8 @@ class Generation:
             self._why_all_dense = "The number of images changed in the middle of the run: the rest of it was dense."
         self._num_images = model_output.shape[0]
         if self.plan.has_savings and self._why_all_dense is None:
-            self._check_finite(model_output, sample)
+            if not self._finite.add(model_output, sample):
+                self._why_all_dense = "The noise held values that are not finite: the rest of the run was dense."
             self._chooser.learn(model_output, self.index, self._is_active)
             if self._next_selects() and self._why_all_dense is None:
                 self._active = self._chooser.choose(model_output, self.index + 1)
@@ -352,7 +358,7 @@ class Generation:
     def abandon(self) -> None:
         """The run was interrupted: free everything but the trace."""
         self._release_layers()
-        self._total = None
+        self._finite = FiniteCheck()
         self._finish()
 
     def _release_layers(self) -> None:
@@ -379,15 +385,9 @@ class Generation:
         self.note("refresh_tolerance: steps whose predicted error exceeded it were dense.", is_warning=False)
         return True
 
-    def _check_finite(self, model_output: torch.Tensor, sample: torch.Tensor) -> None:
-        total = model_output.sum(dtype=torch.float32) + sample.sum(dtype=torch.float32)
-        self._total = total if self._total is None else self._total + total  # once not finite, it stays so
-        if total.is_cpu and not math.isfinite(total.item()):
-            self._why_all_dense = "The noise held values that are not finite: the rest of the run was dense."
-
     def _finish(self) -> None:
         """Free everything but the trace."""
-        if self._total is not None and not math.isfinite(self._total.item()):
+        if not self._finite.was_true():
             self.note("The noise held values that are not finite: the picture is damaged, with or without RAS.")
         for stopwatch in self._stopwatches:
             stopwatch.read()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field
@@ -204,3 +205,20 @@ class Stopwatch:
         else:
             seconds = self._stopped - self._started
         self._step.seconds = (self._step.seconds or 0.0) + seconds
+
+
+class FiniteCheck:
+    """Whether all noise and latents of a run were finite. A GPU is asked at the end: the CPU does not wait for it."""
+
+    def __init__(self) -> None:
+        self._total: torch.Tensor | None = None  # of everything: not finite if any of it was not
+
+    def add(self, model_output: torch.Tensor, sample: torch.Tensor) -> bool:
+        """Take in an evaluation; False if it is known to hold values that are not finite."""
+        total = model_output.sum(dtype=torch.float32) + sample.sum(dtype=torch.float32)
+        self._total = total if self._total is None else self._total + total  # once not finite, it stays so
+        return not total.is_cpu or math.isfinite(total.item())
+
+    def was_true(self) -> bool:
+        """Whether everything that was taken in was finite."""
+        return self._total is None or math.isfinite(self._total.item())

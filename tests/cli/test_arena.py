@@ -41,10 +41,17 @@ def test_an_arena_of_any_model(ras_dit: Run, model: str, tmp_path: Path, monkeyp
     assert "Wrote results.json and table.md in" in out
     assert "No plot: it needs matplotlib" in out
     assert not (tmp_path / "arena" / "pareto.png").exists()
+    code, _, err = ras_dit(*words, "--width", 64)
+    assert code == 2
+    assert "(or frames per second): call.width: got 64, there 32. Give the same ones, another --output, or" in err
+    code, _, err = ras_dit(*words[:-2], "--dtype", "bfloat16", *words[-2:])
+    assert code == 2
+    assert 'another model: dtype: got "torch.bfloat16", there "torch.float32"; transformer: got "' in err
     prompts.write_text("a dog\n")
     code, _, err = ras_dit(*words)
     assert code == 2
     assert "holds an arena of other prompts" in err
+    assert "scenes: got 1, there 2." in err
 
 
 def test_metrics_of_other_networks(ras_dit: Run, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +115,13 @@ def test_chosen_methods_and_configs_of_ones_own(ras_dit: Run, model: str, tmp_pa
     rows = json.loads((tmp_path / "arena" / "results.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["dense", "converged", "preset fast", "config tuned"]
     assert rows[3]["method"]["config"]["sample_ratio"] == 0.5
+    RASConfig(sample_ratio=0.25, warmup_steps=2, skip_steps=(5,)).save(tuned)
+    code, _, err = ras_dit(*words, *chosen, *size)
+    assert code == 2
+    assert (
+        "config-tuned: was painted with other options: config.sample_ratio: got 0.25, there 0.5; config.skip_s" in err
+    )
+    assert "Give another --output, or remove that folder, and the method is painted again." in err
     code, _, err = ras_dit(*words, "--suites", "presets", "--only", "preset fats", *size)
     assert code == 2
     assert "--only: got 'preset fats'; allowed: the" in err

@@ -153,6 +153,15 @@ def test_devices_that_are_not_here(monkeypatch: pytest.MonkeyPatch, device: str)
         resolve_device(device)
 
 
+@pytest.mark.parametrize("words", [(), ("--debug",), ("study",), ("study", "--debug")])
+def test_no_command_prints_the_help(ras_dit: Run, words: tuple[str, ...]) -> None:
+    code, out, err = ras_dit(*words)
+    assert (code, err) == (0, "")
+    assert "Usage: ras-dit" in out
+    assert ("report" if "study" in words else "calibrate") in out
+    assert ("Exit codes: 0 " in out) is ("study" not in words)
+
+
 def test_debug_shows_the_traceback() -> None:
     with pytest.raises(ValueError, match="no prompt"):
         main(["generate", "--debug"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,11 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 import ras_dit as library
-from ras_dit.cli.pictures import Picture, paint
+from families import flux
+from ras_dit.cli.pictures import Picture, check_picture, paint
 from ras_dit.cli.pipelines import load_pipeline
 from ras_dit.config import RASConfig
+from tiny import tiny_vae
 
 SHORT = ("--steps", 8, "--guidance", 3)
 Run = Callable[..., tuple[int, str, str]]
@@ -45,6 +48,14 @@ def test_picture_and_metadata(ras_dit: Run, model: str, tmp_path: Path) -> None:
     }
     assert json.loads(image.text["versions"])["ras_dit"] == library.__version__
     assert "token-steps" in image.text["summary"]
+    wrote, *about = out.splitlines()
+    first, *rest = image.text["summary"].splitlines()
+    assert wrote == f"Wrote {path}"
+    assert len(about) == 1
+    assert about[0].startswith(f"  {first} {rest[0]}")
+    assert re.search(r"T = [\d.]+ token-steps instead of 8\. .* predicted about [\d.]+x, measured [\d.]+x\.", about[0])
+    code, out, _ = ras_dit("generate", "a fox", "-m", model, *SHORT, "--dense", "-o", tmp_path / "dense")
+    assert (code, len(out.splitlines())) == (0, 1), "a dense run has no summary"
     trace = library.Trace.from_json(path.with_suffix(".trace.json").read_text())
     plan = library.build_plan(config, 8, trace.num_tokens)
     assert [step.kind for step in trace.steps] == [step.kind for step in plan]
@@ -126,7 +137,9 @@ def test_a_trace_that_is_asked_for_later_is_made(ras_dit: Run, model: str, tmp_p
         ("keys.jsonl", '{"prompt": "a", "sed": 3}', "sed"),
         ("types.jsonl", '{"prompt": "a", "seed": "3"}', "seed"),
         ("latin.txt", "caf\xe9", "--prompts-file: got "),
-        ("steps.jsonl", '{"prompt": "a", "steps": 0}', "steps"),
+        ("steps.jsonl", '{"prompt": "a"}\n\n{"prompt": "a", "steps": 0}', "steps.jsonl, line 3: steps: got 0"),
+        ("negative.jsonl", '{"prompt": "a", "negative_prompt": 3}', "line 1: negative_prompt: got 3; give a text."),
+        ("image.jsonl", '{"prompt": "a", "image": "x.png"}', "image.jsonl, line 1: image: got "),
     ],
 )
 def test_bad_prompt_files(ras_dit: Run, tmp_path: Path, name: str, text: str | None, message: str) -> None:
@@ -136,3 +149,47 @@ def test_bad_prompt_files(ras_dit: Run, tmp_path: Path, name: str, text: str | N
     assert code == 2
     assert message in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "flags", "message"),
+    [
+        ('{"prompt": "a", "height": 33}', (), "height: got 33; allowed: multiples of 4 pixels"),
+        ('{"prompt": "a", "width": 33}', ("--dense",), "width: got 33; allowed: multiples of 4 pixels"),
+        ('{"prompt": "a", "steps": 4}', ("--refresh-steps", 6), "refresh_steps: got 6, but this run has 4"),
+        ('{"prompt": "a", "num_frames": 5}', (), "num_frames: StableDiffusion3Pipeline has no such option"),
+    ],
+)
+def test_a_mistake_in_a_line_is_known_before_the_first_picture(
+    ras_dit: Run, model: str, tmp_path: Path, line: str, flags: tuple, message: str
+) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(f'{{"prompt": "a fox"}}\n{line}\n{{"prompt": "an owl"}}\n')
+    code, out, err = ras_dit("generate", "--prompts-file", file, "-m", model, *SHORT, *flags, "-o", tmp_path / "out")
+    assert (code, out) == (2, "")
+    assert f"ras-dit: error: --prompts-file: {file}, line 2: {message}" in err
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_what_only_painting_shows_names_its_line(
+    ras_dit: Run, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("# two\na fox\na cat\n")
+
+    def fail(_: Any, picture: Picture, *__: Any) -> Any:
+        raise ValueError(f"no {picture.prompt} today")
+
+    monkeypatch.setattr("ras_dit.cli.pictures.paint", fail)
+    for words, place in ((("--prompts-file", file), f"--prompts-file: {file}, line 2: "), (("a fox",), "")):
+        code, _, err = ras_dit("generate", *words, "-m", model, *SHORT, "-o", tmp_path)
+        assert code == 2
+        assert err.strip() == f"ras-dit: error: {place}no a fox today"
+
+
+def test_sizes_that_a_pipeline_rounds_are_left_to_it(tmp_path: Path) -> None:
+    pipe = flux.build(vae=tiny_vae(4, num_levels=3))
+    for size in ({"height": 65}, {"height": 63, "width": 64}):
+        check_picture(pipe, Picture("a fox", **size), RASConfig.preset("regions"))
+    with pytest.raises(ValueError, match="refresh_steps: got 30"):
+        check_picture(pipe, Picture("a fox"), RASConfig(refresh_steps=(30,)))

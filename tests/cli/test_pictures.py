@@ -16,12 +16,13 @@ import torch
 from PIL import Image
 
 import ras_dit as library
-from families import flux
+from families import flux, qwen_images
 from ras_dit.arena import Scene
 from ras_dit.arena.run import call_for
 from ras_dit.cli.generate import Batch
 from ras_dit.cli.pictures import Picture, call_arguments, read_image
 from ras_dit.cli.pipelines import load_pipeline
+from ras_dit.viz import draw_heatmap
 from tiny import tiny_vae
 
 Run = Callable[..., tuple[int, str, str]]
@@ -29,6 +30,15 @@ Run = Callable[..., tuple[int, str, str]]
 SIZE = {"height": 64, "width": 64}
 SHORT = ("-m", "a/model", "--steps", 6, "--height", 64, "--width", 64, "--sample-ratio", 0.5, "--warmup-steps", 2)
 CONFIG = library.RASConfig.preset("balanced").replace(sample_ratio=0.5, warmup_steps=2)
+EDITS = (
+    "QwenImageEdit",
+    "QwenImageEditPlus",
+    "QwenImageLayered",
+    "FluxImg2Img",
+    "StableDiffusion3Img2Img",
+    "LTXImageToVideo",
+    "LTX2ImageToVideo",
+)
 
 
 def build(kind: Any = diffusers.FluxPipeline, **changes: Any) -> Any:
@@ -179,6 +189,55 @@ def test_a_picture_to_begin_with(ras_dit: Run, loads: Callable[..., None], tmp_p
     assert len(list((tmp_path / "out").glob("*.png"))) == 2, "another picture under the same name is another request"
 
 
+class OfLayers(qwen_images.SmallLayeredPipeline):
+    """Hears the same in every prompt, and takes the picture of its case apart."""
+
+    def __call__(self, prompt: str, num_inference_steps: int, generator: object, image: object = None) -> Any:
+        changes = {"num_inference_steps": num_inference_steps, "output_type": "pil"}
+        return super().__call__(**{**qwen_images.layers(), **changes})
+
+
+def of_layers(*_: object, **__: object) -> Any:
+    pipe = qwen_images.layered()
+    pipe.__class__ = OfLayers
+    return pipe
+
+
+def test_layers_are_pictures_of_their_own(ras_dit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ras_dit.cli.pipelines.load_pipeline", of_layers)
+    words = ("generate", "a fox", "-m", "a/model", "--steps", 6, "--sample-ratio", 0.5, "--warmup-steps", 2)
+    code, out, err = ras_dit(*words, "--trace", "-o", tmp_path)
+    assert code == 0, err
+    layers = sorted(path for path in tmp_path.glob("*-layer?.png") if ".heatmap" not in path.name)
+    assert [path.name[-11:] for path in layers] == ["-layer0.png", "-layer1.png"]
+    assert all(f"Wrote {path}" in out for path in layers)
+    with library.accelerate(of_layers(), CONFIG) as handle:
+        expected_layers = handle._pipe("a fox", 6, None).images[0]
+        counts = handle.trace.times_computed()[0]
+    assert len(counts) == 3, "the whole picture, then its layers"
+    for number, (path, layer) in enumerate(zip(layers, expected_layers, strict=True)):
+        with Image.open(path) as image:
+            assert getattr(image, "n_frames", 1) == 1
+            assert np.array_equal(np.asarray(image), np.asarray(layer))
+        span = int(counts.min()), int(counts.max())
+        drawn = draw_heatmap(counts[1 + number], 6, layer, span=span)
+        with Image.open(path.with_name(path.name.replace("-layer", ".heatmap-layer"))) as image:
+            assert np.array_equal(np.asarray(image), np.asarray(drawn))
+    again = ras_dit(*words, "--trace", "-o", tmp_path)[1]
+    assert f"1 of 1 pictures are there already. First: {layers[0]}" in again
+    layers[0].unlink()
+    assert f"Wrote {layers[0]}" in ras_dit(*words, "--trace", "-o", tmp_path)[1], "the first is written last"
+
+
+def test_layers_are_compared_one_by_one(ras_dit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ras_dit.cli.pipelines.load_pipeline", of_layers)
+    words = ("--steps", 6, "--sample-ratio", 0.5, "--warmup-steps", 2, "--repeats", 1)
+    code, out, err = ras_dit("compare", "a fox", "-m", "a/model", *words, "-o", tmp_path / "both.png")
+    assert code == 0, err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["both-layer0.png", "both-layer1.png"]
+    assert "both-layer1.png" in out
+
+
 def test_pictures_that_cannot_be_read(
     ras_dit: Run, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +278,14 @@ def test_pictures_that_cannot_be_read(
         ("WanImageToVideoPipeline", ("image",), None),
         ("DiTPipeline", (), "takes no prompt; use the library"),
         ("StableDiffusion3Pipeline", (), None),
+        *((f"{kind}Pipeline", (), f"a {kind}Pipeline needs image, which was not given") for kind in EDITS),
+        *((f"{kind}Pipeline", ("image",), None) for kind in EDITS),
+        *((f"{kind}Pipeline", (), None) for kind in ("FluxKontext", "Flux2", "GlmImage", "LTXCondition", "WanVACE")),
+        ("FluxFillPipeline", (), "needs image and mask_image, which was not given; the command line takes a prompt"),
+        ("FluxFillPipeline", ("image",), "needs mask_image, which was not given; the command line takes a prompt"),
+        ("FluxControlPipeline", ("image",), "needs control_image, which was not given"),
+        ("WanVideoToVideoPipeline", (), "needs video, which was not given; the command line takes a prompt"),
+        ("Cosmos2VideoToWorldPipeline", ("image",), None),
     ],
 )
 def test_pipelines_that_want_more_than_a_prompt(
@@ -230,6 +297,27 @@ def test_pipelines_that_want_more_than_a_prompt(
         load_pipeline(str(tmp_path), allows_video=True, gives=gives)
     said = str(caught.value)
     assert (message or " expected ") in said  # without a message: diffusers says which parts are not there
+
+
+@pytest.mark.parametrize("command", ["arena", "calibrate", "tune", "demo"])
+def test_commands_without_a_picture_refuse_pipelines_that_need_one(
+    ras_dit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", lambda *_, **__: pytest.fail("was loaded"))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model_index.json").write_text('{"_class_name": "QwenImageEditPipeline"}')
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a fox\nan owl\na cat\na dog\n")
+    flags: tuple[object, ...] = () if command == "demo" else ("--prompts-file", prompts)
+    if command == "tune":
+        pytest.importorskip("optuna")
+        flags = (*flags, "--min-psnr", 30, "--calibration", 2, "--validation", 2)
+    where = tmp_path / {"calibrate": "x.json", "demo": "x.png"}.get(command, "x")
+    code, _, err = ras_dit(command, "-m", tmp_path / "model", *flags, "-o", where)
+    assert code == 2
+    assert "needs image" in err
+    assert "(other commands take no picture)" in err
+    assert err.count("\n") == 1
 
 
 def test_pictures_are_called_what_they_always_were() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,14 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.utils import BaseOutput
 from PIL import Image, ImageSequence
 
 import ras_dit as library
 from families import wan
 from ras_dit.arena import SUITES, Method, StepCache
 from ras_dit.arena.suites import TAYLORSEER
+from ras_dit.cli.pictures import Picture, paint
 from ras_dit.files import save_png
 
 Run = Callable[..., tuple[int, str, str]]
@@ -223,6 +228,48 @@ def test_an_arena_of_a_scheduler_that_adds_noise_is_refused(
     assert code == 2
     assert "adds fresh noise at every step, so that RAS runs dense and nothing can be compared" in err
     assert not list((tmp_path / "arena").rglob("*.png"))
+
+
+@dataclass
+class Sounding(BaseOutput):
+    frames: list[list[str]]
+    audio: list[float] | None
+
+
+def test_a_pipeline_that_returns_one_video_and_no_list_of_videos() -> None:
+    """Cosmos 3."""
+
+    class Pipe:
+        def __call__(self, prompt: str, num_inference_steps: int, generator: object, output_type: str) -> Any:
+            return (["first", "second"], None)
+
+    assert paint(Pipe(), Picture("a fox")) == ["first", "second"]
+
+
+def test_sound_is_noted_once_for_a_batch(ras_dit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sounding(*args: Any, **call: Any) -> Any:
+        with warnings.catch_warnings():  # whatever does so has Python forget what it warned of
+            warnings.simplefilter("ignore")
+        return Sounding(plain(*args, **call)[0], [0.5])
+
+    plain = diffusers.WanPipeline.__call__
+    monkeypatch.setattr(diffusers.WanPipeline, "__call__", functools.wraps(plain)(sounding))
+    code, _, err = ras_dit("generate", "a fox", "a cat", *SHORT, *CONFIG, "-o", tmp_path)
+    assert code == 0, err
+    assert err.count("WanPipeline makes sound, too; only the video is kept.") == 1
+
+
+@pytest.mark.parametrize("audio", [[0.5], None])
+def test_sound_that_is_not_kept_is_said(audio: list[float] | None) -> None:
+    class Pipe:
+        def __call__(self, prompt: str, num_inference_steps: int, generator: object, output_type: str) -> BaseOutput:
+            return Sounding([["first", "second"]], audio)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert paint(Pipe(), Picture("a fox")) == ["first", "second"]
+    said = [str(one.message) for one in caught if one.category is library.RASWarning]
+    assert said == (["Pipe makes sound, too; only the video is kept."] if audio else [])
 
 
 def test_frames_that_are_equal_stay_as_many_as_they_are(tmp_path: Path) -> None:

@@ -55,8 +55,8 @@ def report(arena: Arena, has_plot: bool = True, perceptual: Perceptual | None = 
         What results.json holds: ``rows`` with name, group, token_steps (T), flops_share and time_share (of the dense
         run; of each the fastest call), metrics (name -> [estimate, low, high], 95 % bootstrap; Frechet distances as
         they are usually given stand alone) and per_picture (name -> list); ``failures`` with the methods that do not
-        run on the model; ``left_out`` with the metrics that could not be had and why; ``sensitivity``, whether
-        each metric tells the dense run from one of half its steps (None if there is none).
+        run on the model or the machine; ``left_out`` with the metrics that could not be had and why; ``sensitivity``,
+        whether each metric tells the dense run from one of half its steps (None if there is none).
     """
     measures = Measures(arena, perceptual)
     failures = {method.name: why for method in arena.methods if (why := arena.failure(method)) is not None}
@@ -147,10 +147,11 @@ def _cell(values: list[float]) -> str:
 
 
 def failed(failures: dict[str, str]) -> str:
-    """A Markdown list of the methods that do not run on this model."""
+    """A Markdown list of the methods that do not run on this model, or with what is installed."""
     if not failures:
         return ""
-    return "\nDo not run on this model:\n\n" + "".join(f"* {name}: {why}\n" for name, why in failures.items())
+    lines = [f"* {name}: {why}\n" for name, why in failures.items()]
+    return "\nDo not run here, on this model or with what is installed:\n\n" + "".join(lines)
 
 
 def left_out(metrics: dict[str, str]) -> str:

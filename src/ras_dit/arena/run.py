@@ -12,15 +12,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import align_module_device, has_offloaded_params
 from PIL import Image, ImageSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ras_dit.arena.methods import BY_OTHERS, Method, Solver, applied, why_unfit
+from ras_dit.arena.step_caches import import_cache_dit
 from ras_dit.engine import check_reuse
 from ras_dit.errors import is_out_of_memory
-from ras_dit.files import FRAMES_PER_SECOND, alone_in, claim_folder, save_png, save_text
-from ras_dit.pipeline import transformers_of
+from ras_dit.files import FRAMES_PER_SECOND, alone_in, claim_folder, differences, save_png, save_text
+from ras_dit.kernels import operations_for
+from ras_dit.pipeline import device_of, transformers_of
 from ras_dit.schedule import why_stochastic
 
 DENSE, CONVERGED = "dense", "converged"
@@ -117,10 +120,10 @@ class Arena:
         purpose: dict[str, Any] = {"scenes": [asdict(scene) for scene in scenes], "call": call, "batch": batch}
         if fps != FRAMES_PER_SECOND:  # as it is in folders that were begun without a word of it
             purpose["fps"] = fps
-        if claim_folder(folder / "arena.json", purpose):
+        if others := claim_folder(folder / "arena.json", purpose):
             raise ValueError(
-                f"{folder}: holds an arena of other prompts, seeds or call arguments (or frames per second); give "
-                "another folder, or remove it."
+                f"{folder}: holds an arena of other prompts, seeds or call arguments (or frames per second): "
+                f"{'; '.join(others.values())}. Give the same ones, another --output, or remove that folder."
             )
 
     @property
@@ -173,8 +176,8 @@ class Arena:
         """Keep pictures of one folder to one model."""
         if others := claim_folder(self.folder / "pipeline.json", identity_of(pipe)):
             raise ValueError(
-                f"{self.folder}: holds pictures of another model ({', '.join(others)} differ); give another folder, or "
-                "remove it."
+                f"{self.folder}: holds pictures of another model: {'; '.join(others.values())}. Give another --output, "
+                "or remove that folder."
             )
 
     def _seconds_of_dense(self, pipe: Any, indices: range) -> float:
@@ -189,8 +192,11 @@ class Arena:
         wanted = json.loads(json.dumps(method.to_dict()))
         if not path.is_file():
             save_text(json.dumps(wanted, indent=1) + "\n", path)
-        elif json.loads(path.read_text()) != wanted:
-            raise ValueError(f"{path.parent}: was painted with other options; rename the method or remove the folder.")
+        elif (before := json.loads(path.read_text())) != wanted:
+            raise ValueError(
+                f"{path.parent}: was painted with other options: {differences('', wanted, before)}. Give another "
+                "--output, or remove that folder, and the method is painted again."
+            )
 
     def picture_path(self, method: Method, index: int) -> Path:
         """Where the picture of a scene is."""
@@ -217,7 +223,7 @@ class Arena:
         return images
 
     def failure(self, method: Method) -> str | None:
-        """Why a solver or a step cache by somebody else could not paint, None if it could."""
+        """Why a method could not paint on this model or machine, None if it could."""
         path = self.folder / method.slug / "failure.txt"
         return path.read_text(encoding="utf-8") if path.is_file() else None
 
@@ -271,11 +277,14 @@ class Arena:
 
 
 def _why_refused(pipe: Any, method: Method) -> str:
-    """Why RAS cannot be enabled with a method's config on this model; empty if it can."""
+    """Why a method cannot be put on this model, or on this machine; empty if it can."""
     try:
         if method.config is not None:
             check_reuse(pipe, method.config)
-    except ValueError as error:
+            operations_for(method.config.kernels, device_of(pipe))
+        elif method.cache is not None and method.cache.kind == "dbcache":
+            import_cache_dit()
+    except (ValueError, ImportError) as error:
         return str(error)
     return ""
 
@@ -296,6 +305,10 @@ def digest(model: torch.nn.Module) -> str:
     found = hashlib.sha256(type(model).__name__.encode())
     for name, tensor in model.state_dict().items():
         found.update(f"{name} {tuple(tensor.shape)}".encode())
+        owner, _, own = name.rpartition(".")
+        if tensor.device.type == "meta" and has_offloaded_params(module := model.get_submodule(owner)):
+            with align_module_device(module, "cpu"):  # it is there only while its module runs
+                tensor = getattr(module, own).detach()
         is_plain = type(tensor) is torch.Tensor and tensor.is_floating_point() and tensor.device.type != "meta"
         if is_plain and tensor.numel():
             found.update(tensor.flatten()[:: 1 + tensor.numel() // 64].to("cpu", torch.float32).numpy().tobytes())

@@ -160,12 +160,22 @@ def _magnitude_ratios(pipe: Any, steps: int, calibrate: Callable[[], Any] | None
     return ratios
 
 
-@contextmanager
-def _db_cached(pipe: Any, method: Method) -> Iterator[None]:
+def import_cache_dit() -> Any:
+    """The package that ``dbcache`` is of.
+
+    Raises:
+        ImportError: it is not installed.
+    """
     try:
         import cache_dit
     except ImportError as error:
-        raise ImportError(f"{method.name}: needs cache-dit: `pip install '.[arena]'` in the checkout.") from error
+        raise ImportError(f"dbcache: needs cache-dit: `pip install '.[arena]'` in the checkout ({error}).") from error
+    return cache_dit
+
+
+@contextmanager
+def _db_cached(pipe: Any, method: Method) -> Iterator[None]:
+    cache_dit = import_cache_dit()
     assert method.cache is not None
     options = dict(method.cache.options)
     order = options.pop("taylorseer_order", None)

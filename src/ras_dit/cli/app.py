@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -15,14 +15,12 @@ from ras_dit.cli.bench import bench
 from ras_dit.cli.calibrate import calibrate
 from ras_dit.cli.compare import compare
 from ras_dit.cli.demo import demo
+from ras_dit.cli.exits import EXIT_INTERRUPTED, EXIT_USAGE, MEANINGS
 from ras_dit.cli.generate import generate
 from ras_dit.cli.information import models, plan, presets
 from ras_dit.cli.study import study_app
 from ras_dit.cli.tune import tune
-from ras_dit.errors import is_out_of_memory
-
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+from ras_dit.errors import WeightsTooLargeError, is_out_of_memory
 
 
 def _print_version(is_asked: bool) -> None:
@@ -47,7 +45,7 @@ def _options(
 def build_app() -> typer.Typer:
     """The application with all its commands."""
     app = typer.Typer(
-        name="ras-dit", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, callback=_options
+        name="ras-dit", add_completion=False, epilog=MEANINGS, pretty_exceptions_enable=False, callback=_options
     )
     for command in (demo, generate, compare, arena, bench, calibrate, tune, plan, models, presets):
         app.command()(command)
@@ -62,14 +60,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None takes those of the process.
 
     Returns:
-        The exit code: 0, 2 for a mistake in the call, 130 when interrupted.
+        The exit code: 0 if all is done, 2 for a mistake in the call or something that is missing or too large here, 3
+        for a verdict (`tune` missed its target, `bench` refused a figure), 130 when interrupted. An error of ours goes
+        on as it is, with which Python leaves with 1.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     is_debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    if words in ([], ["study"]):
+        words.append("--help")
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
+            warnings.showwarning = _show_notes()
             code = build_app()(words, prog_name="ras-dit", standalone_mode=False)
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
@@ -90,26 +92,33 @@ def _one_line(error: Exception) -> str | None:
 
     if hasattr(error, "format_message"):  # what typer raises for a bad flag; its class moved between versions
         text = str(error.format_message())
-    elif isinstance(error, (ValueError, OSError, ImportError, UnsupportedAttentionError)):
+    elif isinstance(error, (ValueError, OSError, ImportError, UnsupportedAttentionError, WeightsTooLargeError)):
         text = str(error)
     elif is_out_of_memory(error):
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         text = (
             f"out of memory: {first_line} Presets 'quality', 'balanced' and 'fast' keep no keys and "
             "values; where they are kept, --kv-cache-dtype float8_e4m3fn halves them and --kv-cache-device cpu "
-            "moves them. Or take a smaller picture, fewer at once, or --dtype bfloat16. `ras-dit plan` says how large "
-            "the cache is."
+            "moves them. Or take a smaller picture, fewer at once, --dtype bfloat16, or --offload model, which leaves "
+            "more room beside the weights. `ras-dit plan` says how large the cache is."
         )
     else:
         return None
     return " ".join(text.split()) or type(error).__name__
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
-    from ras_dit.remarks import RASWarning
+def _show_notes() -> Callable[..., None]:
+    """What shows the library's warnings, each once, and no others."""
+    said: set[str] = set()
 
-    if issubclass(category, RASWarning):
-        _to_stderr(f"ras-dit: note: {message}")
+    def show(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
+        from ras_dit.remarks import RASWarning
+
+        if issubclass(category, RASWarning) and str(message) not in said:
+            said.add(str(message))
+            _to_stderr(f"ras-dit: note: {message}")
+
+    return show
 
 
 def _to_stderr(text: str) -> None:

@@ -33,7 +33,7 @@ def arena(
     lists: Annotated[bool, typer.Option("--list", help="Print the methods' names, and no more.")] = False,
     pictures: Annotated[int, typer.Option(help="How many, with the embedded model's own prompts.")] = 24,
     prompts_file: Annotated[
-        Path | None, typer.Option(help="Prompts for other models: a .txt file (one a line) or .jsonl.")
+        Path | None, typer.Option(help="Prompts for other models: a .txt file (one a line) or .jsonl (prompt, seed).")
     ] = None,
     model: options.Model = "embedded",
     output: Annotated[
@@ -61,6 +61,7 @@ def arena(
     real: Annotated[Path | None, typer.Option(help="Folder of real pictures, for FID, sFID and KID.")] = None,
     dtype: options.DType = "auto",
     device: options.Device = "auto",
+    offload: options.Offload = "none",
 ) -> None:
     """Compare methods at equal compute: PSNR, SSIM, prompt accuracy, kernel and Frechet distance.
 
@@ -83,6 +84,7 @@ def arena(
     from ras_dit.cli.scenes import read_scenes
     from ras_dit.config import RASConfig
     from ras_dit.files import check_folder
+    from ras_dit.pipeline import device_of
     from ras_dit.remarks import AdviceWarning
 
     warnings.simplefilter("ignore", AdviceWarning)  # the table has every method's time
@@ -104,7 +106,7 @@ def arena(
     scenes = read_scenes(prompts_file, pictures, is_embedded=model in EMBEDDED)
     guided = (negative_prompt, true_cfg_scale)
     picture = Picture(scenes[0].prompt, 0, steps, guidance, height, width, frames, *guided)
-    pipe = load_pipeline(model, dtype, device, allows_video=True)
+    pipe = load_pipeline(model, dtype, device, allows_video=True, offload=offload)
     picture = resolved(pipe, model, picture)
     contest = Arena(
         folder=output,
@@ -117,7 +119,7 @@ def arena(
         converged_solver=converged_solver_of(pipe),
         fps=fps,
     )
-    perceptual = Perceptual.load(weights, pipe.device)  # before painting: a wrong file should be known at once
+    perceptual = Perceptual.load(weights, device_of(pipe))  # before painting: a wrong file should be known at once
     with runs_progress("painting", contest.num_calls) as advance:
         contest.run(pipe, advance)
     has_plot = has_matplotlib()

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ras_dit.cli import options
+from ras_dit.cli.exits import EXIT_VERDICT
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-EXIT_REFUSED = 1
 
 
 def bench(
@@ -54,7 +53,7 @@ def bench(
 
     Models are built from their published dimensions with random weights: nothing is downloaded. No figure is given
     unless, in the same process, region steps over fresh keys equal dense ones and compiled blocks equal eager ones.
-    Leaves with 1 if a figure was refused.
+    Leaves with 3 if a figure was refused.
     """
     from rich.console import Console
 
@@ -108,7 +107,7 @@ def bench(
         draw(shown, plot)
     console.print(f"Wrote {output}" + (f" and {plot}" if plot else ""), markup=False, soft_wrap=True)
     if not is_green:
-        raise typer.Exit(EXIT_REFUSED)
+        raise typer.Exit(EXIT_VERDICT)
 
 
 def _modes(eager: bool, compiled: bool | None, reduce_overhead: bool | None, device: str) -> tuple[str, ...]:

@@ -23,7 +23,8 @@ def calibrate(
     ),
     pictures: Annotated[int, typer.Option(help="How many, with the embedded model's own prompts, in one call.")] = 8,
     prompts_file: Annotated[
-        Path | None, typer.Option(help="Prompts for other models, all in one call: .txt (one a line) or .jsonl.")
+        Path | None,
+        typer.Option(help="Prompts for other models, all in one call: .txt (one a line) or .jsonl (prompt, seed)."),
     ] = None,
     cost: Annotated[
         float | None,
@@ -41,6 +42,7 @@ def calibrate(
     frames: options.Frames = None,
     dtype: options.DType = "auto",
     device: options.Device = "auto",
+    offload: options.Offload = "none",
 ) -> None:
     """Fit the forecast of a preset or config to dense runs of a model, and write it as a config.
 
@@ -76,7 +78,7 @@ def calibrate(
         raise ValueError(f"--frames: got {frames}; allowed: at least 1.")
     guided = (negative_prompt, true_cfg_scale)
     picture = Picture(scenes[0].prompt, seed, steps, guidance, height, width, frames, *guided)
-    pipe = load_pipeline(model, dtype, device, allows_video=True)
+    pipe = load_pipeline(model, dtype, device, allows_video=True, offload=offload)
     picture = resolved(pipe, model, picture)
     asked = call_arguments(pipe, picture)
 

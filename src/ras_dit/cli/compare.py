@@ -38,14 +38,15 @@ def compare(
     image: options.ImageFile = None,
     dtype: options.DType = "auto",
     device: options.Device = "auto",
+    offload: options.Offload = "none",
 ) -> None:
     """Paint one prompt dense and with RAS from the same seed: one PNG with the heat map, times, PSNR and SSIM.
 
-    Of a video the PNG is an animated one.
+    Of a video the PNG is an animated one, without sound. Of layers there is one each, ...-layer0.png and so on.
     """
     from ras_dit.cli.measure import measure
     from ras_dit.cli.pictures import Picture, resolved
-    from ras_dit.cli.pipelines import load_pipeline
+    from ras_dit.cli.pipelines import load_pipeline, makes_video
     from ras_dit.cli.progress import runs_progress
     from ras_dit.files import check_file
 
@@ -55,28 +56,33 @@ def compare(
         raise ValueError(f"--repeats: got {repeats}; allowed: at least 1.")
     guided = (negative_prompt, true_cfg_scale, image)
     picture = Picture(prompt, seed, steps, guidance, height, width, frames, *guided)
-    pipe = load_pipeline(model, dtype, device, allows_video=True, gives=("image",) if image else ())
+    gives = ("image",) if image else ()
+    pipe = load_pipeline(model, dtype, device, allows_video=True, gives=gives, offload=offload)
     picture = resolved(pipe, model, picture)
     with runs_progress("comparing", 2 * (repeats + 1)) as advance:
         result = measure(pipe, picture, config, repeats=repeats, on_run=advance)
-    _save(result, config, model, output, json_file, fps)
-    _print(result, output)
+    files = _save(result, config, model, output, json_file, fps, makes_video(type(pipe)))
+    _print(result, files)
 
 
-def _save(result: Comparison, config: RASConfig, model: str, output: Path, json_file: Path | None, fps: int) -> None:
-    from ras_dit.files import save_png, save_text
+def _save(
+    result: Comparison, config: RASConfig, model: str, output: Path, json_file: Path | None, fps: int, is_video: bool
+) -> list[Path]:
+    from ras_dit.cli.pictures import save_painted
+    from ras_dit.files import save_text
     from ras_dit.versions import versions
 
     record = {"model": model, "config": config.to_dict(), "versions": versions(), **result.to_dict()}
-    save_png(comparison_pictures(result), output, record, fps)
     if json_file is not None:
         save_text(json.dumps(record, indent=2) + "\n", json_file)
+    return save_painted(comparison_pictures(result, is_video), output, is_video, record, fps)
 
 
-def comparison_pictures(result: Comparison) -> list[Image.Image]:
-    """Dense | RAS | heat map over the picture, with the numbers below: one picture, or one per frame of a video."""
+def comparison_pictures(result: Comparison, is_video: bool) -> list[Image.Image]:
+    """Dense | RAS | heat map over the picture, with the numbers below: one picture, or one per frame or layer."""
     from ras_dit import viz
     from ras_dit.cli.measure import decibels, times
+    from ras_dit.cli.pictures import painted_maps
 
     counts = result.trace.times_computed()[0]
     summary = result.summary
@@ -88,12 +94,12 @@ def comparison_pictures(result: Comparison) -> list[Image.Image]:
         f"T = {summary.token_steps:.1f} token-steps instead of {summary.num_steps}; "
         f"PSNR {decibels(result.psnr)}, SSIM {result.ssim:.3f} against dense.",
     )
-    maps = result.trace.heatmaps(result.accelerated)
+    maps = painted_maps(result.trace, result.accelerated, is_video)
     panels = zip(result.dense, result.accelerated, maps, strict=True)
     return [viz.comparison(*panel, notes=notes, caption=caption) for panel in panels]
 
 
-def _print(result: Comparison, output: Path) -> None:
+def _print(result: Comparison, files: list[Path]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -114,4 +120,5 @@ def _print(result: Comparison, output: Path) -> None:
     console.print(table)
     for note in (*summary.notes, *summary.advice):
         console.print(f"Note: {note}", markup=False)
-    console.print(f"Wrote {output}", markup=False, soft_wrap=True)
+    for file in files:
+        console.print(f"Wrote {file}", markup=False, soft_wrap=True)

@@ -39,6 +39,7 @@ def demo(
     ] = Path("outputs/demo.png"),
     dtype: options.DType = "auto",
     device: options.Device = "auto",
+    offload: options.Offload = "none",
 ) -> None:
     """Paint a few prompts dense and with RAS: one sheet with the map of where the compute went, and a table."""
     from ras_dit.cli.measure import measure
@@ -55,7 +56,7 @@ def demo(
     check_file("--output", output, ".png")
     check_folder("--output", output.with_suffix(""))
     pictures = [Picture(prompt, seed + number, steps) for number, prompt in enumerate(embedded_prompts(num_prompts))]
-    pipe = load_pipeline(model, dtype, device)
+    pipe = load_pipeline(model, dtype, device, offload=offload)
     pictures = [resolved(pipe, model, picture) for picture in pictures]
     with runs_progress("painting dense and with RAS", (1 + 2 * len(pictures)) * len(configs) + 1) as advance:
         paint(pipe, pictures[0])

@@ -39,9 +39,12 @@ def plan(
         ),
     ] = 0,
     dtype: options.DType = "auto",
+    device: Annotated[
+        str, typer.Option(help="To predict for: auto (this machine's), cpu or cuda, which need not be here.")
+    ] = "auto",
 ) -> None:
     """Print what a run would compute, how much faster it is predicted to be, and at most. Loads no weights."""
-    from ras_dit.cli.pipelines import EMBEDDED, pipeline_outline
+    from ras_dit.cli.pipelines import EMBEDDED, pipeline_outline, resolve_device
     from ras_dit.embedded import MAX_SEQUENCE_LENGTH
     from ras_dit.engine import plan_for
     from ras_dit.models.sizes import check_count
@@ -51,11 +54,17 @@ def plan(
     num_text = MAX_SEQUENCE_LENGTH if max_sequence_length is None and model in EMBEDDED else max_sequence_length
     if num_text is not None:
         check_count("--max-sequence-length", num_text)
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"--device: got {device!r}; allowed: auto, cpu, cuda (every GPU is predicted alike).")
+    place = resolve_device("auto") if device == "auto" else device
     size = (height, width, num_text, frames, batch, references)
-    result = plan_for(pipeline_outline(model, dtype), config, steps, *size)
+    outline = pipeline_outline(model, dtype, place)
+    result = plan_for(outline, config, steps, *size, device=place)
     console = Console(highlight=False)
     console.print(_plan_table(result, f"{model}, {steps} steps"))
-    for line in _plan_lines(result):
+    kind = str(outline.transformer.dtype).removeprefix("torch.")
+    about = f"For {place} in {kind} (the prediction goes by constants of such devices, the cache by the type)"
+    for line in [*_plan_lines(result), f"{about}; --device and --dtype choose others."]:
         console.print(line, markup=False, soft_wrap=True)
 
 

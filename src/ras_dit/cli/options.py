@@ -50,6 +50,13 @@ DType = Annotated[
     str, typer.Option(help="auto (bfloat16 on a CUDA device, else float32), float32, float16 or bfloat16.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
+Offload = Annotated[
+    str,
+    typer.Option(
+        help="For weights larger than a GPU: none, model (its memory holds one part of the pipeline at a time) or "
+        "sequential (one layer at a time, and slow)."
+    ),
+]
 
 
 def flag_of(field_name: str) -> str:

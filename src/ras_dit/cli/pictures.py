@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,9 @@ from ras_dit.cli.pipelines import EMBEDDED, makes_video
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from ras_dit.config import RASConfig
+    from ras_dit.trace import Trace
 
 LATER = ("num_frames", "true_cfg_scale", "image")
 """Fields that `Picture.to_dict` leaves out where they are None, so that pictures are called what they always were."""
@@ -149,12 +153,14 @@ def paint(pipe: Any, picture: Picture, on_step: Callable[[], None] | None = None
         on_step: called after every denoising step, if the pipeline can.
 
     Returns:
-        The picture alone, or the frames of the video.
+        The picture alone, its layers (Qwen-Image-Layered), or the frames of the video.
     """
     import torch
 
-    call = call_arguments(pipe, picture)
-    if makes_video(type(pipe)):
+    from ras_dit.remarks import RASWarning
+
+    call, is_video = call_arguments(pipe, picture), makes_video(type(pipe))
+    if is_video:
         call["output_type"] = "pil"  # most of them give arrays otherwise
     if on_step is not None and "callback_on_step_end" in inspect.signature(pipe.__call__).parameters:
 
@@ -165,8 +171,51 @@ def paint(pipe: Any, picture: Picture, on_step: Callable[[], None] | None = None
         call["callback_on_step_end"] = report
     generator = torch.Generator("cpu").manual_seed(picture.seed)
     result = pipe(prompt=picture.prompt, num_inference_steps=picture.steps, generator=generator, **call)
-    painted: Image.Image | list[Image.Image] = result[0][0]  # its first field, whatever it is called (Kandinsky: image)
+    if any(getattr(result, sound, None) is not None for sound in ("audio", "sound")):
+        warnings.warn(f"{type(pipe).__name__} makes sound, too; only the video is kept.", RASWarning, stacklevel=2)
+    every = result[0]  # its first field, whatever it is called (Kandinsky: image)
+    if is_video and not isinstance(every[0], list):
+        return list(every)  # the frames of the only video (Cosmos 3)
+    painted: Image.Image | list[Image.Image] = every[0]
     return painted if isinstance(painted, list) else [painted]
+
+
+def save_painted(
+    painted: Sequence[Image.Image], path: Path, is_video: bool, metadata: Mapping[str, Any], fps: int
+) -> list[Path]:
+    """Write a picture, a video (an animated PNG), or layers, each as a picture of its own.
+
+    Args:
+        painted: what `paint` returned.
+        path: of the picture or video; layers have ``-layer0``, ``-layer1`` ... in their names.
+        is_video: several are frames.
+        metadata: for the text chunks.
+        fps: of a video.
+
+    Returns:
+        The files. The first one is written last: where it is, all are.
+    """
+    from ras_dit.files import save_png
+
+    if is_video or len(painted) == 1:
+        save_png(painted, path, metadata, fps)
+        return [path]
+    places = [layer_path(path, number) for number in range(len(painted))]
+    for layer, place in reversed(list(zip(painted, places, strict=True))):
+        save_png(layer, place, metadata)
+    return places
+
+
+def layer_path(path: Path, number: int) -> Path:
+    """Where a layer of a picture is written."""
+    return path.with_name(f"{path.stem}-layer{number}{path.suffix}")
+
+
+def painted_maps(trace: Trace, painted: Sequence[Image.Image], is_video: bool) -> list[Image.Image]:
+    """The heat map of everything painted; the tokens of layers come after those of the whole picture."""
+    if is_video or len(painted) == 1:
+        return trace.heatmaps(painted)
+    return trace.heatmaps([painted[0], *painted])[1:]
 
 
 def _mode_of(pipe: Any) -> str:
@@ -197,3 +246,53 @@ def call_arguments(pipe: Any, picture: Picture) -> dict[str, Any]:
         if name not in accepted:
             raise ValueError(f"{name}: {type(pipe).__name__} has no such option.")
     return call
+
+
+def check_picture(pipe: Any, picture: Picture, config: RASConfig | None) -> None:
+    """Refuse what a run would stumble over, as far as that can be told before it.
+
+    Args:
+        pipe: that will paint it.
+        picture: as `resolved` gives it.
+        config: of RAS; None is a dense run.
+
+    Raises:
+        ValueError: an option or a size that the pipeline does not have, or a step of the config outside the run.
+    """
+    from ras_dit.plan import build_plan
+
+    call = call_arguments(pipe, picture)
+    _check_size(pipe, picture, call)
+    if config is not None:
+        order = getattr(pipe.scheduler, "order", 1)
+        build_plan(config, picture.steps * order - (order - 1), num_tokens=4096)  # the steps are checked, not those
+
+
+def _check_size(pipe: Any, picture: Picture, call: Mapping[str, Any]) -> None:
+    """Refuse a size that neither fits the token grid nor is rounded by the pipeline, as FLUX's does."""
+    from ras_dit.models import token_plan_of
+    from ras_dit.models.sizes import grid_for_size
+
+    height, width = picture.height or picture.width, picture.width or picture.height
+    if height is None or getattr(pipe, "transformer", None) is None:
+        return
+    try:
+        grid_for_size(pipe, token_plan_of(pipe.transformer), picture.height, picture.width, 1)
+    except ValueError as error:
+        if _refuses(pipe, {**call, "prompt": picture.prompt, "height": height, "width": width}):
+            raise error
+
+
+def _refuses(pipe: Any, call: Mapping[str, Any]) -> bool:
+    """Whether a pipeline's own check of its arguments says no; what it is not told has the default of a call."""
+    if not hasattr(pipe, "check_inputs"):
+        return False
+    defaults = {name: one.default for name, one in inspect.signature(pipe.__call__).parameters.items()}
+    names = inspect.signature(pipe.check_inputs).parameters
+    try:
+        pipe.check_inputs(**{name: call.get(name, defaults.get(name)) for name in names})
+    except ValueError:
+        return True
+    except Exception:  # some are told what a call has worked out by then
+        return False
+    return False

@@ -9,12 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ras_dit.cli.inputs import check_call
+from ras_dit.errors import WeightsTooLargeError, is_out_of_memory
+
 if TYPE_CHECKING:
     import torch
 
 EMBEDDED = {"embedded": 128, "embedded-256": 256}
 """Values of --model that mean the model in the package, and the pixels per side that it paints."""
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+OFFLOADS = ("none", "model", "sequential")
 
 
 def model_source(model: str) -> str:
@@ -90,7 +94,13 @@ def resolve_dtype(dtype: str, device: str) -> torch.dtype:
 
 
 def load_pipeline(
-    model: str, dtype: str = "auto", device: str = "auto", *, allows_video: bool = False, gives: Sequence[str] = ()
+    model: str,
+    dtype: str = "auto",
+    device: str = "auto",
+    *,
+    allows_video: bool = False,
+    gives: Sequence[str] = (),
+    offload: str = "none",
 ) -> Any:
     """A pipeline, ready to paint, without a progress bar of its own.
 
@@ -100,20 +110,23 @@ def load_pipeline(
         device: where it goes.
         allows_video: whether it may make video.
         gives: what the command hands to its call beside a prompt, such as ``"image"``.
+        offload: of `OFFLOADS`: how much of the weights the device holds at a time.
 
     Raises:
-        ValueError: a bad model, dtype or device; one that makes video where that is not asked for, or that needs what
-            the command does not give. Weights are loaded after that.
+        ValueError: a bad model, dtype, device or offload; a model that makes video where that is not asked for, or that
+            needs what the command does not give. Weights are loaded after that.
         OSError: files are missing.
+        WeightsTooLargeError: the device's memory does not hold them.
     """
     source = model_source(model)
     place = resolve_device(device)
+    _check_offload(offload, place)
     kind = resolve_dtype(dtype, place)
     quiet_libraries()
     if model in EMBEDDED:
         from ras_dit.embedded import load_embedded
 
-        pipe: Any = load_embedded(dtype=kind, device=place, size=EMBEDDED[model])
+        pipe: Any = load_embedded(dtype=kind, size=EMBEDDED[model])
     else:
         from diffusers import DiffusionPipeline
 
@@ -123,29 +136,42 @@ def load_pipeline(
                 f"--model: {model!r} is a {index['_class_name']}, which makes video; this command is for pictures. Use "
                 "ras-dit generate or compare, or the library: ras_dit.enable(pipe, ...)."
             )
-        _check_call(_pipeline_class(index), gives)
+        check_call(_pipeline_class(index), gives)
         absent = _absent_text_encoders(index)
-        pipe = DiffusionPipeline.from_pretrained(source, dtype=kind, **absent).to(place)
+        pipe = DiffusionPipeline.from_pretrained(source, dtype=kind, **absent)
+    _put(pipe, place, offload)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def _check_call(pipeline_class: Any, gives: Sequence[str]) -> None:
-    """Refuse a pipeline that cannot be called with a prompt and what a command gives beside it."""
-    parameters = inspect.signature(pipeline_class.__call__).parameters
-    library = "use the library: ras_dit.enable(pipe, ...), then call it as always."
-    if "prompt" not in parameters:
-        raise ValueError(f"--model: a {pipeline_class.__name__} takes no prompt; {library}")
-    given = {"self", "prompt", *gives}
-    rest = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    required = {name for name, one in parameters.items() if one.default is one.empty and one.kind not in rest}
-    needed = sorted(required - given)
-    if needed == ["image"]:
-        library = f"give --image to ras-dit generate or compare, or {library}"
-    if needed:
+def _check_offload(offload: str, device: str) -> None:
+    if offload not in OFFLOADS:
+        raise ValueError(f"--offload: got {offload!r}; allowed: {', '.join(OFFLOADS)}.")
+    if offload != "none" and device == "cpu":
         raise ValueError(
-            f"--model: a {pipeline_class.__name__} needs {' and '.join(needed)}, which was not given; {library}"
+            f"--offload: got {offload!r} on the device 'cpu', where all weights lie anyway; leave it out, or give "
+            "--device cuda."
         )
+
+
+def _put(pipe: Any, device: str, offload: str) -> None:
+    """Put a pipeline on a device, or as much of it at a time as is asked for."""
+    try:
+        if offload == "model":
+            pipe.enable_model_cpu_offload(device=device)
+        elif offload == "sequential":
+            pipe.enable_sequential_cpu_offload(device=device)
+        else:
+            pipe.to(device)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise WeightsTooLargeError(
+            f"out of memory while the weights were put on {device!r}: {first_line} Give --offload model (the device "
+            "holds one part of the pipeline at a time) or --offload sequential (one layer at a time, and slow), or "
+            "--dtype bfloat16."
+        ) from error
 
 
 def _absent_text_encoders(index: dict[str, Any]) -> dict[str, None]:
@@ -184,10 +210,15 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def pipeline_outline(model: str, dtype: str = "auto") -> Any:
+def pipeline_outline(model: str, dtype: str = "auto", device: str = "auto") -> Any:
     """A pipeline as `ras_dit.plan_for` reads it, from its configuration files alone: no weights are loaded.
 
     Its own constructor says how its autoencoder scales and how large its pictures are; text encoders are left out.
+
+    Args:
+        model: one in the box, a folder or a hub id.
+        dtype: of its weights.
+        device: that ``auto`` among dtypes goes by; it need not be here.
 
     Raises:
         ValueError: the model has no transformer, or a part of a class that diffusers does not have.
@@ -211,7 +242,7 @@ def pipeline_outline(model: str, dtype: str = "auto") -> Any:
         parts |= {
             name: _outlined(source, index, name) for name in ("transformer", "vae", "controlnet") if name in index
         }
-    parts["transformer"].to(resolve_dtype(dtype, resolve_device("auto")))
+    parts["transformer"].to(resolve_dtype(dtype, resolve_device("auto") if device == "auto" else device))
     if model in EMBEDDED:
         scale = 2 ** (len(parts["vae"].config.block_out_channels) - 1)
         parts["transformer"].register_to_config(sample_size=EMBEDDED[model] // scale)

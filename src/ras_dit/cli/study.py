@@ -18,7 +18,7 @@ PORT = 8765
 
 def study_app() -> typer.Typer:
     """The commands of a study."""
-    app = typer.Typer(name="study", no_args_is_help=True, help="Let people compare: a blind page, votes, a report.")
+    app = typer.Typer(name="study", help="Let people compare: a blind page, votes, a report.")
     for command in (build, serve, report):
         app.command()(command)
     return app

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ras_dit.cli import options
+from ras_dit.cli.exits import EXIT_VERDICT
 
 if TYPE_CHECKING:
     from ras_dit.arena import Scene
     from ras_dit.tune import Metric
 
-EXIT_MISSED = 1
 TARGET, PICTURES, SEARCH = "Target", "Pictures", "Search"
 
 
@@ -68,7 +68,7 @@ def tune(
     prompts_file: Annotated[
         Path | None,
         typer.Option(
-            help="Prompts for other models, those for calibration first: .txt (one a line) or .jsonl.",
+            help="Prompts for other models, those for calibration first: .txt (one a line) or .jsonl (prompt, seed).",
             rich_help_panel=PICTURES,
         ),
     ] = None,
@@ -107,10 +107,11 @@ def tune(
     name: Annotated[str, typer.Option(help="Of the preset NAME.json, beside NAME.report.json and NAME.png.")] = "tuned",
     dtype: options.DType = "auto",
     device: options.Device = "auto",
+    offload: options.Offload = "none",
 ) -> None:
     """Find the cheapest config that is good enough, or the best one within a budget; write it as a preset.
 
-    Configs are searched on a few prompts and checked on others. Leaves with 1 if the target was missed there.
+    Configs are searched on a few prompts and checked on others. Leaves with 3 if the target was missed there.
     """
     from rich.console import Console
 
@@ -140,7 +141,7 @@ def tune(
         raise ValueError(f"--frames: got {frames}; allowed: at least 1.")
     guided = (negative_prompt, true_cfg_scale)
     picture = Picture(first[0].prompt, 0, steps, guidance, height, width, frames, *guided)
-    pipe = load_pipeline(model, dtype, device, allows_video=True)
+    pipe = load_pipeline(model, dtype, device, allows_video=True, offload=offload)
     picture = resolved(pipe, model, picture)
     tuning = Tuning(
         folder=output,
@@ -164,7 +165,7 @@ def tune(
     if not has_matplotlib():
         console.print(NO_PLOT, markup=False)
     if outcome.verdict.chosen is None:
-        raise typer.Exit(EXIT_MISSED)
+        raise typer.Exit(EXIT_VERDICT)
     console.print(
         f"Wrote {preset_path(tuning, name)}: ras_dit.enable(pipe, {str(preset_path(tuning, name))!r})", markup=False
     )

@@ -18,6 +18,7 @@ from ras_dit.config import RASConfig
 from ras_dit.engine import check_reuse
 from ras_dit.files import alone_in, claim_folder
 from ras_dit.models import token_plan_of
+from ras_dit.pipeline import device_of
 from ras_dit.schedule import is_euler, why_stochastic
 from ras_dit.tune.measure import Bench, SceneSet
 from ras_dit.tune.search import Search, known_for, load_optuna
@@ -159,7 +160,7 @@ class Tuning:
         purpose = {
             "model": self.model,
             **identity_of(bench.pipe),
-            "machine": _machine(bench.pipe.device) if self.target.cost == "time" else None,
+            "machine": _machine(device_of(bench.pipe)) if self.target.cost == "time" else None,
             "target": self.target.to_dict(),
             "calibration": [asdict(scene) for scene in self.calibration],
             "validation": [asdict(scene) for scene in self.validation],
@@ -174,7 +175,8 @@ class Tuning:
         }
         if others := claim_folder(self.folder / "tuning.json", purpose):
             raise ValueError(
-                f"{self.folder}: holds a tuning with another {', '.join(others)}; give another folder, or remove it."
+                f"{self.folder}: holds a tuning with another {', '.join(others)}; give another folder, or remove it "
+                f"({'; '.join(others.values())})."
             )
 
     def _references(self, bench: Bench, progress: Progress) -> tuple[SceneSet, SceneSet]:
