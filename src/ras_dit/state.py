@@ -101,8 +101,8 @@ class Generation:
         num_text: int = 0,
         reason: str | None = None,
     ) -> Call:
-        """Decide what the next transformer call of this evaluation computes. Branches are told apart by their order, and
-        end where another source takes their place.
+        """Decide what the next transformer call of this evaluation computes. Branches are told apart by their order;
+        they end where another source takes their place.
 
         Args:
             num_rows: batch size R of the call.
