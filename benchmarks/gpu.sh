@@ -7,8 +7,9 @@
 #   bash benchmarks/gpu.sh tests sd3 lumina   parts, where a machine is lent by the minute
 #
 # Parts: tests (some minutes); sd3, lumina (the paper's models at 1024 x 1024 and its ratios, eager, compiled and with
-# CUDA graphs); kernels; speed (every case that fits, with presets and the crossover); all-tests (kernels on drawn
-# inputs, too); model (training of the embedded model at 256 x 256 goes on, and is evaluated); arena (both sizes).
+# CUDA graphs); kernels (each by itself, and all of them in Stable Diffusion 3); speed (every case that fits, with
+# presets and the crossover); all-tests (kernels on drawn inputs, too); model (training of the embedded model at
+# 256 x 256 goes on, and is evaluated); arena (both sizes).
 # FOLDER keeps what the speed cases have finished (outputs/bench), MINUTES is how long to train (60), MODES are those of
 # sd3 and lumina, RAS_COMMIT names the commit where there is no git, PYTHON is an interpreter with what the project
 # needs; the project itself is taken from here.
@@ -34,7 +35,10 @@ for part in ${*:-$all}; do
         tests) "$PYTHON" -m pytest -m gpu tests/test_gpu.py || failed=$? ;;
         sd3) paper sd3-medium 0.5,0.25,0.125 || failed=$? ;;
         lumina) paper lumina-next 1,0.5,0.25,0.125 || failed=$? ;;
-        kernels) "$PYTHON" -m benchmarks.kernels --device cuda || failed=$? ;;
+        kernels)
+            "$PYTHON" -m benchmarks.kernels --device cuda || failed=$?
+            speed --no-crossover --repeats 3 --ratios 0.25,0.125 --mode eager --kernels --case sd3-medium || failed=$?
+            ;;
         speed) speed --crossover || failed=$? ;;
         all-tests) "$PYTHON" -m pytest -m gpu || failed=$? ;;
         model)

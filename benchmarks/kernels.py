@@ -1,8 +1,9 @@
-"""Which Triton kernels win: each against its twin, eager and compiled, at the sizes of real models.
+"""Which Triton kernels win: each against what the library runs without it, at the sizes of real models.
 
-``python -m benchmarks.kernels`` on a CUDA device prints a table and writes ``benchmarks/results/kernels_cuda.json``.
-A case whose kernel does not agree with its twin gets no figures. ``--device cpu`` runs tiny cases under Triton's
-interpreter, to see that this file works; it measures nothing and writes nothing.
+``python -m benchmarks.kernels`` on a CUDA device prints a table and writes ``benchmarks/results/kernels_cuda.json``,
+anew after every case. A case whose kernel does not agree with its twin gets no figures. ``--only merge_rows`` measures
+the cases whose name begins so. ``--device cpu`` runs tiny cases under Triton's interpreter, to see that this file
+works; it measures nothing and writes nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import argparse
 import math
 import os
 import statistics
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
@@ -20,7 +22,9 @@ import torch
 from torch.nn import functional
 
 from benchmarks import record
+from ras_dit.cache import KVCache, KVStorage
 from ras_dit.kernels import REFERENCE, Operations, Tile
+from ras_dit.rows import RowIndex
 
 Run = Callable[[], Any]
 ROUNDS = 50
@@ -64,6 +68,7 @@ class Size:
 REAL = (
     Size("SD3-medium", 24, 64, 4096, 333, 64),
     Size("FLUX.1", 24, 128, 4096, 512, 64, is_turned=True),
+    Size("Lumina-Next", 8, 72, 4096, 0, 16, is_turned=True),
 )
 TINY = (Size("tiny", 2, 8, 24, 3, 8, is_turned=True),)
 RATIOS = (0.5, 0.25, 0.125)
@@ -89,13 +94,14 @@ class Case:
 
 
 class Inputs:
-    """Random tensors of one size, and active sets that differ by row of the batch."""
+    """Random tensors of one size, and active sets, that differ by row of the batch or are one for all."""
 
-    def __init__(self, size: Size, ratio: float, device: str, dtype: torch.dtype) -> None:
+    def __init__(self, size: Size, ratio: float, device: str, dtype: torch.dtype, is_shared: bool = False) -> None:
         self.size, self.ratio, self.device, self.dtype = size, ratio, device, dtype
         self.generator = torch.Generator(device).manual_seed(0)
         self.num_active = round(ratio * size.num_tokens)
         noise = torch.rand(size.batch, size.num_tokens, generator=self.generator, device=device)
+        noise = noise[:1].expand_as(noise) if is_shared else noise
         self.active = noise.argsort(dim=1)[:, : self.num_active].sort(dim=1).values  # [R, K]
         self.is_active = torch.zeros_like(noise, dtype=torch.bool).scatter_(1, self.active, True)
 
@@ -103,27 +109,63 @@ class Inputs:
         return torch.randn(*shape, generator=self.generator, device=self.device).to(dtype or self.dtype)
 
 
-def merge_case(inputs: Inputs, operations: Operations, is_fused: bool) -> Case:
-    """Fresh keys and values into the cache; fused with the keys' norm and rotary embedding or as they are."""
+def merge_case(inputs: Inputs, operations: Operations, is_shared: bool) -> Case:
+    """Fresh keys and values into the cache, by the cache's own code: with the kernel, and without."""
+    size = inputs.size
+    rows = RowIndex(inputs.active, size.num_tokens, is_shared, offset=size.num_text)
+    length, num_rows = size.num_text + size.num_tokens, size.num_text + inputs.num_active
+    shape = (size.batch, num_rows, size.num_heads, size.head_width)
+    key, value = (inputs.normal(*shape).transpose(1, 2) for _ in range(2))  # as a projection leaves them
+    if not size.is_turned:  # joined with the text's, without a rotary embedding behind it
+        key, value = key.contiguous(), value.contiguous()
+    kept = [inputs.normal(size.batch, size.num_heads, length, size.head_width) for _ in range(2)]
+    ways: dict[str, Run] = {}
+    caches: dict[str, KVCache] = {}
+    for name, chosen in (("torch", None), ("kernel", operations), ("twin", REFERENCE)):
+        cache = caches[name] = KVCache(*(tensor.clone() for tensor in kept), storage=KVStorage(operations=chosen))
+        cache.aim(rows)
+        ways[name] = _bound(cache.merge, key, value)
+
+    def by_elements(full: torch.Tensor, fresh: torch.Tensor, index: torch.Tensor) -> None:
+        if is_shared:
+            full.index_copy_(2, index, fresh)
+        else:
+            full.view(-1, size.head_width).index_copy_(0, index, fresh.reshape(-1, size.head_width))
+
+    own = caches["torch"]
+    ways["torch by elements"] = lambda: [  # instead of 64-bit words
+        by_elements(full, fresh, own.index) for full, fresh in ((own.key, key), (own.value, value))
+    ]
+
+    def result(way: str) -> torch.Tensor:
+        cache = caches[way]
+        for tensor in (cache.key, cache.value):
+            tensor.fill_(math.nan)
+        return torch.stack(cache.merge(key, value))
+
+    del ways["twin"]
+    name = "merge_rows" if is_shared else "merge_rows, a set per image"
+    return Case(name, size.name, inputs.ratio, ways, result)
+
+
+def fused_case(inputs: Inputs, operations: Operations) -> Case:
+    """Fresh keys and values into the cache, and the keys' norm and rotary embedding on the way."""
     size = inputs.size
     length, num_rows = size.num_text + size.num_tokens, size.num_text + inputs.num_active
     shape = (size.batch, num_rows, size.num_heads, size.head_width)
     key, value = (inputs.normal(*shape).transpose(1, 2) for _ in range(2))  # as a projection leaves them
     text = torch.arange(size.num_text, device=inputs.device).expand(size.batch, -1)
     positions = torch.cat([text, inputs.active + size.num_text], dim=1)
-    options: dict[str, Any] = {}
-    if is_fused:
-        angles = inputs.normal(num_rows, size.head_width, dtype=torch.float32)
-        options = {"norm_eps": 1e-6, "norm_weight": inputs.normal(size.head_width)}
-        if size.is_turned:
-            options.update(cos=angles.cos(), sin=angles.sin())
+    angles = inputs.normal(num_rows, size.head_width, dtype=torch.float32)
+    options: dict[str, Any] = {"norm_eps": 1e-6, "norm_weight": inputs.normal(size.head_width)}
+    if size.is_turned:
+        options.update(cos=angles.cos(), sin=angles.sin())
     kept = [inputs.normal(size.batch, size.num_heads, length, size.head_width) for _ in range(2)]
     flat = _flat(positions, size.num_heads, length)
 
     def torch_way(kept_key: torch.Tensor, kept_value: torch.Tensor) -> None:
-        """As the cache does it: one index_copy each, the index laid out once a step."""
-        fresh = _prepared(key, options) if is_fused else key
-        for full, rows in ((kept_key, fresh), (kept_value, value)):
+        """One index_copy each, the index laid out once a step."""
+        for full, rows in ((kept_key, _prepared(key, options)), (kept_value, value)):
             full.view(-1, size.head_width).index_copy_(0, flat, rows.reshape(-1, size.head_width))
 
     compiled = _compiled(torch_way, inputs.device)
@@ -140,7 +182,7 @@ def merge_case(inputs: Inputs, operations: Operations, is_fused: bool) -> Case:
         return torch.stack(buffers)
 
     ways = {name: _bound(function, *kept) for name, function in functions.items() if name != "twin"}
-    return Case("merge_rows, norm and RoPE" if is_fused else "merge_rows", size.name, inputs.ratio, ways, result)
+    return Case("norm, RoPE and merge_rows", size.name, inputs.ratio, ways, result)
 
 
 def _prepared(key: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
@@ -191,6 +233,18 @@ def linear_case(inputs: Inputs, operations: Operations, expansion: int) -> Case:
     return Case(f"linear_scatter x{expansion}", size.name, inputs.ratio, ways, result)
 
 
+def top_k_case(inputs: Inputs, operations: Operations) -> Case:
+    """The best K of scores that are there."""
+    size = inputs.size
+    scores = inputs.normal(size.batch, size.num_tokens, dtype=torch.float32).abs()
+    functions = {
+        name: _bound(chosen.top_k, scores, inputs.num_active)
+        for name, chosen in (("torch", REFERENCE), ("kernel", operations), ("twin", REFERENCE))
+    }
+    ways = {name: function for name, function in functions.items() if name != "twin"}
+    return Case("top_k", size.name, inputs.ratio, ways, lambda way: functions[way]())
+
+
 def score_case(inputs: Inputs, operations: Operations) -> Case:
     """Predicted error of every token, and the best K."""
     size = inputs.size
@@ -203,11 +257,7 @@ def score_case(inputs: Inputs, operations: Operations) -> Case:
 
     functions = {
         "torch": by(REFERENCE),
-        "torch compiled": _compiled(by(REFERENCE), inputs.device),
         "kernel": by(operations),
-        "kernel, torch's sort": lambda: REFERENCE.top_k(
-            operations.predicted_error(values, sigmas, 0.4), inputs.num_active
-        ),
     }
 
     def result(way: str) -> torch.Tensor:
@@ -222,20 +272,19 @@ def score_case(inputs: Inputs, operations: Operations) -> Case:
 
 
 def history_case(inputs: Inputs, operations: Operations) -> Case:
-    """A region step's noise into the history, a forecast of second order for the others."""
+    """A region step's noise into the history, a forecast of first order for the others, as presets have it."""
     size = inputs.size
-    values = inputs.normal(3, size.batch, size.num_tokens, size.token_width, dtype=torch.float32)
-    sigmas = torch.full((3, size.batch, size.num_tokens), 0.5, device=inputs.device)
-    sigmas += 0.1 * torch.arange(3, device=inputs.device)[:, None, None]
+    values = inputs.normal(2, size.batch, size.num_tokens, size.token_width, dtype=torch.float32)
+    sigmas = torch.full((2, size.batch, size.num_tokens), 0.5, device=inputs.device)
+    sigmas += 0.1 * torch.arange(2, device=inputs.device)[:, None, None]
     tokens = inputs.normal(size.batch, size.num_tokens, size.token_width)
-    options = {"sigma": 0.4, "at": 0.4, "order": 2, "damping": 0.8, "reach": 1.0}
+    options = {"sigma": 0.4, "at": 0.4, "order": 1, "damping": 0.8, "reach": 1.0}
 
     def by(chosen: Operations) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         return lambda v, s: chosen.record_and_fill(v, s, tokens, inputs.is_active, **options)
 
     functions = {
         "torch": by(REFERENCE),
-        "torch compiled": _compiled(by(REFERENCE), inputs.device),
         "kernel": by(operations),
         "twin": by(REFERENCE),
     }
@@ -263,24 +312,34 @@ def _compiled(function: Callable[..., Any], device: str) -> Callable[..., Any]:
     return torch.compile(function, dynamic=False) if device == "cuda" else function
 
 
-def cases(device: str, operations: Operations) -> list[Callable[[], Case]]:
-    """Makers of all cases, so that one is on the device at a time."""
+MAKERS: dict[str, Callable[[Inputs, Operations], Case]] = {
+    "merge_rows": lambda inputs, operations: merge_case(inputs, operations, is_shared=True),
+    "merge_rows, a set per image": lambda inputs, operations: merge_case(inputs, operations, is_shared=False),
+    "top_k": top_k_case,
+    "predicted_error and top_k": score_case,
+    "record_and_fill": history_case,
+    "norm, RoPE and merge_rows": fused_case,
+    "linear_scatter x1": lambda inputs, operations: linear_case(inputs, operations, expansion=1),
+    "linear_scatter x4": lambda inputs, operations: linear_case(inputs, operations, expansion=4),
+}
+"""Cases by their name, those that decide most first."""
+
+
+def cases(device: str, operations: Operations, only: str = "") -> list[Callable[[], Case]]:
+    """Makers of all cases whose name begins so, so that one is on the device at a time."""
     sizes, dtype = (REAL, torch.bfloat16) if device == "cuda" else (TINY, torch.float32)
     made: list[Callable[[], Case]] = []
-    for size in sizes:
-        for ratio in RATIOS:
+    for name, maker in MAKERS.items():
+        for size in sizes if name.startswith(only) else ():
+            for ratio in RATIOS:
 
-            def inputs(size: Size = size, ratio: float = ratio) -> Inputs:
-                return Inputs(size, ratio, device, dtype)
+                def make(
+                    size: Size = size, ratio: float = ratio, maker: Any = maker, is_shared: bool = name == "merge_rows"
+                ) -> Case:
+                    found: Case = maker(Inputs(size, ratio, device, dtype, is_shared), operations)
+                    return found
 
-            made += [
-                lambda inputs=inputs: merge_case(inputs(), operations, is_fused=False),
-                lambda inputs=inputs: merge_case(inputs(), operations, is_fused=True),
-                lambda inputs=inputs: linear_case(inputs(), operations, expansion=1),
-                lambda inputs=inputs: linear_case(inputs(), operations, expansion=4),
-                lambda inputs=inputs: score_case(inputs(), operations),
-                lambda inputs=inputs: history_case(inputs(), operations),
-            ]
+                made.append(make)
     return made
 
 
@@ -299,10 +358,12 @@ def why_wrong(case: Case) -> str | None:
 
 HIDDEN = 2_000_000
 """Cycles for which the device sleeps in front of a way, about a millisecond: its launches are all queued by then."""
+IN_A_ROW = 5
+"""Calls of a way between two events, whose clock is no finer than half a microsecond."""
 
 
 def milliseconds(ways: dict[str, Run]) -> dict[str, float]:
-    """Median time of every way, in turns; caches are swept in between."""
+    """Median time of every way on the device, in turns; caches are swept in between."""
     sweep = torch.empty(128 * 2**20, dtype=torch.uint8, device="cuda")
     for run in ways.values():
         for _ in range(WARM_UPS):
@@ -314,22 +375,38 @@ def milliseconds(ways: dict[str, Run]) -> dict[str, float]:
             torch.cuda._sleep(HIDDEN)
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
-            run()
+            for _ in range(IN_A_ROW):
+                run()
             end.record()
             end.synchronize()
-            times[name].append(begin.elapsed_time(end))
+            times[name].append(begin.elapsed_time(end) / IN_A_ROW)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def host_milliseconds(ways: dict[str, Run]) -> dict[str, float]:
+    """Median time of every way on the host, which waits for nothing: what it costs to launch."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(ROUNDS):
+        for name, run in ways.items():
+            torch.cuda.synchronize()
+            begin = time.perf_counter()
+            for _ in range(IN_A_ROW):
+                run()
+            times[name].append(1000 * (time.perf_counter() - begin) / IN_A_ROW)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
 def verdicts(rows: list[dict[str, Any]]) -> dict[str, str]:
-    """``stays`` for a kernel that wins over everything else in every case of its name and is right in all, else
-    ``goes``."""
+    """``stays`` for a kernel that wins on the device over everything else in every case of its name, costs the host as
+    little as torch does, and is right in all, else ``goes``."""
     found: dict[str, str] = {}
     for row in rows:
         times = row.get("milliseconds", {})
         own = [time for name, time in times.items() if name.startswith("kernel")]
         others = [time for name, time in times.items() if not name.startswith("kernel")]
         wins = row["wrong"] is None and bool(own) and min(own) <= MARGIN * min(others)
+        host = row.get("host milliseconds", {})
+        wins = wins and not any(MARGIN * host[name] > host["torch"] for name in host if name.startswith("kernel"))
         name = row["kernel"]
         found[name] = "stays" if wins and found.get(name) != "goes" else "goes"
     return found
@@ -340,58 +417,67 @@ def table(rows: list[dict[str, Any]], found: dict[str, str]) -> str:
     lines = ["| kernel | model | ratio | milliseconds |", "|---|---|---|---|"]
     for row in rows:
         times = row.get("milliseconds", {})
-        text = ", ".join(f"{name} {time:.3f}" for name, time in times.items()) or f"none: {row['wrong'] or 'not timed'}"
+        host = row.get("host milliseconds", {})
+        text = ", ".join(f"{name} {one:.4f} (host {host.get(name, math.nan):.4f})" for name, one in times.items())
+        text = text or f"none: {row['wrong'] or 'not timed'}"
         lines.append(f"| {row['kernel']} | {row['model']} | {row['ratio']} | {text} |")
     return "\n".join(lines + [""] + [f"{name}: {verdict}" for name, verdict in found.items()])
 
 
-def measure(device: str, operations: Operations) -> list[dict[str, Any]]:
+def measure(device: str, operations: Operations, only: str = "") -> Iterator[dict[str, Any]]:
     """Every case: whether its kernel is right and, on a GPU, how long each way takes."""
-    rows = []
-    for make in cases(device, operations):
+    for make in cases(device, operations, only):
         torch.compiler.reset()  # else the shapes of the cases before use up the graphs that a function may have
         case = make()
         row: dict[str, Any] = {"kernel": case.kernel, "model": case.what, "ratio": case.ratio, "wrong": why_wrong(case)}
+        ways = runnable(case.ways, row) if row["wrong"] is None else {}
+        if device == "cuda" and row["wrong"] is None:
+            row["milliseconds"], row["host milliseconds"] = milliseconds(ways), host_milliseconds(ways)
+        yield row
+
+
+def runnable(ways: dict[str, Run], row: dict[str, Any]) -> dict[str, Run]:
+    """The ways that run here; why others do not is noted in the row. Of a kernel's that is wrong, of a rival's not."""
+    found = {}
+    for name, run in ways.items():
         try:
-            for run in case.ways.values() if row["wrong"] is None else ():
-                run()
-            if device == "cuda" and row["wrong"] is None:
-                row["milliseconds"] = milliseconds(case.ways)
+            run()
+            found[name] = run
         except Exception as error:  # one way of one case: the others are measured all the same
-            row["wrong"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        rows.append(row)
-    return rows
+            reason = f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            row["wrong" if name.startswith("kernel") or name == "torch" else "left out"] = reason
+    return found
 
 
 @torch.no_grad()
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    device = parser.parse_args(arguments).device
+    parser.add_argument("--only", default="", help=f"cases whose name begins so, of {', '.join(MAKERS)}")
+    given = parser.parse_args(arguments)
+    device = given.device
     if device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
     elif not torch.cuda.is_available():
         raise SystemExit("benchmarks.kernels: got no CUDA device; allowed: --device cpu, to try the script out.")
     from ras_dit.kernels import triton_operations
 
-    rows = measure(device, triton_operations())
+    rows: list[dict[str, Any]] = []
+    sizes = {size.name: asdict(size) for size in REAL}
+    constants = {"triton": version("triton"), "sizes": sizes, "tiles": [asdict(tile) for tile in TILES]}
+    for row in measure(device, triton_operations(), given.only):
+        rows.append(row)
+        if device == "cuda":
+            print(table([row], {}), flush=True)
+            result = {**constants, "verdicts": verdicts(rows), "cases": rows}
+            record.write("kernels_cuda", {**record.environment(device), **result})
     if device == "cpu":
         print("\n".join(f"{row['kernel']}, ratio {row['ratio']}: {row['wrong'] or 'agrees'}" for row in rows))
         print("Nothing was timed and nothing was written: that takes a CUDA device.")
         if any(row["wrong"] for row in rows):
             raise SystemExit(1)
         return
-    found = verdicts(rows)
-    print(table(rows, found))
-    sizes = {size.name: asdict(size) for size in REAL}
-    result = {
-        "triton": version("triton"),
-        "sizes": sizes,
-        "tiles": [asdict(tile) for tile in TILES],
-        "verdicts": found,
-        "cases": rows,
-    }
-    print("wrote", record.write("kernels_cuda", {**record.environment(device), **result}).name)
+    print(table(rows, verdicts(rows)))
 
 
 if __name__ == "__main__":

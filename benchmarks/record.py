@@ -108,7 +108,7 @@ def origin(result: dict[str, Any]) -> str:
     where = hardware["gpu"] or f"{hardware['processor']}, {hardware['threads']} threads"
     software = f"torch {versions['torch']}, diffusers {versions['diffusers']}"
     others = sorted({row.get("commit", result["commit"]) for row in result.get("rows", [])} - {result["commit"]})
-    rows = f", rows of others ({', '.join(others)}) beside it" if others else ""
+    rows = f"; some rows measured at commits {', '.join(others)}" if others else ""
     return f"{where}; {software}; commit {result['commit']}, {result['date']}{rows}"
 
 

@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, help="instead of the case's own")
     parser.add_argument("--size", help="of whole loops, instead of the case's own")
     parser.add_argument("--depth", type=float, help="share of the blocks, where the whole model does not fit")
+    parser.add_argument("--kernels", action="store_true", help="by the Triton kernels, on a GPU")
     parser.add_argument("--steps", type=int, help="evaluations, for a quick look: nothing is written then")
     parser.add_argument("--machine", help="ends the names of the results; after cuda on a GPU")
     parser.add_argument("--replace", action="store_true", help="write over results that hold more, or other, parts")
@@ -91,7 +92,8 @@ def main() -> None:
     )
     is_green = True
     kind = None if a.device == "cpu" else a.device.split(":")[0]
-    for case in chosen_cases(tuple(a.case or ()), a.device, a.dtype, a.size, a.depth):
+    cases = chosen_cases(tuple(a.case or ()), a.device, a.dtype, a.size, a.depth)
+    for case in (case.with_kernels() for case in cases) if a.kernels else cases:
         name = "_".join(["speed", case.name, *filter(None, (kind, a.machine))])
         path = None if a.steps else a.folder / f"{name}.json"
         results = Results(None, {})

@@ -398,6 +398,13 @@ def test_what_a_machine_lacks_is_listed_and_the_rest_is_painted(
     result = report(arena, has_plot=False)
     assert set(result["failures"]) == {"DBCache", "triton"}
     assert [row["name"] for row in result["rows"]] == ["dense", "converged", "ours"]
+    for path in (tmp_path / "ours").iterdir():  # as if it had been painted where there is Triton
+        if path.name != "method.json":
+            (tmp_path / "triton" / path.name).write_bytes(path.read_bytes())
+    arena.run(pipe)
+    result = report(arena, has_plot=False)
+    assert set(result["failures"]) == {"DBCache"}, "what is painted stays"
+    assert "triton" in [row["name"] for row in result["rows"]]
     assert "Do not run here" in text(result)
 
 

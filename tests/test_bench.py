@@ -574,6 +574,16 @@ def test_cases_in_another_dtype() -> None:
         chosen_cases(("embedded",), "cpu", "bfloat16")
 
 
+def test_cases_by_the_kernels() -> None:
+    case = CASES["sd3-medium"].with_kernels()
+    assert case_named("sd3-medium-kernels") == case
+    assert case.title.endswith("Triton kernels")
+    plain = CASES["sd3-medium"].configs(28)
+    for name, config in case.configs(28).items():
+        assert config == plain[name].replace(kernels="triton")
+    assert case.configs(28, (0.25,)) == {"ratio 0.25": plain["ratio 0.25"].replace(kernels="triton")}
+
+
 def test_cases_of_another_size_and_depth() -> None:
     (small,) = chosen_cases(("sd3-medium",), "cuda", size="512x768")
     assert (small.name, small.title) == (

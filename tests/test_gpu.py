@@ -10,6 +10,9 @@ import torch
 import ras_dit
 from ras_dit.attention import grouped_attention
 from ras_dit.bench.modes import in_mode, num_recorded, num_without_graphs
+from ras_dit.cache import KVCache, KVStorage
+from ras_dit.kernels import REFERENCE, triton_operations
+from ras_dit.rows import RowIndex
 from tiny import REGION, inputs, run, tiny_pipeline
 
 pytestmark = [
@@ -90,3 +93,45 @@ def test_grouped_attention_takes_a_fused_kernel(dtype: torch.dtype, with_mask: b
         found = grouped_attention(query, key, value, mask)
     tolerance = 1e-4 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("width", [64, 72, 88, 96, 128])
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_the_kernel_that_writes_rows_agrees_with_its_twin(width: int, is_shared: bool) -> None:
+    pytest.importorskip("triton")
+    active = torch.stack([torch.randperm(1000, device="cuda")[:250].sort().values for _ in range(2)])
+    rows = RowIndex(active[:1].expand(2, -1) if is_shared else active, 1000, is_shared, offset=77)
+    kept = torch.randn(2, 2, 3, 1077, width, device="cuda", dtype=torch.bfloat16)
+    fresh = torch.randn(2, 2, 327, 3, width, device="cuda", dtype=torch.bfloat16).transpose(2, 3)
+    merged = []
+    for operations in (None, triton_operations()):
+        cache = KVCache(kept[0].clone(), kept[1].clone(), storage=KVStorage(operations=operations))
+        cache.aim(rows)
+        merged.append(torch.stack(cache.merge(fresh[0], fresh[1])))
+    assert torch.equal(*merged)
+    assert not torch.equal(merged[0], kept)
+
+
+@pytest.mark.parametrize("num_tokens", [4096, 4097, 16384, 20000])
+def test_the_kernel_that_chooses_agrees_with_its_twin(num_tokens: int) -> None:
+    pytest.importorskip("triton")
+    scores = torch.randn(2, num_tokens, device="cuda").mul(50).round()  # with ties
+    scores[0, 3], scores[1, 5] = torch.nan, -torch.inf
+    chosen = triton_operations().top_k(scores, num_tokens // 4)
+    assert torch.equal(chosen, REFERENCE.top_k(scores, num_tokens // 4))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_the_kernel_that_records_agrees_with_its_twin(depth: int) -> None:
+    pytest.importorskip("triton")
+    values = torch.randn(depth, 2, 1000, 64, device="cuda")
+    sigmas = 0.5 + 0.1 * torch.arange(depth, device="cuda")[:, None, None] + torch.zeros(depth, 2, 1000, device="cuda")
+    tokens = torch.randn(2, 1000, 64, device="cuda", dtype=torch.bfloat16)
+    is_active = torch.rand(2, 1000, device="cuda") < 0.25
+    found = []
+    for operations in (REFERENCE, triton_operations()):
+        history = values.clone(), sigmas.clone()
+        filled = operations.record_and_fill(*history, tokens, is_active, 0.4, 0.4, depth - 1, 0.8, 1.0)
+        found.append((filled, *history))
+    for expected, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, expected, rtol=1e-3, atol=1e-3, equal_nan=True)

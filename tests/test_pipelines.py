@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,8 +30,11 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import ras_dit
 from families import all_cases
 from ras_dit import RASConfig
+from ras_dit.controlnets import IdleControlNet
 from ras_dit.flops import Layers
+from ras_dit.models.qwen_image import QWEN_IMAGE
 from ras_dit.models.sd3 import SD3
+from ras_dit.state import Generation
 from tiny import REGION, check_contract, inputs, redraw, run, tiny_pipeline, tiny_vae
 
 SCHEDULERS: dict[str, Any] = {
@@ -139,7 +144,7 @@ def counted_calls(pipe: Any) -> Iterator[list[torch.Tensor]]:
 def as_before(pipe: Any, call: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **changes: Any) -> torch.Tensor:
     """The pictures of a run that calls the ControlNet in every step."""
     with monkeypatch.context() as patched, ras_dit.accelerate(pipe, SKIPPING) as handle:
-        patched.setattr(type(handle._session), "_will_skip", lambda self: False)
+        patched.setattr(Generation, "will_skip", False)
         for name, value in changes.items():
             patched.setattr(handle._session, name, value)
         return run(pipe, **call)
@@ -199,9 +204,83 @@ def test_other_families_controlnets_are_left_out_too(name: str, monkeypatch: pyt
     spared = painted()
     num_spared = len(calls)
     with monkeypatch.context() as patched:
-        patched.setattr("ras_dit.session.Session._will_skip", lambda self: False)
+        patched.setattr(Generation, "will_skip", False)
         assert torch.equal(painted(), spared)
     assert len(calls) == num_spared + 2
+
+
+def test_both_guidance_calls_get_what_the_controlnet_was_called_for_after_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Qwen-Image hands one list to two calls of the transformer."""
+    case = next(case for case in all_cases() if case.name == "qwen-image-controlnet")
+    pipe, refuses, given = case.build(), [False], []
+    plan = dataclasses.replace(QWEN_IMAGE, check=lambda *_: "Not now." if refuses[0] else None)
+
+    def refuse(_pipe: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        refuses[0] = index == 3
+        return tensors
+
+    expected = as_before_of(case, pipe, case.call() | {"callback_on_step_end": refuse}, plan, monkeypatch)
+    with ras_dit.accelerate(pipe, SKIPPING) as handle:
+        handle._session.token_plan = plan
+        arguments = handle._session._seams[pipe.transformer].arguments
+        pipe.transformer.register_forward_pre_hook(
+            lambda module, *call: given.append(arguments(*call)["controlnet_block_samples"][0]), with_kwargs=True
+        )
+        assert torch.equal(case.output(pipe(**case.call(), callback_on_step_end=refuse)), expected)
+        assert [step.kind for step in handle.trace.steps][:5] == ["dense", "dense", "skip", "region", "dense"]
+    assert torch.equal(given[8], given[9])
+    assert not torch.equal(given[8], given[6])
+
+
+def as_before_of(
+    case: Any, pipe: Any, call: dict[str, Any], plan: Any, monkeypatch: pytest.MonkeyPatch
+) -> torch.Tensor:
+    with monkeypatch.context() as patched, ras_dit.accelerate(pipe, SKIPPING) as handle:
+        patched.setattr(Generation, "will_skip", False)
+        handle._session.token_plan = plan
+        return case.output(pipe(**call))
+
+
+def test_a_list_that_the_transformer_empties_is_whole_in_the_next_step() -> None:
+    """HunyuanDiT pops from what its ControlNet returned."""
+
+    class Emptying(torch.nn.Module):
+        def forward(self, number: int) -> tuple[list[torch.Tensor]]:
+            return ([torch.full((1,), float(number)), torch.full((1,), 10.0 * number)],)
+
+    run_under_way = SimpleNamespace(
+        will_skip=False, index=0, plan=SimpleNamespace(steps=[SimpleNamespace(kind="skip")])
+    )
+    controlnet = Emptying()
+    idle = IdleControlNet(controlnet, lambda: run_under_way)  # type: ignore[arg-type,return-value]
+    controlnet(1)[0].clear()
+    idle.end_evaluation()
+    run_under_way.will_skip = True
+    (blocks,) = controlnet(2)
+    assert [float(block) for block in blocks] == [1.0, 10.0]
+    paid = idle.paid((), {"blocks": blocks})
+    assert paid is not None
+    assert [float(block) for block in paid[1]["blocks"]] == [2.0, 20.0]
+    assert idle.paid((), {"blocks": blocks}) == paid, "the second guidance call"
+    idle.end_evaluation()
+    assert idle.paid((), {"blocks": blocks}) is None
+    with pytest.raises(ValueError, match="disable"):
+        copy.deepcopy(controlnet)
+    idle.release()
+    assert vars(copy.deepcopy(controlnet)).keys() == vars(Emptying()).keys()
+
+
+def test_a_controlnet_of_another_pipeline_is_called_and_nothing_of_it_held() -> None:
+    pipe, call = with_controlnet()
+    with ras_dit.accelerate(pipe, SKIPPING) as handle:
+        run(pipe, **call)
+        parts = {**pipe.components, "transformer": tiny_pipeline(in_channels=16, out_channels=16).transformer}
+        other = StableDiffusion3ControlNetPipeline(**{**parts, "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0)})
+        other.set_progress_bar_config(disable=True)
+        with counted_calls(pipe) as seen:
+            run(other, **call)
+        assert len(seen) == 6
+        assert handle._session._controlnet._results == []
 
 
 def test_lora_follows_its_scale_at_run_time() -> None:

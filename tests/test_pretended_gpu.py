@@ -84,6 +84,7 @@ MASK[2:7, 3:9] = 1
         {"text_reuse": True},
         {"skip_steps": (4, 5)},
         {"static_memory": True},
+        {"static_memory": True, "kv_cache_layers": 0.5},
         {"region_of_interest": MASK},
         {"final_sample_ratio": 0.1},
         {"end_step": 8},

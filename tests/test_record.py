@@ -148,3 +148,11 @@ def test_versions_name_the_build_of_pytorch(monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.13.0+cu130")
     assert record.environment()["versions"]["torch"] == "2.13.0+cu130"
     assert environment("cpu")["torch"] == "2.13.0+cu130"
+
+
+def test_where_a_result_comes_from():
+    made = {"hardware": {"gpu": "H100"}, "versions": {"torch": "2", "diffusers": "0"}, "commit": "a", "date": "today"}
+    assert record.origin(made) == "H100; torch 2, diffusers 0; commit a, today"
+    rows = [{"commit": "c"}, {}, {"commit": "b"}, {"commit": "a"}]
+    expected = "H100; torch 2, diffusers 0; commit a, today; some rows measured at commits b, c"
+    assert record.origin({**made, "rows": rows}) == expected

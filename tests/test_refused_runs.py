@@ -279,6 +279,7 @@ def test_a_run_that_leaves_the_transformer_out_is_told_of() -> None:
         run(pipe, **inputs())
         pipe.scheduler.set_timesteps(4)
         first = pipe.scheduler.timesteps[0]
+        pipe.progress_bar(total=4)
         with pytest.warns(ras_dit.RASWarning, match="did not call the transformer"):
             pipe.scheduler.step(call["latents"], first, call["latents"], return_dict=False)
         assert handle.summary().num_steps == 0

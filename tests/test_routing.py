@@ -207,3 +207,30 @@ def test_attention_that_goes_nowhere_is_an_error_the_short_way_too(monkeypatch: 
     monkeypatch.setattr(attention_processor.F, "scaled_dot_product_attention", attention)
     with pytest.raises(UnsupportedAttentionError, match="does not use scaled_dot_product_attention"):
         latents(tiny_pipeline())
+
+
+def test_the_stand_in_is_of_the_class_of_the_processor_as_it_is() -> None:
+    """One that inherits its call, but not what that calls."""
+
+    class Helping(JointAttnProcessor2_0):
+        def __call__(self, attn: Any, *args: Any, **kwargs: Any) -> Any:
+            F.scaled_dot_product_attention  # noqa: B018  # so that there is a short way
+            return self.helped(attn, *args, **kwargs)
+
+        def helped(self, attn: Any, *args: Any, **kwargs: Any) -> Any:
+            return JointAttnProcessor2_0.__call__(self, attn, *args, **kwargs)
+
+    class Otherwise(Helping):
+        def helped(self, attn: Any, *args: Any, **kwargs: Any) -> Any:
+            called.append(type(self).__name__)
+            return super().helped(attn, *args, **kwargs)
+
+    called: list[str] = []
+    pipe = tiny_pipeline()
+    pipe.transformer.set_attn_processor(Helping())
+    with ras_dit.accelerate(pipe, REGION):
+        pipe(**inputs(num_inference_steps=8))
+        assert not called
+        pipe.transformer.set_attn_processor(Otherwise())
+        pipe(**inputs(num_inference_steps=8))
+    assert called == ["Otherwise"] * 8 * 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import inspect
 import threading
 from typing import Any
 
@@ -18,6 +19,7 @@ from diffusers import (
 import ras_dit
 from families import one_case_per_class
 from ras_dit import RASConfig
+from ras_dit.models import TOKEN_PLANS
 from ras_dit.state import Generation
 from tiny import REGION, inputs, run, tiny_pipeline, tiny_transformer, tiny_vae
 
@@ -274,3 +276,34 @@ def test_text_that_is_replaced_midway_is_computed() -> None:
         run(pipe, **inputs(callback_on_step_end=replace, callback_on_step_end_tensor_inputs=["prompt_embeds"]))
         assert computed == [7] * 2 + [0] * 3 + [7] + [0] * 4
         assert torch.equal(run(pipe, **inputs()), plain)
+
+
+def test_text_that_is_replaced_in_front_of_a_skipped_step_is_computed_behind_it() -> None:
+    pipe = tiny_pipeline()
+    config = REGION.replace(text_reuse=True, skip_steps=(5,))
+    other = inputs(seed=9)
+
+    def replace(_pipe: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if index == 4:
+            tensors["prompt_embeds"] = torch.cat([other["negative_prompt_embeds"], other["prompt_embeds"]])
+        return tensors
+
+    computed: list[int] = []
+    with ras_dit.accelerate(pipe, config):
+        pipe.transformer.transformer_blocks[0].register_forward_pre_hook(
+            lambda module, args, kwargs: computed.append(kwargs["encoder_hidden_states"].shape[1]), with_kwargs=True
+        )
+        run(pipe, **inputs(callback_on_step_end=replace, callback_on_step_end_tensor_inputs=["prompt_embeds"]))
+    assert computed == [7] * 2 + [0] * 3 + [7] + [0] * 3
+
+
+@pytest.mark.parametrize("name", sorted(name for name, plan in TOKEN_PLANS.items() if plan.text_rows is not None))
+def test_the_text_that_can_be_reused_is_known(name: str) -> None:
+    case = one_case_per_class()[name]
+    pipe, seen = case.build(), []
+    hook = pipe.transformer.register_forward_pre_hook(lambda *call: seen.append(call[1:]), with_kwargs=True)
+    pipe(**case.call())
+    hook.remove()
+    signature = inspect.signature(type(pipe.transformer).forward)
+    given = [signature.bind_partial(pipe.transformer, *args, **kwargs).arguments for args, kwargs in seen]
+    assert all(TOKEN_PLANS[name].texts(arguments) for arguments in given)

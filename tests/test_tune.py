@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -552,6 +553,17 @@ def tuning(folder: Path, **changes: Any) -> Tuning:
         "model": "tiny",
     }
     return Tuning(folder, **{**settings, **changes})
+
+
+def test_times_of_offloaded_weights_are_kept_apart(pipe: Any, tmp_path: Path) -> None:
+    bench = SimpleNamespace(pipe=pipe)
+    timed = Target((Floor(PSNR, 20.0),), cost="time")
+    for folder, target in (("timed", timed), ("counted", Target((Floor(PSNR, 20.0),), cost="flops"))):
+        tuning(tmp_path / folder, target=target)._claim(bench)  # type: ignore[arg-type]
+        assert "offload" not in json.loads((tmp_path / folder / "tuning.json").read_text())
+    tuning(tmp_path / "counted", offload="model")._claim(bench)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="holds a tuning with another offload"):
+        tuning(tmp_path / "timed", target=timed, offload="model")._claim(bench)  # type: ignore[arg-type]
 
 
 def test_a_whole_tuning(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -228,7 +228,8 @@ class KVCache:
         self.is_flat = not rows.is_alike
         self.places = rows.positions(self.length)
         self.index = rows.heads_index(self.places, self.num_heads, self.length)
-        self.kept_index = rows.heads_index(self.places, self.num_heads, self.length, self.key.device)
+        if self.keeps and self.is_converted:
+            self.kept_index = rows.heads_index(self.places, self.num_heads, self.length, self.key.device)
         self.drops_text = rows.hole[0] < rows.hole[1]
         self.num_dropped = rows.num_dropped
         self.queries = self.places if self.mask is not None else None
@@ -261,7 +262,7 @@ class KVCache:
             assert self.value_slope is not None
             self._carry(self.key, self.key_slope, key)
             self._carry(self.value, self.value_slope, value)
-        if self.operations is not None:
+        if self.operations is not None and not torch.compiler.is_compiling():  # which joins the copies to what is there
             self.operations.merge_rows(self.key, self.value, key, value, self.places)
             return self.key, self.value
         self._write(self.key, key, self.index)

@@ -32,7 +32,7 @@ class Branch:
         noise_dtype: its type.
         kv_progress: how far its keys and values were carried, where they are forecast.
         num_text: text tokens of the last dense call.
-        texts: what they were made of, in the last call, and how often these tensors had been written to.
+        texts: what they were made of, in the last computed call, and how often these tensors had been written to.
         rest: whatever the transformer returned beside the noise (LTX-2's audio); a skipped step returns it again.
     """
 
@@ -51,11 +51,11 @@ class Branch:
     texts: tuple[tuple[torch.Tensor, int], ...] = ()
 
     def has_read(self, texts: Sequence[torch.Tensor]) -> bool:
-        """Whether the last call was given the same text, by the memory it lies in and how often that was written to;
-        these texts are the last ones from now on."""
+        """Whether the last computed call was given the same text, by the memory it lies in and how often that was
+        written to; these texts are the last ones from now on. (A model whose text is not known has never read it.)"""
         given = tuple((text, 0 if text.is_inference() else text._version) for text in texts)
         last, self.texts = self.texts, given
-        return len(last) == len(given) and all(
+        return len(last) == len(given) > 0 and all(
             version == version_before and _is_alike(text, before)
             for (text, version), (before, version_before) in zip(given, last, strict=True)
         )
@@ -102,6 +102,10 @@ class Call:
     joint_rows: RowIndex | None = None
     num_others: int = 0
     num_text_kept: int = 0
+
+    def has_read(self, texts: Sequence[torch.Tensor]) -> bool:
+        """Whether the branch's last computed call was given the same text (see `Branch.has_read`)."""
+        return self.kind != "skip" and self.branch is not None and self.branch.has_read(texts)
 
     def num_rows_of(self, batch_size: int, num_text: int) -> dict[str, int]:
         """Rows that the linear layers of a region step work on, by their stream, all rows of the batch together.

@@ -8,6 +8,8 @@ class WeightsTooLargeError(RuntimeError):
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, of a GPU or (a plain RuntimeError) of the CPU."""
+    """Whether memory ran out, of a GPU or (a plain RuntimeError, as of CUDA's late errors and of MPS) of the CPU."""
     names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"OutOfMemoryError", "MemoryError"}) or "can't allocate memory" in str(error)
+    said = str(error).lower() if isinstance(error, RuntimeError) else ""
+    is_said = "out of memory" in said or "can't allocate memory" in said
+    return is_said or bool(names & {"OutOfMemoryError", "MemoryError"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ PROMPT_KEYS = (
     "width",
     "num_frames",
     "image",
+    "mask_image",
+    "control_image",
 )
 FRAMES_PER_SECOND = 16
 """That videos are shown at unless somebody asks for others."""
@@ -237,8 +240,8 @@ def read_prompts(path: Path, keys: Sequence[str] = PROMPT_KEYS) -> list[dict[str
         keys: that an object may have; others are refused, so that none is ignored.
 
     Returns:
-        Mappings with ``prompt`` and whichever of the other keys the file gives; an ``image`` is a path, taken from the
-        folder of the file if it is relative.
+        Mappings with ``prompt`` and whichever of the other keys the file gives; an ``image``, a ``mask_image`` and a
+        ``control_image`` are paths, taken from the folder of the file if they are relative.
 
     Raises:
         ValueError: no such file, another ending, no prompt, or a line that cannot be read.
@@ -253,7 +256,7 @@ def numbered_prompts(path: Path, keys: Sequence[str] = PROMPT_KEYS) -> dict[int,
     if not path.is_file():
         raise ValueError(f"--prompts-file: got {str(path)!r}, which is no file.")
     try:
-        lines = read_text(path).splitlines()
+        lines = re.split(r"\r\n|\r|\n", read_text(path))  # no others: JSON has them inside of its strings
     except ValueError as error:
         raise ValueError(f"--prompts-file: {error}") from error
     numbered = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
@@ -288,8 +291,8 @@ def _read_object(path: Path, number: int, line: str, keys: Sequence[str]) -> dic
         raise ValueError(
             f"--prompts-file: {path}, line {number}: negative_prompt: got {entry['negative_prompt']!r}; give a text."
         )
-    if "image" in entry:
-        if not isinstance(entry["image"], str):
-            raise ValueError(f"--prompts-file: {path}, line {number}: image: got {entry['image']!r}; give a file.")
-        entry["image"] = path.parent / entry["image"]
+    for key in {"image", "mask_image", "control_image"} & set(entry):
+        if not isinstance(entry[key], str):
+            raise ValueError(f"--prompts-file: {path}, line {number}: {key}: got {entry[key]!r}; give a file.")
+        entry[key] = path.parent / entry[key]
     return entry

@@ -40,7 +40,7 @@ class AttentionRoute:
 
     def __init__(self, layer: LayerSeam, module: torch.nn.Module) -> None:
         self._layer, self._module = layer, module
-        self._code: FunctionType | None = None  # of the stand-in
+        self._made_of: tuple[type, FunctionType] | None = None
         self._finds: dict[str, Any] = {}
         self._class: type | None = None
         self._stands_for: Any = None  # the processor whose calls were counted, all of them caught
@@ -103,8 +103,8 @@ class AttentionRoute:
             routed[_DISPATCHED] = functools.partial(self._dispatch, known[_DISPATCHED])
         if not routed:
             return False
-        if code is not self._code:
-            self._code, self._finds = code, {}
+        if (type(processor), code) != self._made_of:
+            self._made_of, self._finds = (type(processor), code), {}
             called = FunctionType(code.__code__, self._finds, code.__name__, code.__defaults__, code.__closure__)
             called.__kwdefaults__ = copy.copy(code.__kwdefaults__)
             called.__signature__ = inspect.signature(code)  # type: ignore[attr-defined]  # asked for in every call

@@ -132,15 +132,19 @@ class PlainCopies:
     def release(self) -> None:
         """Copies are of the instance as it is again."""
         self._is_released = True
-        if vars(self._owner).get("__deepcopy__") is not self._deepcopy:
-            return
-        under = self._under
-        while under is not None and under.of._is_released:
-            under = under.of._under
-        if under is None:
-            del self._owner.__deepcopy__
-        else:
-            self._owner.__deepcopy__ = under
+        _uncover(self._owner, self._deepcopy, self._under)
+
+
+def _uncover(owner: Any, deepcopy: Any, under: Any) -> None:
+    """Take a ``__deepcopy__`` of ours out, and put back what lay under it and was not released since."""
+    if vars(owner).get("__deepcopy__") is not deepcopy:
+        return
+    while under is not None and under.of._is_released:
+        under = under.of._under
+    if under is None:
+        del owner.__deepcopy__
+    else:
+        owner.__deepcopy__ = under
 
 
 class NoCopies:
@@ -153,10 +157,14 @@ class NoCopies:
 
     def __init__(self, owner: Any, reason: str) -> None:
         self._owner = owner
+        self._is_released = False
+        self._under = vars(owner).get("__deepcopy__")  # of another session on the same instance
 
         def deepcopy(memo: dict[int, Any]) -> Any:
             raise ValueError(reason)
 
+        deepcopy.of = self  # type: ignore[attr-defined]
+        self._deepcopy = deepcopy
         owner.__deepcopy__ = deepcopy
 
     def ensure(self) -> None:
@@ -164,7 +172,8 @@ class NoCopies:
 
     def release(self) -> None:
         """Copies are allowed again."""
-        vars(self._owner).pop("__deepcopy__", None)
+        self._is_released = True
+        _uncover(self._owner, self._deepcopy, self._under)
 
 
 class KeptResults:

@@ -62,7 +62,7 @@ class Session:
         self._pipe = pipe
         self._operations = operations_for(config.kernels, device_of(pipe))
         self._generation: Generation | None = None
-        self._is_due, self._first = False, 0
+        self._is_due, self._is_in_loop, self._first = False, False, 0
         self._call: Call | None = None
         self.warn = Warner()
         self._early_notes: list[str] = []
@@ -77,7 +77,7 @@ class Session:
         self._layers: dict[torch.nn.Module, Layers] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         try:
-            self._controlnet = IdleControlNet(controlnet_of(pipe) if config.skips else None, self._will_skip)
+            self._controlnet = IdleControlNet(controlnet_of(pipe) if config.skips else None, self._followed)
             self._patches.append(self._controlnet)
             for transformer in transformers_of(pipe):
                 self._attach_transformer(transformer)
@@ -136,7 +136,7 @@ class Session:
     def _expect_generation(self) -> None:
         """A new run begins: whatever an interrupted one left behind is dropped."""
         self._drop_generation()
-        self._is_due = True
+        self._is_due, self._is_in_loop = True, False
         inpaint = [] if self._inpaint is None else [self._inpaint]
         for part in (*self._patches, *self._cpu_layers.values(), *self._seams.values(), *inpaint):
             part.ensure()
@@ -165,35 +165,36 @@ class Session:
 
     def _watched_progress_bar(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def progress_bar(*args: Any, **kwargs: Any) -> Any:
-            bar = original(*args, **kwargs)
+            bar, self._is_in_loop = original(*args, **kwargs), True
             return WatchedLoop(bar, lambda: bool(getattr(self._pipe, "_interrupt", False)), self._drop_generation)
 
         return progress_bar
 
     def _refuse(self, reason: str) -> None:
-        generation = self._generation
-        if generation is not None and not generation.is_over and generation.plan.has_savings:
+        generation = self._followed()
+        if generation is not None and generation.plan.has_savings:
             generation.refuse(f"{reason}: noise cannot be carried from step to step, so the run was dense.")
 
     def _adjusted(self, model_output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
-        generation = self._generation
-        return model_output if generation is None or generation.is_over else generation.adjusted(model_output, sample)
+        generation = self._followed()
+        return model_output if generation is None else generation.adjusted(model_output, sample)
 
     def _observe(self, model_output: torch.Tensor, sample: torch.Tensor) -> None:
-        generation = self._generation
-        if self._is_due and self.config.has_savings and self._pipe.transformer is self.transformer:
+        generation = self._followed()
+        if self._is_due and self._is_in_loop and self.config.has_savings:
+            if self._pipe.transformer is self.transformer:
+                self._leave("The run did not call the transformer that RAS is on: it was dense.")
             self._is_due = False
-            self._leave("The run did not call the transformer that RAS is on: it was dense.")
-        elif generation is not None and not generation.is_over:
+        elif generation is not None:
             if generation.plan.has_savings and not generation.num_calls:
-                self.note(
-                    "The transformer was called with other timesteps than the scheduler's: such steps were dense."
-                )
+                self.note("The transformer was called with other timesteps than the scheduler's: it was dense.")
             generation.observe(model_output, sample)
-        self._controlnet.end_evaluation(() if generation is None else generation.plan.steps[generation.index :])
+        self._controlnet.end_evaluation()
 
-    def _will_skip(self) -> bool:
-        return not self._is_due and self._generation is not None and self._generation.will_skip
+    def _followed(self) -> Generation | None:
+        """The run under way, once its first call has begun it; None outside of one."""
+        generation = self._generation
+        return None if self._is_due or generation is None or generation.is_over else generation
 
     def _pay_controlnet(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         is_skipped = self._call is not None and self._call.kind == "skip"
@@ -218,8 +219,8 @@ class Session:
             self._begin_generation(module, arguments)
         elif self._is_outside(module, arguments):
             self.warn(OUTSIDE)
-        generation = self._generation
-        if generation is None or generation.is_over or not self._is_expected(arguments[self.token_plan.timestep]):
+        generation = self._followed()
+        if generation is None or not self._is_expected(arguments[self.token_plan.timestep]):
             return None
         latents = arguments[self.token_plan.latents]
         num_rows, device = len(latents), latents[0].device
@@ -233,8 +234,7 @@ class Session:
             )
         call = generation.begin_call(num_rows, device, (module, pass_of(arguments)), num_text, reason)
         call.num_others = num_text
-        is_known_text = call.branch is not None and call.branch.has_read(self.token_plan.texts(arguments))
-        if call.rows is not None and self.config.text_reuse and is_known_text:
+        if call.has_read(self.token_plan.texts(arguments)) and call.rows is not None and self.config.text_reuse:
             num_padding = self.token_plan.count_padding(module, arguments, generation.grid)
             call.num_text_kept = self.token_plan.count_reused_text(num_text, num_padding)
         placed = call.rows if call.rows is not None else call.whole
@@ -249,8 +249,7 @@ class Session:
 
     def _is_outside(self, transformer: torch.nn.Module, arguments: dict[str, Any]) -> bool:
         """Whether a call that RAS could accelerate belongs to no run, and nobody was told why."""
-        is_followed = self._generation is not None and not self._generation.is_over
-        if is_followed or self.trace.notes or not self.config.has_savings:
+        if self._followed() is not None or self.trace.notes or not self.config.has_savings:
             return False
         return self.token_plan.check(transformer, arguments) is None
 

@@ -57,9 +57,7 @@ class Generation:
         addresses: FixedAddresses | None = None,
     ) -> None:
         assert len(sigmas) == len(plan) + 1
-        self.config = config
-        self.plan = plan
-        self.grid = grid
+        self.config, self.plan, self.grid = config, plan, grid
         self.sigmas, self.levels = sigmas, levels
         self.note = note
         self.num_extra = num_extra
@@ -87,9 +85,10 @@ class Generation:
     @property
     def will_skip(self) -> bool:
         """Whether the evaluation due leaves the transformer out, as far as can be told before its call."""
-        is_planned = not self.is_over and not self._is_refresh and self.plan[self.index].kind == "skip"
-        branches = self._branches.values() if is_planned else ()
-        return bool(branches) and not any(self._why_dense(each, each.num_rows, each.num_text) for each in branches)
+        branches = [branch for position, branch in self._branches.items() if position >= self.num_calls]
+        due = [branch for branch in branches if branch.last_index == self.index - 1]  # the others have ended
+        is_due = bool(due) and not self._is_refresh and self.plan[self.index].kind == "skip"
+        return is_due and not any(self._why_dense(branch, branch.num_rows, branch.num_text) for branch in due)
 
     # ------------------------------------------------------------------ a transformer call
 

@@ -291,7 +291,7 @@ def storages_of(
     device = None if config.kv_cache_device is None else torch.device(config.kv_cache_device)
     shares = keeping_layers(config.kv_cache_layers, num_layers)
     try:
-        torch.empty(0, device=device)
+        device = None if device is None else torch.empty(0, device=device).device  # "cuda" is one of them
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"kv_cache_device: got {config.kv_cache_device!r}, which PyTorch cannot use: {error}"

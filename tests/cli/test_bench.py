@@ -47,7 +47,7 @@ def test_without_matplotlib_a_plot_is_refused_before_anything_is_measured(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_refused_figure_leaves_with_one(ras_dit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_figure_leaves_with_three(ras_dit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(KVCache, "merge", lambda cache, key, value: (cache.key * 0, cache.value))
     code, out, _ = ras_dit(*TINY, "--case", "sd3-medium", "-o", tmp_path / "bench.json")
     assert code == 3

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
 from ras_dit.cli import main
 from ras_dit.cli.pipelines import resolve_device
+from ras_dit.config import RASConfig
 from ras_dit.files import check_file, check_folder, save_png
 
 Run = Callable[..., tuple[int, str, str]]
@@ -61,6 +63,7 @@ Run = Callable[..., tuple[int, str, str]]
         (("arena", "--width", "-1"), "width: got -1"),
         (("calibrate", "--guidance", "inf"), "guidance: got inf"),
         (("calibrate", "--frames", "0"), "--frames: got 0"),
+        (("calibrate", "--seed", 2**63 - 2), f"seed: got {2**63 + 5}; allowed: an int of 64 bits."),
         (("paint",), "paint"),
     ],
 )
@@ -90,6 +93,39 @@ def test_mistakes_that_the_model_shows(ras_dit: Run, model: str, tmp_path: Path,
     assert message in err
     assert err.strip().count("\n") == 0
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["compare", "demo", "arena", "tune", "calibrate"])
+def test_a_step_outside_the_run_is_known_before_anything_is_painted_or_written(
+    ras_dit: Run, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    config = RASConfig(refresh_steps=(99,))
+    config.save(tmp_path / "config.json")
+    monkeypatch.setattr(StableDiffusion3Pipeline, "check_inputs", lambda *_, **__: pytest.fail("was called"))
+    if command == "demo":
+        monkeypatch.setattr(RASConfig, "preset", lambda _: config)
+    (tmp_path / "prompts.txt").write_text("a fox\nan owl\na cat\na dog\n")
+    words: dict[str, tuple[object, ...]] = {"compare": ("a fox",), "demo": ()}
+    called = words.get(command, ("--prompts-file", tmp_path / "prompts.txt"))
+    if command == "tune":
+        pytest.importorskip("optuna")
+        called = (*called, "--min-psnr", 30, "--calibration", 2, "--validation", 2)
+    given = () if command == "demo" else ("--config", tmp_path / "config.json")
+    where = tmp_path / "out" / {"calibrate": "x.json"}.get(command, "x.png")
+    code, _, err = ras_dit(command, *called, *given, "-m", model, "--steps", 8, "-o", where)
+    assert code == 2
+    assert err.startswith("ras-dit: error: refresh_steps: got 99, but this run has 8 transformer evaluations")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["arena", "tune", "calibrate"])
+def test_seeds_that_are_too_large(ras_dit: Run, tmp_path: Path, command: str) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a fox"}\n' + f'{{"prompt": "an owl", "seed": {2**63}}}\n')
+    call = ("--min-psnr", 30) if command == "tune" else ()
+    code, _, err = ras_dit(command, "-m", "a/model", "--prompts-file", path, "-o", tmp_path / "out.json", *call)
+    assert code == 2
+    assert f"--prompts-file: {path}, line 2: seed: got {2**63}; allowed: an int of 64 bits." in err
 
 
 @pytest.mark.parametrize("command", ["arena", "tune", "calibrate"])
@@ -219,6 +255,8 @@ def test_mistake_in_a_process() -> None:
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore lines."),
         MemoryError(),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB, max allowed: 9.07 GB)."),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
     ],
 )
@@ -233,6 +271,7 @@ def test_memory_that_ran_out_is_one_line_with_a_way_out(
     assert code == 2
     assert err.startswith("ras-dit: error: out of memory: ")
     assert "--kv-cache-dtype" in err
+    assert "--offload sequential" in err
     assert err.count("\n") == 1
     monkeypatch.setattr("ras_dit.cli.pipelines.load_pipeline", lambda *_, **__: {}["a bug"])
     with pytest.raises(KeyError):

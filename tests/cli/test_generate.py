@@ -15,10 +15,12 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 import ras_dit as library
-from families import flux
-from ras_dit.cli.pictures import Picture, check_picture, paint
+from families import easyanimate, flux, hunyuan_dit, krea2, pixart, prx
+from ras_dit.cli.call_checks import check_picture
+from ras_dit.cli.pictures import Picture, paint
 from ras_dit.cli.pipelines import load_pipeline
 from ras_dit.config import RASConfig
+from ras_dit.files import read_prompts
 from tiny import tiny_vae
 
 SHORT = ("--steps", 8, "--guidance", 3)
@@ -187,9 +189,50 @@ def test_what_only_painting_shows_names_its_line(
         assert err.strip() == f"ras-dit: error: {place}no a fox today"
 
 
-def test_sizes_that_a_pipeline_rounds_are_left_to_it(tmp_path: Path) -> None:
-    pipe = flux.build(vae=tiny_vae(4, num_levels=3))
+@pytest.mark.parametrize("family", [easyanimate, flux, hunyuan_dit, krea2, pixart, prx])
+def test_sizes_that_a_pipeline_rounds_are_left_to_it(family: Any) -> None:
+    pipe = flux.build(vae=tiny_vae(4, num_levels=3)) if family is flux else family.build()
     for size in ({"height": 65}, {"height": 63, "width": 64}):
         check_picture(pipe, Picture("a fox", **size), RASConfig.preset("regions"))
     with pytest.raises(ValueError, match="refresh_steps: got 30"):
         check_picture(pipe, Picture("a fox"), RASConfig(refresh_steps=(30,)))
+
+
+def test_how_many_the_authors_drop_goes_by_the_tokens_and_their_steps_by_the_run() -> None:
+    config = RASConfig.reference(sample_ratio=0.5, skip_num_step=1024, skip_num_step_length=5, reset_steps=(12,))
+    pipe = flux.build(vae=tiny_vae(4, num_levels=3))
+    library.build_plan(config, 28, 16384)
+    with pytest.raises(ValueError, match="skip_num_step=1024"):
+        library.build_plan(config, 28, 4096)
+    check_picture(pipe, Picture("a fox", steps=28), config)
+    with pytest.raises(ValueError, match="refresh_steps: got 12, but this run has 10"):
+        check_picture(pipe, Picture("a fox", steps=10), config)
+
+
+@pytest.mark.parametrize(
+    ("line", "flags", "message"),
+    [
+        ('{"prompt": "a"}', ("--height", 33), "height: got 33; allowed: multiples of 4 pixels"),
+        ('{"prompt": "a", "steps": 9}', ("--height", 33), "height: got 33; allowed: multiples of 4 pixels"),
+        ('{"prompt": "a", "steps": 9}', ("--refresh-steps", 30), "refresh_steps: got 30, but this run has 8"),
+        ('{"prompt": "a", "height": 32}', ("--guidance", "inf"), "guidance: got inf"),
+        ('{"prompt": "a", "height": 33}', ("--height", 35), "--prompts-file: {file}, line 1: height: got 33"),
+        ('{"prompt": "a", "steps": 0}', ("--height", 33), "--prompts-file: {file}, line 1: steps: got 0"),
+    ],
+)
+def test_a_mistake_in_a_flag_is_not_the_lines(
+    ras_dit: Run, model: str, tmp_path: Path, line: str, flags: tuple, message: str
+) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(line if "--refresh-steps" not in flags else '{"prompt": "a"}\n' + line)
+    code, _, err = ras_dit("generate", "--prompts-file", file, "-m", model, *SHORT, *flags, "-o", tmp_path / "out")
+    assert code == 2
+    assert err.startswith(f"ras-dit: error: {message.format(file=file)}")
+
+
+def test_lines_end_where_json_cannot_go_on(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    prompts = ["a\u2028fox", "an\u2029owl", "a\x85cat", "a dog"]
+    lines = [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts]
+    file.write_bytes("{}\n{}\r\n{}\r{}".format(*lines).encode())
+    assert [entry["prompt"] for entry in read_prompts(file)] == prompts

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,3 +130,9 @@ def test_a_plan_of_offloaded_weights_is_for_where_they_run(monkeypatch: pytest.M
     cpu_offload(pipe.transformer, torch.device("cpu"), offload_buffers=True)
     assert device_of(pipe).type == "cpu"
     assert ras_dit.plan_for(pipe, REGION, 10, 128, 192) == expected
+
+
+def test_an_accelerate_that_cannot_align_devices_will_do() -> None:
+    """Before 1.1, for weights that lie where they run."""
+    code = "import accelerate.utils as a; del a.align_module_device, a.has_offloaded_params; import ras_dit.arena.run"
+    subprocess.run([sys.executable, "-c", code], check=True)

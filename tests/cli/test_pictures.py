@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import zlib
 from collections.abc import Callable
@@ -19,11 +20,13 @@ import ras_dit as library
 from families import flux, qwen_images
 from ras_dit.arena import Scene
 from ras_dit.arena.run import call_for
+from ras_dit.cli.call_checks import OPTIONAL, check_call
 from ras_dit.cli.generate import Batch
 from ras_dit.cli.pictures import Picture, call_arguments, read_image
 from ras_dit.cli.pipelines import load_pipeline
+from ras_dit.region import tokens_touched
 from ras_dit.viz import draw_heatmap
-from tiny import tiny_vae
+from tiny import redraw, tiny_transformer, tiny_vae
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -189,6 +192,98 @@ def test_a_picture_to_begin_with(ras_dit: Run, loads: Callable[..., None], tmp_p
     assert len(list((tmp_path / "out").glob("*.png"))) == 2, "another picture under the same name is another request"
 
 
+def with_weights(model: str, kind: Any, folder: Path, **parts: Any) -> str:
+    """A folder with a pipeline of another class, and transformer and autoencoder of 16 channels."""
+    words = diffusers.StableDiffusion3Pipeline.from_pretrained(model, text_encoder_3=None, tokenizer_3=None).components
+    known = inspect.signature(kind.__init__).parameters
+    transformer = tiny_transformer(0, in_channels=16, out_channels=16)
+    parts = {**words, "transformer": transformer, "vae": tiny_vae(), **parts}
+    kind(**{name: part for name, part in parts.items() if name in known}).save_pretrained(folder)
+    return str(folder)
+
+
+def test_inpainting_within_its_mask(ras_dit: Run, model: str, tmp_path: Path) -> None:
+    folder = with_weights(model, diffusers.StableDiffusion3InpaintPipeline, tmp_path / "model")
+    drawn = np.random.default_rng(0).integers(0, 255, (32, 48, 3), dtype=np.uint8)
+    mask = np.zeros((32, 48), dtype=np.uint8)
+    mask[16:, 24:] = 255
+    Image.fromarray(drawn).save(tmp_path / "drawn.png")
+    Image.fromarray(mask).convert("RGB").save(tmp_path / "mask.png")
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a fox", "image": "drawn.png", "mask_image": "mask.png"}')
+    flags = ("--steps", 10, "--height", 32, "--width", 48, "--sample-ratio", 0.2, "--warmup-steps", 2)
+    words = ("-m", folder, *flags, "--region-of-interest", "inpaint")
+    files = ("--image", tmp_path / "drawn.png", "--mask-image", tmp_path / "mask.png")
+    code, _, err = ras_dit("generate", "a fox", *words, *files, "--trace", "-o", tmp_path / "out")
+    assert code == 0, err
+    (trace,) = (tmp_path / "out").glob("*.trace.json")
+    counts = library.Trace.from_json(trace.read_text()).times_computed()[0]
+    assert counts.min() < counts.max()
+    inside = tokens_touched(torch.from_numpy(mask > 0)[None], library.TokenGrid(8, 12, 2))[0].reshape(counts.shape)
+    assert (counts[~inside] == counts.min()).all()
+    assert counts[inside].min() > counts.min()
+    (path,) = (path for path in (tmp_path / "out").glob("*.png") if ".heatmap" not in path.name)
+    with Image.open(path) as image:
+        assert json.loads(image.text["mask_image"])["file"] == "mask.png"  # type: ignore[attr-defined]
+    code, out, err = ras_dit("generate", "--prompts-file", prompts, *words, "--trace", "-o", tmp_path / "out")
+    assert "1 of 1 pictures are there already" in out, err
+    code, _, err = ras_dit("compare", "a fox", *words, *files, "--repeats", 1, "-o", tmp_path / "both.png")
+    assert code == 0, err
+    code, _, err = ras_dit("generate", "a fox", *words, *files[:2], "-o", tmp_path / "out")
+    assert code == 2
+    assert "needs mask_image, which was not given; give --mask-image to ras-dit generate or compare" in err
+
+
+def test_a_controlnet_is_shown_its_picture(ras_dit: Run, model: str, tmp_path: Path) -> None:
+    controlnet = diffusers.SD3ControlNetModel.from_transformer(
+        tiny_transformer(0, in_channels=16, out_channels=16), num_layers=2, num_extra_conditioning_channels=0
+    )
+    redraw(controlnet, seed=9)
+    kind = diffusers.StableDiffusion3ControlNetPipeline
+    folder = with_weights(model, kind, tmp_path / "model", controlnet=controlnet)
+    words = ("-m", folder, "--steps", 6, "--height", 32, "--width", 48)
+    seen = []
+    for color in ("red", "blue"):
+        Image.new("RGB", (48, 32), color).save(tmp_path / f"{color}.png")
+        files = ("--control-image", tmp_path / f"{color}.png")
+        code, _, err = ras_dit("generate", "a fox", *words, *files, "-o", tmp_path / color)
+        assert code == 0, err
+        seen.append(painted(tmp_path / color))
+    assert not np.array_equal(seen[0][0], seen[1][0])
+    assert json.loads(seen[1][1]["control_image"])["file"] == "blue.png"
+    code, _, err = ras_dit("compare", "a fox", *words, *files, "--repeats", 1, "-o", tmp_path / "both.png")
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("lines", [("drawn.png", None), (None, None)])
+def test_a_line_without_the_picture_that_others_give_is_named(
+    ras_dit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: tuple[str | None, ...]
+) -> None:
+    monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", lambda *_, **__: pytest.fail("was loaded"))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model_index.json").write_text('{"_class_name": "FluxImg2ImgPipeline"}')
+    Image.new("RGB", (8, 8)).save(tmp_path / "drawn.png")
+    prompts = tmp_path / "prompts.jsonl"
+    entries = [{"prompt": "a fox", **({"image": image} if image else {})} for image in lines]
+    prompts.write_text("\n".join(map(json.dumps, entries)))
+    code, _, err = ras_dit("generate", "--prompts-file", prompts, "-m", tmp_path / "model", "-o", tmp_path / "out")
+    assert code == 2
+    place = f"--prompts-file: {prompts}, line 2: " if lines[0] else ""
+    assert f"ras-dit: error: {place}--model: a FluxImg2ImgPipeline needs image, which was not given; give --im" in err
+
+
+def test_a_picture_is_decoded_once(
+    ras_dit: Run, loads: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads(kind=diffusers.FluxImg2ImgPipeline)
+    file, opened, read = tmp_path / "drawn.png", [], Image.open
+    Image.new("RGB", (64, 64), "red").save(file)
+    monkeypatch.setattr(Image, "open", lambda path, *_: (opened.append(path), read(path))[1])
+    code, _, err = ras_dit("generate", "a fox", *SHORT, "-n", 2, "--image", file, "-o", tmp_path / "out")
+    assert code == 0, err
+    assert opened == [file]
+
+
 class OfLayers(qwen_images.SmallLayeredPipeline):
     """Hears the same in every prompt, and takes the picture of its case apart."""
 
@@ -257,14 +352,16 @@ def test_pictures_that_cannot_be_read(
     Image.new("L", (8, 8)).save(tmp_path / "grey.png")
     code, _, err = ras_dit("generate", "a", "--image", tmp_path / "grey.png", *out)
     assert code == 2
-    assert "image: StableDiffusion3Pipeline has no such option." in err
+    assert "image: StableDiffusion3Pipeline has no such option; leave it out." in err
     assert read_image(tmp_path / "grey.png").mode == "RGB"
     assert call_arguments(Layered(), Picture("a fox", image=tmp_path / "grey.png"))["image"].mode == "RGBA"
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+    Image.new("L", (8, 9)).save(tmp_path / "huge.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8)
-    code, _, err = ras_dit("generate", "a", "--image", tmp_path / "grey.png", *out)
+    code, _, err = ras_dit("generate", "a", "--control-image", tmp_path / "huge.png", *out)
     assert code == 2
-    assert "grey.png', which cannot be read as a picture (Image size" in err
+    assert "control_image: got" in err
+    assert "huge.png', which cannot be read as a picture (Image size" in err
 
 
 @pytest.mark.parametrize(
@@ -281,10 +378,30 @@ def test_pictures_that_cannot_be_read(
         *((f"{kind}Pipeline", (), f"a {kind}Pipeline needs image, which was not given") for kind in EDITS),
         *((f"{kind}Pipeline", ("image",), None) for kind in EDITS),
         *((f"{kind}Pipeline", (), None) for kind in ("FluxKontext", "Flux2", "GlmImage", "LTXCondition", "WanVACE")),
-        ("FluxFillPipeline", (), "needs image and mask_image, which was not given; the command line takes a prompt"),
-        ("FluxFillPipeline", ("image",), "needs mask_image, which was not given; the command line takes a prompt"),
-        ("FluxControlPipeline", ("image",), "needs control_image, which was not given"),
-        ("WanVideoToVideoPipeline", (), "needs video, which was not given; the command line takes a prompt"),
+        (
+            "FluxFillPipeline",
+            (),
+            "needs image and mask_image, which was not given; give --image and --mask-image to ras",
+        ),
+        (
+            "FluxFillPipeline",
+            ("image",),
+            "needs mask_image, which was not given; give --mask-image to ras-dit generate",
+        ),
+        ("FluxFillPipeline", ("image", "mask_image"), None),
+        ("FluxControlPipeline", (), "needs control_image, which was not given; give --control-image"),
+        ("FluxControlPipeline", ("control_image",), None),
+        ("FluxControlPipeline", ("image", "control_image"), "image: FluxControlPipeline has no such option; leave it"),
+        ("FluxControlPipeline", ("mask_image",), "mask_image: FluxControlPipeline has no such option; leave it out."),
+        ("StableDiffusion3ControlNetInpaintingPipeline", ("control_image",), "needs control_mask, which was not given"),
+        (
+            "WanVideoToVideoPipeline",
+            (),
+            "needs video, which was not given; the command line takes a prompt, --image, --mask-image and "
+            "--control-image alone; use the library",
+        ),
+        ("JoyImageEditPlusPipeline", ("image",), None),
+        ("OmniGenPipeline", ("image",), None),
         ("Cosmos2VideoToWorldPipeline", ("image",), None),
     ],
 )
@@ -294,9 +411,51 @@ def test_pipelines_that_want_more_than_a_prompt(
     """Refused before any weights are read (the folder has none)."""
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
     with pytest.raises(Exception) as caught:
-        load_pipeline(str(tmp_path), allows_video=True, gives=gives)
+        load_pipeline(str(tmp_path), allows_video=True, check=lambda kind: check_call(kind, gives))
     said = str(caught.value)
     assert (message or " expected ") in said  # without a message: diffusers says which parts are not there
+
+
+def test_arguments_that_default_to_none_and_are_needed() -> None:
+    class ConsisIDPipeline:
+        def __call__(self, image: Any, prompt: Any = None, id_vit_hidden: Any = None, id_cond: Any = None) -> None: ...
+
+    with pytest.raises(ValueError, match="needs id_cond and id_vit_hidden, which was not given; the command line"):
+        check_call(ConsisIDPipeline, ("image",))
+
+
+def test_pipelines_that_do_without_are_called_so() -> None:
+    """Every name is of a pipeline of some supported diffusers: of all of them, with the newest."""
+    is_newest = diffusers.__version__.startswith("0.42.")
+    for argument, names in OPTIONAL.items():
+        for name in names:
+            kind = getattr(diffusers, name, None)
+            assert kind is not None or not is_newest, name
+            if kind is not None:
+                assert inspect.signature(kind.__call__).parameters[argument].default is None, name
+
+
+def test_a_pipeline_whose_libraries_are_missing_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers.utils.dummy_pt_objects import AutoencoderKL as Missing
+
+    is_missing = (lambda: False, "{0} requires the PyTorch library")
+    monkeypatch.setitem(diffusers.utils.import_utils.BACKENDS_MAPPING, "torch", is_missing)
+    monkeypatch.setattr(diffusers, "MissingPipeline", Missing, raising=False)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "MissingPipeline"}')
+    with pytest.raises(ImportError, match="requires the PyTorch library"):
+        load_pipeline(str(tmp_path), allows_video=True)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("images", "list"), ("input_images", "list"), ("image", "picture")])
+def test_pictures_by_other_names(tmp_path: Path, name: str, kind: str) -> None:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
+    pipe = type("Pipe", (), {})
+    exec(f"def __call__(self, prompt, {name}=None): ...", found := {})
+    pipe.__call__ = found["__call__"]  # type: ignore[operator]
+    ((given, value),) = call_arguments(pipe(), Picture("a fox", image=tmp_path / "red.png")).items()
+    assert given == name
+    (picture,) = value if kind == "list" else [value]
+    assert picture.getpixel((0, 0)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize("command", ["arena", "calibrate", "tune", "demo"])

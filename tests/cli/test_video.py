@@ -124,7 +124,7 @@ def test_frames_are_refused_where_pictures_are_made(ras_dit: Run, model: str, mo
     monkeypatch.undo()
     code, _, err = ras_dit("generate", "a fox", "-m", model, "--steps", 2, "--frames", 5, "-o", tmp_path)
     assert code == 2
-    assert "num_frames: StableDiffusion3Pipeline has no such option." in err
+    assert "num_frames: StableDiffusion3Pipeline has no such option; leave it out." in err
     assert not list(tmp_path.glob("*.png"))
 
 

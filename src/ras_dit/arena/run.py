@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import align_module_device, has_offloaded_params
 from PIL import Image, ImageSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -129,7 +128,12 @@ class Arena:
     @property
     def num_calls(self) -> int:
         """Pipeline calls of a whole run."""
-        return len(self.methods) * -(-len(self.scenes) // self.batch)
+        return len(self.methods) * len(self._batches())
+
+    def _batches(self) -> list[range]:
+        """The scenes of each call."""
+        starts = range(0, len(self.scenes), self.batch)
+        return [range(start, min(start + self.batch, len(self.scenes))) for start in starts]
 
     def run(self, pipe: Any, on_call: Callable[[], None] = lambda: None) -> None:
         """Paint whatever is missing, the methods in turns, batch by batch, so that times are comparable.
@@ -153,13 +157,14 @@ class Arena:
         self._claim_pipeline(pipe)
         for method in self.methods:  # what failed before may have been mended since
             (self.folder / method.slug / "failure.txt").unlink(missing_ok=True)
+            if all(self._is_painted(method, indices) for indices in self._batches()):
+                continue  # what was painted elsewhere counts, whatever is missing here
             if reason := why_unfit(pipe.scheduler, method.solver) or _why_refused(pipe, method):
                 if method.slug == CONVERGED:
                     raise ValueError(f"converged_{reason}")
                 save_text(reason, self.folder / method.slug / "failure.txt")
         is_warm = False
-        for start in range(0, len(self.scenes), self.batch):
-            indices = range(start, min(start + self.batch, len(self.scenes)))
+        for indices in self._batches():
             beside: float | None = None
             for method in self.methods:
                 if not self._is_painted(method, indices) and self.failure(method) is None:
@@ -306,9 +311,12 @@ def digest(model: torch.nn.Module) -> str:
     for name, tensor in model.state_dict().items():
         found.update(f"{name} {tuple(tensor.shape)}".encode())
         owner, _, own = name.rpartition(".")
-        if tensor.device.type == "meta" and has_offloaded_params(module := model.get_submodule(owner)):
-            with align_module_device(module, "cpu"):  # it is there only while its module runs
-                tensor = getattr(module, own).detach()
+        if tensor.device.type == "meta":
+            from accelerate.utils import align_module_device, has_offloaded_params  # since accelerate 1.1
+
+            if has_offloaded_params(module := model.get_submodule(owner)):
+                with align_module_device(module, "cpu"):  # it is there only while its module runs
+                    tensor = getattr(module, own).detach()
         is_plain = type(tensor) is torch.Tensor and tensor.is_floating_point() and tensor.device.type != "meta"
         if is_plain and tensor.numel():
             found.update(tensor.flatten()[:: 1 + tensor.numel() // 64].to("cpu", torch.float32).numpy().tobytes())

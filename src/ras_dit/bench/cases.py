@@ -62,6 +62,7 @@ class Case:
         fits_cpu: quick enough on a CPU to run by default.
         sizes: pictures of the crossover table.
         embedded_size: pixels per side, for the model in the box.
+        has_kernels: RAS by the Triton kernels.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Case:
     fits_cpu: bool = False
     sizes: tuple[str, ...] = ("256", "512", "1024", "2048")
     embedded_size: int = 128
+    has_kernels: bool = False
 
     @property
     def title(self) -> str:
@@ -85,7 +87,8 @@ class Case:
         if self.dimensions is None:
             return self.model
         depth = self.dimensions.depth
-        return ", ".join((self.model, *([depth] if depth else ()), self.size.described, DTYPES[self.dtype]))
+        more = ("Triton kernels",) if self.has_kernels else ()
+        return ", ".join((self.model, *([depth] if depth else ()), self.size.described, DTYPES[self.dtype], *more))
 
     @property
     def num_rows(self) -> int:
@@ -155,6 +158,10 @@ class Case:
             raise ValueError(f"{self.name}: the model in the box is timed as a whole; take another case.")
         return replace(self, name=f"{self.name}-depth{share:g}", dimensions=self.dimensions.at_depth(share))
 
+    def with_kernels(self) -> Case:
+        """The same by the Triton kernels, which are for a GPU, under a name of its own: ``sd3-medium-kernels``."""
+        return replace(self, name=f"{self.name}-kernels", has_kernels=True)
+
     def in_dtype(self, dtype: str) -> Case:
         """The same in another type, under a name of its own: ``mid-float32``.
 
@@ -180,12 +187,14 @@ class Case:
             ratios: these alone; None for the case's own ratios, variants and presets.
         """
         found = {f"ratio {ratio:g}": self.schedule.config(ratio, num_steps) for ratio in ratios or self.ratios}
-        if ratios:
-            return found
-        leanest = min(self.ratios)
-        for name, options in self.variants.items():
-            found[f"ratio {leanest:g}, {name}"] = self.schedule.config(leanest, num_steps).replace(**options)
-        return found | {name: RASConfig.preset(name) for name in self.presets}
+        if not ratios:
+            leanest = min(self.ratios)
+            for name, options in self.variants.items():
+                found[f"ratio {leanest:g}, {name}"] = self.schedule.config(leanest, num_steps).replace(**options)
+            found |= {name: RASConfig.preset(name) for name in self.presets}
+        if self.has_kernels:
+            return {name: config.replace(kernels="triton") for name, config in found.items()}
+        return found
 
     def make(self, device: str) -> Any:
         """The pipeline on a device."""

@@ -201,7 +201,7 @@ CASES: dict[str, Case] = {case.name: case for case in _CASES}
 
 
 def case_named(name: str) -> Case:
-    """A case by its name, or by the name that `Case.resized`, `Case.at_depth` and `Case.in_dtype` gave it.
+    """A case by its name, or by the name that `Case.resized`, `at_depth`, `in_dtype` and `with_kernels` gave it.
 
     Raises:
         ValueError: there is no such case.
@@ -213,6 +213,8 @@ def case_named(name: str) -> Case:
         raise ValueError(f"--case: got {name!r}; allowed: {', '.join(CASES)}.")
     try:
         case = case_named(base)
+        if last == "kernels":
+            return case.with_kernels()
         if last in DTYPES:
             return case.in_dtype(last)
         if last.startswith("depth"):

@@ -100,7 +100,8 @@ def _one_line(error: Exception) -> str | None:
             f"out of memory: {first_line} Presets 'quality', 'balanced' and 'fast' keep no keys and "
             "values; where they are kept, --kv-cache-dtype float8_e4m3fn halves them and --kv-cache-device cpu "
             "moves them. Or take a smaller picture, fewer at once, --dtype bfloat16, or --offload model, which leaves "
-            "more room beside the weights. `ras-dit plan` says how large the cache is."
+            "more room beside the weights, or --offload sequential, which leaves the most and is slow. `ras-dit plan` "
+            "says how large the cache is."
         )
     else:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -77,6 +78,7 @@ def arena(
     from ras_dit.arena.perceptual import Perceptual, Weights
     from ras_dit.arena.report import text
     from ras_dit.arena.run import converged_solver_of
+    from ras_dit.cli.call_checks import check_picture
     from ras_dit.cli.pictures import Picture, call_arguments, resolved
     from ras_dit.cli.pipelines import EMBEDDED, load_pipeline, makes_video
     from ras_dit.cli.plots import NO_PLOT, has_matplotlib
@@ -108,6 +110,8 @@ def arena(
     picture = Picture(scenes[0].prompt, 0, steps, guidance, height, width, frames, *guided)
     pipe = load_pipeline(model, dtype, device, allows_video=True, offload=offload)
     picture = resolved(pipe, model, picture)
+    for method in methods:  # before the folder is claimed
+        check_picture(pipe, replace(picture, steps=method.steps), method.config)
     contest = Arena(
         folder=output,
         scenes=scenes,

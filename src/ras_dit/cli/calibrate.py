@@ -56,6 +56,7 @@ def calibrate(
 
     from ras_dit.arena.run import arguments_for
     from ras_dit.calibration import DenseRun, check_fittable
+    from ras_dit.cli.call_checks import check_picture
     from ras_dit.cli.pictures import Picture, call_arguments, resolved
     from ras_dit.cli.pipelines import EMBEDDED, load_pipeline
     from ras_dit.cli.progress import runs_progress
@@ -80,6 +81,7 @@ def calibrate(
     picture = Picture(scenes[0].prompt, seed, steps, guidance, height, width, frames, *guided)
     pipe = load_pipeline(model, dtype, device, allows_video=True, offload=offload)
     picture = resolved(pipe, model, picture)
+    check_picture(pipe, picture, config if cost is None else None)  # with a cost, its plan is found
     asked = call_arguments(pipe, picture)
 
     def call() -> dict[str, Any]:

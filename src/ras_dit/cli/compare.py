@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -36,6 +36,8 @@ def compare(
     negative_prompt: options.Negative = None,
     true_cfg_scale: options.TrueCFG = None,
     image: options.ImageFile = None,
+    mask_image: options.MaskImage = None,
+    control_image: options.ControlImage = None,
     dtype: options.DType = "auto",
     device: options.Device = "auto",
     offload: options.Offload = "none",
@@ -44,6 +46,7 @@ def compare(
 
     Of a video the PNG is an animated one, without sound. Of layers there is one each, ...-layer0.png and so on.
     """
+    from ras_dit.cli.call_checks import check_call, check_picture
     from ras_dit.cli.measure import measure
     from ras_dit.cli.pictures import Picture, resolved
     from ras_dit.cli.pipelines import load_pipeline, makes_video
@@ -54,13 +57,17 @@ def compare(
     check_file("--json", json_file)
     if repeats < 1:
         raise ValueError(f"--repeats: got {repeats}; allowed: at least 1.")
-    guided = (negative_prompt, true_cfg_scale, image)
+    guided = (negative_prompt, true_cfg_scale, image, None, mask_image, control_image)
     picture = Picture(prompt, seed, steps, guidance, height, width, frames, *guided)
-    gives = ("image",) if image else ()
-    pipe = load_pipeline(model, dtype, device, allows_video=True, gives=gives, offload=offload)
-    picture = resolved(pipe, model, picture)
+
+    def check(pipeline_class: Any) -> None:
+        check_call(pipeline_class, picture.gives)
+
+    pipe = load_pipeline(model, dtype, device, allows_video=True, check=check, offload=offload)
+    asked = resolved(pipe, model, picture)
+    check_picture(pipe, asked, config)
     with runs_progress("comparing", 2 * (repeats + 1)) as advance:
-        result = measure(pipe, picture, config, repeats=repeats, on_run=advance)
+        result = measure(pipe, asked, config, repeats=repeats, on_run=advance)
     files = _save(result, config, model, output, json_file, fps, makes_video(type(pipe)))
     _print(result, files)
 
@@ -68,7 +75,7 @@ def compare(
 def _save(
     result: Comparison, config: RASConfig, model: str, output: Path, json_file: Path | None, fps: int, is_video: bool
 ) -> list[Path]:
-    from ras_dit.cli.pictures import save_painted
+    from ras_dit.cli.outputs import save_painted
     from ras_dit.files import save_text
     from ras_dit.versions import versions
 
@@ -82,7 +89,7 @@ def comparison_pictures(result: Comparison, is_video: bool) -> list[Image.Image]
     """Dense | RAS | heat map over the picture, with the numbers below: one picture, or one per frame or layer."""
     from ras_dit import viz
     from ras_dit.cli.measure import decibels, times
-    from ras_dit.cli.pictures import painted_maps
+    from ras_dit.cli.outputs import painted_maps
 
     counts = result.trace.times_computed()[0]
     summary = result.summary

@@ -42,6 +42,7 @@ def demo(
     offload: options.Offload = "none",
 ) -> None:
     """Paint a few prompts dense and with RAS: one sheet with the map of where the compute went, and a table."""
+    from ras_dit.cli.call_checks import check_picture
     from ras_dit.cli.measure import measure
     from ras_dit.cli.pictures import Picture, paint, resolved
     from ras_dit.cli.pipelines import load_pipeline
@@ -58,6 +59,8 @@ def demo(
     pictures = [Picture(prompt, seed + number, steps) for number, prompt in enumerate(embedded_prompts(num_prompts))]
     pipe = load_pipeline(model, dtype, device, offload=offload)
     pictures = [resolved(pipe, model, picture) for picture in pictures]
+    for config in configs.values():
+        check_picture(pipe, pictures[0], config)
     with runs_progress("painting dense and with RAS", (1 + 2 * len(pictures)) * len(configs) + 1) as advance:
         paint(pipe, pictures[0])
         advance()

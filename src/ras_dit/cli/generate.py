@@ -26,6 +26,42 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where a picture was asked for.
+
+    Attributes:
+        place: file and line, for errors; empty on the command line itself.
+        flags: the fields of the picture as that would be without what the line says beside its prompt.
+    """
+
+    place: str
+    flags: dict[str, Any]
+
+    @contextmanager
+    def named(self, check: Callable[[Picture], object] | None = None) -> Iterator[None]:
+        """Mistakes that show in the block are said with the place, unless the flags alone make them too.
+
+        Args:
+            check: what is done in the block, with a picture.
+        """
+        try:
+            yield
+        except ValueError as error:
+            if not self.place or (check is not None and self._is_of_flags(check, error)):
+                raise
+            raise ValueError(f"{self.place}{error}") from error
+
+    def _is_of_flags(self, check: Callable[[Picture], object], error: ValueError) -> bool:
+        from ras_dit.cli.pictures import Picture
+
+        try:
+            check(Picture(**self.flags))
+        except ValueError as other:
+            return str(other) == str(error)
+        return False
+
+
+@dataclass(frozen=True)
 class Batch:
     """What the pictures of one command share."""
 
@@ -48,7 +84,7 @@ class Batch:
 
     def found(self, picture: Picture) -> Path | None:
         """The picture (or its first layer) if it was painted before, with its trace and heat map if they are wanted."""
-        from ras_dit.cli.pictures import layer_path
+        from ras_dit.cli.outputs import layer_path
 
         path = self.path(picture)
         trace, heatmap = _trace_files(path)
@@ -80,6 +116,8 @@ def generate(
     negative_prompt: options.Negative = None,
     true_cfg_scale: options.TrueCFG = None,
     image: options.ImageFile = None,
+    mask_image: options.MaskImage = None,
+    control_image: options.ControlImage = None,
     dense: Annotated[bool, typer.Option("--dense", help="Without RAS.")] = False,
     trace: Annotated[bool, typer.Option("--trace", help="Save the trace (JSON) and the heat map, too.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Paint again what is there already.")] = False,
@@ -115,11 +153,13 @@ def generate(
         "num_frames": frames,
         "true_cfg_scale": true_cfg_scale,
         "image": image,
+        "mask_image": mask_image,
+        "control_image": control_image,
     }
-    pictures = _pictures([(place, {**common, **entry}) for place, entry in entries], num_images)
+    pictures = _pictures(entries, common, num_images)
     batch = Batch(model, None if dense else config, dtype, output_dir, trace, fps)
     kept = {} if overwrite else {picture: file for picture in pictures if (file := batch.found(picture))}
-    due = {picture: place for picture, place in pictures.items() if picture not in kept}
+    due = {picture: origin for picture, origin in pictures.items() if picture not in kept}
     console = Console(soft_wrap=True, highlight=False)
     if kept:
         first = next(iter(kept.values()))
@@ -133,42 +173,53 @@ def _trace_files(path: Path) -> tuple[Path, Path]:
     return path.with_suffix(".trace.json"), path.with_suffix(".heatmap.png")
 
 
-def _pictures(entries: list[Entry], num_images: int) -> dict[Picture, str]:
-    """Every picture once, in order, with the place that errors name."""
+def _pictures(entries: list[Entry], common: dict[str, Any], num_images: int) -> dict[Picture, Origin]:
+    """Every picture once, in order, with what errors say about it."""
     from ras_dit.cli.pictures import Picture
 
-    found: dict[Picture, str] = {}
+    found: dict[Picture, Origin] = {}
     for place, entry in entries:
-        with _named(place):
-            for number in range(num_images):
-                found.setdefault(Picture(**{**entry, "seed": entry["seed"] + number}), place)
+        fields = {**common, **entry}
+        for number in range(num_images):
+            plain = {**common, "prompt": entry["prompt"], "seed": common["seed"] + number}
+            origin = Origin(place, plain)
+            with origin.named(lambda picture: picture):
+                found.setdefault(Picture(**{**fields, "seed": fields["seed"] + number}), origin)
     return found
 
 
-@contextmanager
-def _named(place: str) -> Iterator[None]:
-    """Mistakes that show in the block are said with the place where they were made."""
-    try:
-        yield
-    except ValueError as error:
-        if not place:
-            raise
-        raise ValueError(f"{place}{error}") from error
+def _check_calls(pipeline_class: Any, pictures: Mapping[Picture, Origin]) -> None:
+    """`check_call` for every picture; where some give what others do not, it is the lines that differ."""
+    from ras_dit.cli.call_checks import check_call
+
+    def check(picture: Picture) -> None:
+        check_call(pipeline_class, picture.gives)
+
+    is_alike = len({picture.gives for picture in pictures}) == 1
+    for picture, origin in pictures.items():
+        with origin.named(check if is_alike else None):
+            check(picture)
 
 
-def _paint_all(batch: Batch, pictures: Mapping[Picture, str], device: str, offload: str, console: Console) -> None:
-    from ras_dit.cli.pictures import check_picture, resolved
+def _paint_all(batch: Batch, pictures: Mapping[Picture, Origin], device: str, offload: str, console: Console) -> None:
+    from ras_dit.cli.call_checks import check_picture
+    from ras_dit.cli.pictures import resolved
     from ras_dit.cli.pipelines import load_pipeline
     from ras_dit.cli.progress import runs_progress
 
-    gives = ("image",) if all(picture.image for picture in pictures) else ()
-    pipe = load_pipeline(batch.model, batch.dtype, device, allows_video=True, gives=gives, offload=offload)
-    for picture, place in pictures.items():  # a mistake in the last one is known before the first is painted
-        with _named(place):
-            check_picture(pipe, resolved(pipe, batch.model, picture), batch.config)
+    def check_class(pipeline_class: Any) -> None:
+        _check_calls(pipeline_class, pictures)
+
+    def check(picture: Picture) -> None:
+        check_picture(pipe, resolved(pipe, batch.model, picture), batch.config)
+
+    pipe = load_pipeline(batch.model, batch.dtype, device, allows_video=True, check=check_class, offload=offload)
+    for picture, origin in pictures.items():  # a mistake in the last one is known before the first is painted
+        with origin.named(check):
+            check(picture)
     with runs_progress(f"{len(pictures)} picture(s)", sum(picture.steps for picture in pictures)) as advance:
-        for picture, place in pictures.items():
-            with _named(place):
+        for picture, origin in pictures.items():
+            with origin.named():
                 files, summary = _paint_one(pipe, batch, picture, advance)
             for file in files:
                 console.print(f"Wrote {file}", markup=False)
@@ -180,7 +231,8 @@ def _paint_one(
     pipe: Any, batch: Batch, picture: Picture, advance: Callable[[], None]
 ) -> tuple[list[Path], Summary | None]:
     """Paint and write; the files of the picture, and what RAS did (None of a dense run)."""
-    from ras_dit.cli.pictures import paint, painted_maps, resolved, save_painted
+    from ras_dit.cli.outputs import painted_maps, save_painted
+    from ras_dit.cli.pictures import paint, resolved
     from ras_dit.cli.pipelines import makes_video
     from ras_dit.engine import accelerate
     from ras_dit.files import save_text

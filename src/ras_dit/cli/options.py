@@ -46,6 +46,13 @@ ImageFile = Annotated[
     Path | None,
     typer.Option("--image", help="For pipelines that take a picture: to edit, to begin with, or to set in motion."),
 ]
+MaskImage = Annotated[
+    Path | None,
+    typer.Option("--mask-image", help="For inpainting pipelines: white is painted, black stays as in --image."),
+]
+ControlImage = Annotated[
+    Path | None, typer.Option("--control-image", help="For pipelines with a ControlNet: edges, depth, a pose ...")
+]
 DType = Annotated[
     str, typer.Option(help="auto (bfloat16 on a CUDA device, else float32), float32, float16 or bfloat16.")
 ]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ras_dit.cli.inputs import check_call
+from ras_dit.cli.call_checks import check_call
 from ras_dit.errors import WeightsTooLargeError, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def load_pipeline(
     device: str = "auto",
     *,
     allows_video: bool = False,
-    gives: Sequence[str] = (),
+    check: Callable[[Any], None] = check_call,
     offload: str = "none",
 ) -> Any:
     """A pipeline, ready to paint, without a progress bar of its own.
@@ -109,13 +109,14 @@ def load_pipeline(
         dtype: of its weights.
         device: where it goes.
         allows_video: whether it may make video.
-        gives: what the command hands to its call beside a prompt, such as ``"image"``.
+        check: is given its class, and refuses one that cannot be called with what the command gives.
         offload: of `OFFLOADS`: how much of the weights the device holds at a time.
 
     Raises:
         ValueError: a bad model, dtype, device or offload; a model that makes video where that is not asked for, or that
             needs what the command does not give. Weights are loaded after that.
         OSError: files are missing.
+        ImportError: a library that the pipeline needs is.
         WeightsTooLargeError: the device's memory does not hold them.
     """
     source = model_source(model)
@@ -123,22 +124,21 @@ def load_pipeline(
     _check_offload(offload, place)
     kind = resolve_dtype(dtype, place)
     quiet_libraries()
+    from diffusers import DiffusionPipeline
+
+    index = DiffusionPipeline.load_config(source)
+    if not allows_video and makes_video(_pipeline_class(index)):
+        raise ValueError(
+            f"--model: {model!r} is a {index['_class_name']}, which makes video; this command is for pictures. Use "
+            "ras-dit generate or compare, or the library: ras_dit.enable(pipe, ...)."
+        )
+    check(_pipeline_class(index))
     if model in EMBEDDED:
         from ras_dit.embedded import load_embedded
 
         pipe: Any = load_embedded(dtype=kind, size=EMBEDDED[model])
     else:
-        from diffusers import DiffusionPipeline
-
-        index = DiffusionPipeline.load_config(source)
-        if not allows_video and makes_video(_pipeline_class(index)):
-            raise ValueError(
-                f"--model: {model!r} is a {index['_class_name']}, which makes video; this command is for pictures. Use "
-                "ras-dit generate or compare, or the library: ras_dit.enable(pipe, ...)."
-            )
-        check_call(_pipeline_class(index), gives)
-        absent = _absent_text_encoders(index)
-        pipe = DiffusionPipeline.from_pretrained(source, dtype=kind, **absent)
+        pipe = DiffusionPipeline.from_pretrained(source, dtype=kind, **_absent_text_encoders(index))
     _put(pipe, place, offload)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -196,6 +196,7 @@ def _pipeline_class(index: dict[str, Any]) -> Any:
     found = getattr(diffusers, str(index.get("_class_name")), None)
     if found is None:
         raise ValueError(f"--model: this diffusers has no pipeline {index.get('_class_name')!r}.")
+    getattr(found, "load_config", None)  # what stands for one whose libraries are missing says which
     return found
 
 

@@ -20,19 +20,25 @@ def read_scenes(prompts_file: Path | None, count: int, is_embedded: bool, first_
             the embedded model's prompts.
 
     Raises:
-        ValueError: no file for another model, or one that cannot be read.
+        ValueError: no file for another model, one that cannot be read, or a seed that is too large.
     """
     from ras_dit.arena import Scene
-    from ras_dit.files import read_prompts
+    from ras_dit.cli.call_checks import check_seed
+    from ras_dit.files import numbered_prompts
 
     if prompts_file is not None:
-        prompts = read_prompts(prompts_file, ("prompt", "seed"))
-        first = first_seed or 0
-        return [Scene(entry["prompt"], entry.get("seed", first + index)) for index, entry in enumerate(prompts)]
+        found: list[Scene] = []
+        for number, entry in numbered_prompts(prompts_file, ("prompt", "seed")).items():
+            place = f"--prompts-file: {prompts_file}, line {number}: " if "seed" in entry else ""
+            found.append(Scene(entry["prompt"], entry.get("seed", (first_seed or 0) + len(found))))
+            check_seed(found[-1].seed, place)
+        return found
     if not is_embedded:
         raise ValueError("--prompts-file: got none; give one for any model but 'embedded' and 'embedded-256'.")
     from ras_dit.embedded import embedded_scenes
 
     first = 1000 if first_seed is None else first_seed
+    check_seed(first)
+    check_seed(first + count - 1)
     scenes = enumerate(embedded_scenes(count))
     return [Scene(scene.prompt, first + index, scene.subject, scene.background) for index, scene in scenes]

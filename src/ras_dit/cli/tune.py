@@ -115,6 +115,7 @@ def tune(
     """
     from rich.console import Console
 
+    from ras_dit.cli.call_checks import check_picture
     from ras_dit.cli.pictures import Picture, call_arguments, resolved
     from ras_dit.cli.pipelines import EMBEDDED, load_pipeline, resolve_device
     from ras_dit.cli.plots import NO_PLOT, has_matplotlib
@@ -143,6 +144,7 @@ def tune(
     picture = Picture(first[0].prompt, 0, steps, guidance, height, width, frames, *guided)
     pipe = load_pipeline(model, dtype, device, allows_video=True, offload=offload)
     picture = resolved(pipe, model, picture)
+    check_picture(pipe, picture, base)
     tuning = Tuning(
         folder=output,
         target=target,
@@ -157,6 +159,7 @@ def tune(
         base=base,
         without=frozenset(word.strip() for word in without.split(",") if word.strip()),
         model=model,
+        offload=offload,
     )
     outcome = tuning.run(pipe, trials, plan_trials, described_progress)
     result = write_report(tuning, outcome, name, has_plot=has_matplotlib())

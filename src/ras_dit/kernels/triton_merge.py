@@ -119,10 +119,10 @@ def merge_rows(
     weight = norm_weight if norm_weight is not None and has_weight else key
     cos = cos if cos is not None and is_turned else key
     sin = sin if sin is not None and is_turned else key
-    block_width = triton.next_power_of_2(width)
-    block_rows = max(1, min(triton.next_power_of_2(num_rows), 2048 // block_width))
+    block_width = 1 << (width - 1).bit_length()
+    block_rows = max(1, 2048 // block_width)
     with on_device_of(key):
-        _merge_kernel[(triton.cdiv(num_rows, block_rows), num_heads, num_batch)](
+        _merge_kernel[(-(-num_rows // block_rows), num_heads, num_batch)](
             kept_key,
             kept_value,
             key,

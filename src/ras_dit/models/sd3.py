@@ -51,7 +51,7 @@ SD3 = TokenPlan(
     num_text=num_text,
     check=check,
     caveats=(
-        "A ControlNet itself runs dense, but in skipped steps, where it does not run.",
+        "A ControlNet runs whole in every step that is not skipped.",
         "StableDiffusion3PAGPipeline is refused; a guider for perturbed attention works.",
     ),
 )

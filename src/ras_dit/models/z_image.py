@@ -50,6 +50,7 @@ Z_IMAGE = TokenPlan(
     latents="x",
     timestep="t",
     scheduler_timestep=lambda timestep: (1 - timestep) * 1000,
+    text=("cap_feats",),
     count_others=count_others,
     patch=lambda transformer: (transformer.config.all_f_patch_size[0], transformer.config.all_patch_size[0]),
     check=check,

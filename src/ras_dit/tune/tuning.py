@@ -70,6 +70,7 @@ class Tuning:
         base: options that are not searched; it is tried first.
         without: options that are searched otherwise, and are to stay the base's.
         model: what was tuned, for the report.
+        offload: how the weights come to the device, which times depend on.
 
     Raises:
         ValueError: no scenes, prompts in both sets, or values out of their ranges.
@@ -88,6 +89,7 @@ class Tuning:
     base: RASConfig = field(default_factory=RASConfig)
     without: frozenset[str] = frozenset()
     model: str = ""
+    offload: str = "none"
 
     def __post_init__(self) -> None:
         if self.reference not in get_args(Reference):
@@ -173,6 +175,8 @@ class Tuning:
             "base": self.base.to_dict(),
             "without": sorted(self.without),
         }
+        if self.offload != "none" and self.target.cost == "time":  # as in folders begun without a word of it
+            purpose["offload"] = self.offload
         if others := claim_folder(self.folder / "tuning.json", purpose):
             raise ValueError(
                 f"{self.folder}: holds a tuning with another {', '.join(others)}; give another folder, or remove it "
