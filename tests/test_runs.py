@@ -254,47 +254,36 @@ def test_rows_are_laid_out_once_for_both_guidance_calls(monkeypatch: pytest.Monk
     assert made == regions
 
 
-def test_text_that_is_replaced_midway_is_computed() -> None:
-    """Prompts of a schedule, put in by a callback: reused keys and values would be those of the old one."""
-    pipe = tiny_pipeline()
-    config = REGION.replace(text_reuse=True)
+def replaced_text(index: int) -> dict[str, Any]:
+    """Arguments of a call whose prompt a callback replaces after a step, as a schedule of prompts does."""
     other = inputs(seed=9)
 
-    def replace(_pipe: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        if index == 4:
+    def replace(_pipe: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if step == index:
             tensors["prompt_embeds"] = torch.cat([other["negative_prompt_embeds"], other["prompt_embeds"]])
         return tensors
 
+    return inputs(callback_on_step_end=replace, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+
+
+@pytest.mark.parametrize(
+    ("skipped", "expected"),
+    [((), [7] * 2 + [0] * 3 + [7] + [0] * 4), ((5,), [7] * 2 + [0] * 3 + [7] + [0] * 3)],
+)
+def test_text_that_is_replaced_midway_is_computed(skipped: tuple[int, ...], expected: list[int]) -> None:
+    """Reused keys and values would be those of the old one; a skipped step reads none."""
+    pipe = tiny_pipeline()
     computed: list[int] = []
-    with ras_dit.accelerate(pipe, config):
+    with ras_dit.accelerate(pipe, REGION.replace(text_reuse=True, skip_steps=skipped)):
         pipe.transformer.transformer_blocks[0].register_forward_pre_hook(
             lambda module, args, kwargs: computed.append(kwargs["encoder_hidden_states"].shape[1]), with_kwargs=True
         )
         plain = run(pipe, **inputs())
-        assert computed == [7] * 2 + [0] * 8
+        assert computed == [7] * 2 + [0] * (8 - len(skipped))
         computed.clear()
-        run(pipe, **inputs(callback_on_step_end=replace, callback_on_step_end_tensor_inputs=["prompt_embeds"]))
-        assert computed == [7] * 2 + [0] * 3 + [7] + [0] * 4
+        run(pipe, **replaced_text(index=4))
+        assert computed == expected
         assert torch.equal(run(pipe, **inputs()), plain)
-
-
-def test_text_that_is_replaced_in_front_of_a_skipped_step_is_computed_behind_it() -> None:
-    pipe = tiny_pipeline()
-    config = REGION.replace(text_reuse=True, skip_steps=(5,))
-    other = inputs(seed=9)
-
-    def replace(_pipe: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        if index == 4:
-            tensors["prompt_embeds"] = torch.cat([other["negative_prompt_embeds"], other["prompt_embeds"]])
-        return tensors
-
-    computed: list[int] = []
-    with ras_dit.accelerate(pipe, config):
-        pipe.transformer.transformer_blocks[0].register_forward_pre_hook(
-            lambda module, args, kwargs: computed.append(kwargs["encoder_hidden_states"].shape[1]), with_kwargs=True
-        )
-        run(pipe, **inputs(callback_on_step_end=replace, callback_on_step_end_tensor_inputs=["prompt_embeds"]))
-    assert computed == [7] * 2 + [0] * 3 + [7] + [0] * 3
 
 
 @pytest.mark.parametrize("name", sorted(name for name, plan in TOKEN_PLANS.items() if plan.text_rows is not None))
