@@ -16,7 +16,7 @@ from ras_dit.arena import AdamsBashforth2Scheduler
 from ras_dit.embedded import GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH, embedded_scenes
 from ras_dit.geometry import TokenGrid
 from ras_dit.importance import displacement_metric
-from ras_dit.schedule import observing
+from ras_dit.observed import observing
 
 SHARE = 0.25
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 import subprocess
@@ -80,7 +79,7 @@ def test_the_benchmark_sees_a_kernel_that_is_wrong() -> None:
         kept_value += 1
 
     inputs = benchmark.Inputs(benchmark.TINY[0], 0.5, "cpu", torch.float32)
-    for case in (benchmark.fused_case, functools.partial(benchmark.merge_case, is_shared=False)):
+    for case in (benchmark.fused_case, benchmark.merge_case):
         assert benchmark.why_wrong(case(inputs, kernels.REFERENCE)) is None
         wrong = case(inputs, replace(kernels.REFERENCE, merge_rows=shifted))
         assert "kernel: " in str(benchmark.why_wrong(wrong))

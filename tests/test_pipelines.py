@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +13,6 @@ from diffusers import (
     DPMSolverSinglestepScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
-    SD3ControlNetModel,
-    StableDiffusion3ControlNetPipeline,
     StableDiffusion3Img2ImgPipeline,
     StableDiffusion3InpaintPipeline,
     UniPCMultistepScheduler,
@@ -28,13 +21,9 @@ from peft import LoraConfig, get_peft_model_state_dict
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import ras_dit
-from families import all_cases
 from ras_dit import RASConfig
-from ras_dit.controlnets import IdleControlNet
 from ras_dit.flops import Layers
-from ras_dit.models.qwen_image import QWEN_IMAGE
 from ras_dit.models.sd3 import SD3
-from ras_dit.state import Generation
 from tiny import REGION, check_contract, inputs, redraw, run, tiny_pipeline, tiny_vae
 
 SCHEDULERS: dict[str, Any] = {
@@ -101,186 +90,6 @@ def test_inpaint() -> None:
     assert torch.isfinite(fast).all()
     assert not torch.equal(fast, dense)
     assert torch.equal(run(pipe, **seeded()), dense)
-
-
-def with_controlnet() -> tuple[Any, dict[str, Any]]:
-    """A pipeline and a call of it."""
-    parts = tiny_pipeline(in_channels=16, out_channels=16).components
-    torch.manual_seed(0)
-    controlnet = SD3ControlNetModel.from_transformer(
-        parts["transformer"], num_layers=2, num_extra_conditioning_channels=0
-    ).eval()
-    redraw(controlnet, seed=9)
-    for name in ("image_encoder", "feature_extractor"):
-        parts.pop(name, None)
-    pipe = StableDiffusion3ControlNetPipeline(**{**parts, "vae": tiny_vae(), "controlnet": controlnet})
-    pipe.set_progress_bar_config(disable=True)
-    call = inputs(
-        height=8, width=12, num_inference_steps=6, latents=torch.randn(1, 16, 16, 24), control_guidance_end=0.8
-    )
-    return pipe, call | {"height": 32, "width": 48, "control_image": torch.rand(1, 3, 32, 48)}
-
-
-def test_controlnet() -> None:
-    pipe, call = with_controlnet()
-    without = run(pipe, **{**call, "controlnet_conditioning_scale": 0.0})
-    trace = check_contract(pipe, call)
-    assert len(trace.steps) == 6
-    assert not torch.equal(run(pipe, **call), without), "the ControlNet acts"
-
-
-SKIPPING = RASConfig(sample_ratio=0.5, warmup_steps=2, skip_steps=(2, 4))
-
-
-@contextmanager
-def counted_calls(pipe: Any) -> Iterator[list[torch.Tensor]]:
-    """What the ControlNet is given in the calls that it computes."""
-    seen: list[torch.Tensor] = []
-    hook = pipe.controlnet.transformer_blocks[0].register_forward_hook(lambda *call: seen.append(call[-1][-1].clone()))
-    yield seen
-    hook.remove()
-
-
-def as_before(pipe: Any, call: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **changes: Any) -> torch.Tensor:
-    """The pictures of a run that calls the ControlNet in every step."""
-    with monkeypatch.context() as patched, ras_dit.accelerate(pipe, SKIPPING) as handle:
-        patched.setattr(Generation, "will_skip", False)
-        for name, value in changes.items():
-            patched.setattr(handle._session, name, value)
-        return run(pipe, **call)
-
-
-def test_a_controlnet_is_left_out_where_the_transformer_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe, call = with_controlnet()
-    expected = as_before(pipe, call, monkeypatch)
-    with counted_calls(pipe) as seen, ras_dit.accelerate(pipe, SKIPPING) as handle:
-        assert torch.equal(run(pipe, **call), expected)
-        assert [step.kind for step in handle.trace.steps] == ["dense", "dense", "skip", "region", "skip", "region"]
-        assert len(seen) == 4
-        assert handle._session._controlnet._results == []
-        assert torch.equal(run(pipe, **call), expected)
-    assert "forward" not in vars(pipe.controlnet)
-    with counted_calls(pipe) as seen:
-        run(pipe, **call)
-    assert len(seen) == 6
-
-
-def test_a_controlnet_is_called_after_all_where_a_skipped_step_is_not_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which the transformer's call alone shows: its output is of this step, in its place."""
-    pipe, call = with_controlnet()
-    refuses = [False]
-    plan = dataclasses.replace(SD3, check=lambda *_: "Not now." if refuses[0] else None)
-
-    def refuse(_pipe: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        refuses[0] = index == 3
-        return tensors
-
-    call |= {"callback_on_step_end": refuse}
-    expected = as_before(pipe, call, monkeypatch, token_plan=plan)
-    with counted_calls(pipe) as seen, ras_dit.accelerate(pipe, SKIPPING) as handle:
-        handle._session.token_plan = plan
-        assert torch.equal(run(pipe, **call), expected)
-        assert [step.kind for step in handle.trace.steps] == ["dense", "dense", "skip", "region", "dense", "region"]
-    assert len(seen) == 5
-    assert "Not now." in handle.trace.notes
-
-
-@pytest.mark.parametrize("name", ["flux-controlnet", "qwen-image-controlnet", "z-image-controlnet"])
-def test_other_families_controlnets_are_left_out_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = next(case for case in all_cases() if case.name == name)
-    pipe, calls = case.build(), []
-
-    def painted() -> torch.Tensor:
-        calls.clear()
-        with ras_dit.accelerate(pipe, SKIPPING) as handle:
-            result = case.output(pipe(**case.call()))
-            assert [step.kind for step in handle.trace.steps].count("skip") == 2
-        return result
-
-    forward = type(pipe.controlnet).forward
-    monkeypatch.setattr(
-        type(pipe.controlnet), "forward", lambda self, *a, **k: (calls.append(1), forward(self, *a, **k))[1]
-    )
-    spared = painted()
-    num_spared = len(calls)
-    with monkeypatch.context() as patched:
-        patched.setattr(Generation, "will_skip", False)
-        assert torch.equal(painted(), spared)
-    assert len(calls) == num_spared + 2
-
-
-def test_both_guidance_calls_get_what_the_controlnet_was_called_for_after_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Qwen-Image hands one list to two calls of the transformer."""
-    case = next(case for case in all_cases() if case.name == "qwen-image-controlnet")
-    pipe, refuses, given = case.build(), [False], []
-    plan = dataclasses.replace(QWEN_IMAGE, check=lambda *_: "Not now." if refuses[0] else None)
-
-    def refuse(_pipe: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        refuses[0] = index == 3
-        return tensors
-
-    expected = as_before_of(case, pipe, case.call() | {"callback_on_step_end": refuse}, plan, monkeypatch)
-    with ras_dit.accelerate(pipe, SKIPPING) as handle:
-        handle._session.token_plan = plan
-        arguments = handle._session._seams[pipe.transformer].arguments
-        pipe.transformer.register_forward_pre_hook(
-            lambda module, *call: given.append(arguments(*call)["controlnet_block_samples"][0]), with_kwargs=True
-        )
-        assert torch.equal(case.output(pipe(**case.call(), callback_on_step_end=refuse)), expected)
-        assert [step.kind for step in handle.trace.steps][:5] == ["dense", "dense", "skip", "region", "dense"]
-    assert torch.equal(given[8], given[9])
-    assert not torch.equal(given[8], given[6])
-
-
-def as_before_of(
-    case: Any, pipe: Any, call: dict[str, Any], plan: Any, monkeypatch: pytest.MonkeyPatch
-) -> torch.Tensor:
-    with monkeypatch.context() as patched, ras_dit.accelerate(pipe, SKIPPING) as handle:
-        patched.setattr(Generation, "will_skip", False)
-        handle._session.token_plan = plan
-        return case.output(pipe(**call))
-
-
-def test_a_list_that_the_transformer_empties_is_whole_in_the_next_step() -> None:
-    """HunyuanDiT pops from what its ControlNet returned."""
-
-    class Emptying(torch.nn.Module):
-        def forward(self, number: int) -> tuple[list[torch.Tensor]]:
-            return ([torch.full((1,), float(number)), torch.full((1,), 10.0 * number)],)
-
-    run_under_way = SimpleNamespace(
-        will_skip=False, index=0, plan=SimpleNamespace(steps=[SimpleNamespace(kind="skip")])
-    )
-    controlnet = Emptying()
-    idle = IdleControlNet(controlnet, lambda: run_under_way)  # type: ignore[arg-type,return-value]
-    controlnet(1)[0].clear()
-    idle.end_evaluation()
-    run_under_way.will_skip = True
-    (blocks,) = controlnet(2)
-    assert [float(block) for block in blocks] == [1.0, 10.0]
-    paid = idle.paid((), {"blocks": blocks})
-    assert paid is not None
-    assert [float(block) for block in paid[1]["blocks"]] == [2.0, 20.0]
-    assert idle.paid((), {"blocks": blocks}) == paid, "the second guidance call"
-    idle.end_evaluation()
-    assert idle.paid((), {"blocks": blocks}) is None
-    with pytest.raises(ValueError, match="disable"):
-        copy.deepcopy(controlnet)
-    idle.release()
-    assert vars(copy.deepcopy(controlnet)).keys() == vars(Emptying()).keys()
-
-
-def test_a_controlnet_of_another_pipeline_is_called_and_nothing_of_it_held() -> None:
-    pipe, call = with_controlnet()
-    with ras_dit.accelerate(pipe, SKIPPING) as handle:
-        run(pipe, **call)
-        parts = {**pipe.components, "transformer": tiny_pipeline(in_channels=16, out_channels=16).transformer}
-        other = StableDiffusion3ControlNetPipeline(**{**parts, "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0)})
-        other.set_progress_bar_config(disable=True)
-        with counted_calls(pipe) as seen:
-            run(other, **call)
-        assert len(seen) == 6
-        assert handle._session._controlnet._results == []
 
 
 def test_lora_follows_its_scale_at_run_time() -> None:

@@ -84,7 +84,7 @@ def test_both_ways_give_the_same(batch: int) -> None:
 
 
 class Elsewhere(JointAttnProcessor2_0):
-    """Leaves attention to another function, every second time."""
+    """Leaves attention to another function."""
 
     def __call__(self, attn: Any, hidden_states: Any, encoder_hidden_states: Any = None, **kwargs: Any) -> Any:
         scores = F.scaled_dot_product_attention  # named, but not called

@@ -32,6 +32,19 @@ def test_a_second_transformer_begins_dense() -> None:
     assert handle.summary().notes == ()
 
 
+def test_a_second_transformer_is_of_one_pipeline_at_a_time() -> None:
+    pipe, other = wan.build_two(), wan.build_two()
+    other.transformer_2 = pipe.transformer_2
+    handle = ras_dit.enable(pipe, RASConfig(sample_ratio=0.25, warmup_steps=2))
+    with pytest.raises(ValueError, match="already enabled"):
+        ras_dit.enable(other)
+    handle.disable()
+    ras_dit.enable(other).disable()
+    assert not [
+        name for each in (pipe, pipe.transformer, pipe.transformer_2) for name in vars(each) if "ras_dit" in name
+    ]
+
+
 def test_an_unplanned_change_of_the_transformer_is_dense_once() -> None:
     pipe = wan.build_two()
     timesteps: list[float] = []

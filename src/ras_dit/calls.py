@@ -50,7 +50,7 @@ class Branch:
     num_text: int = 0
     texts: tuple[tuple[torch.Tensor, int], ...] = ()
 
-    def has_read(self, texts: Sequence[torch.Tensor]) -> bool:
+    def take_in(self, texts: Sequence[torch.Tensor]) -> bool:
         """Whether the last computed call was given the same text, by the memory it lies in and how often that was
         written to; these texts are the last ones from now on. (A model whose text is not known has never read it.)"""
         given = tuple((text, 0 if text.is_inference() else text._version) for text in texts)
@@ -103,9 +103,9 @@ class Call:
     num_others: int = 0
     num_text_kept: int = 0
 
-    def has_read(self, texts: Sequence[torch.Tensor]) -> bool:
-        """Whether the branch's last computed call was given the same text (see `Branch.has_read`)."""
-        return self.kind != "skip" and self.branch is not None and self.branch.has_read(texts)
+    def take_in(self, texts: Sequence[torch.Tensor]) -> bool:
+        """Whether the branch's last computed call was given the same text (see `Branch.take_in`)."""
+        return self.kind != "skip" and self.branch is not None and self.branch.take_in(texts)
 
     def num_rows_of(self, batch_size: int, num_text: int) -> dict[str, int]:
         """Rows that the linear layers of a region step work on, by their stream, all rows of the batch together.

@@ -35,8 +35,8 @@ def pass_of(arguments: Mapping[str, Any]) -> tuple[tuple[str, object], ...]:
 
 def transformers_of(pipe: Any) -> list[torch.nn.Module]:
     """The transformers that a pipeline samples with (Wan 2.2 has a second one for low noise)."""
-    second = getattr(pipe, "transformer_2", None)
-    return [pipe.transformer] if second is None else [pipe.transformer, second]
+    first, second = getattr(pipe, "transformer", None), getattr(pipe, "transformer_2", None)
+    return [transformer for transformer in (first, second) if transformer is not None]
 
 
 def output_of(sample: torch.Tensor | None, rest: tuple[object, ...], is_object: bool) -> Any:
@@ -51,6 +51,5 @@ def output_of(sample: torch.Tensor | None, rest: tuple[object, ...], is_object: 
 def controlnet_of(pipe: Any) -> torch.nn.Module | None:
     """The ControlNet that a pipeline calls in every step; None without one, or where it is compiled as a whole."""
     controlnet = getattr(pipe, "controlnet", None)
-    if not isinstance(controlnet, torch.nn.Module) or getattr(controlnet, "_compiled_call_impl", None) is not None:
-        return None
-    return controlnet
+    is_compiled = type(controlnet).__name__ == "OptimizedModule" or getattr(controlnet, "_compiled_call_impl", None)
+    return controlnet if isinstance(controlnet, torch.nn.Module) and not is_compiled else None

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-
-from ras_dit.seams import PatchedMethod, PlainCopies
 
 
 def first_index(scheduler: Any, timestep: Any, is_strict: bool = False) -> int | None:
@@ -113,76 +110,3 @@ def why_stochastic_step(options: Mapping[str, Any]) -> str | None:
 def is_euler(scheduler: Any) -> bool:
     """Whether a step goes along the model's output in sigma and does nothing else."""
     return any(cls.__name__ == "FlowMatchEulerDiscreteScheduler" for cls in type(scheduler).__mro__)
-
-
-Observer = Callable[[torch.Tensor, torch.Tensor], None]
-Adjuster = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-def observing(
-    step: Callable[..., Any],
-    observe: Observer,
-    adjust: Adjuster | None = None,
-    refuse: Callable[[str], None] | None = None,
-) -> Callable[..., Any]:
-    """A scheduler's ``step`` that hands its ``model_output`` and ``sample`` on afterwards, whatever their order.
-
-    Args:
-        step: of a scheduler.
-        observe: called after it.
-        adjust: called before it; the step gets what it returns in place of ``model_output``.
-        refuse: called before it with the reason why noise cannot be carried from this step to the next, if there is
-            one.
-    """
-    signature = inspect.signature(step)
-
-    def observed_step(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs)
-        noise, sample = given.arguments["model_output"], given.arguments["sample"]
-        if refuse is not None and (reason := why_stochastic_step(given.arguments)):
-            refuse(reason)
-        if adjust is not None and (adjusted := adjust(noise, sample)) is not noise:
-            given.arguments["model_output"] = noise = adjusted
-            args, kwargs = given.args, given.kwargs
-        result = step(*args, **kwargs)
-        observe(noise, sample)
-        return result
-
-    return observed_step
-
-
-class ObservedScheduler:
-    """A scheduler whose runs and steps are observed, until `release`.
-
-    Args:
-        scheduler: the instance.
-        begin: called after its ``set_timesteps``.
-        observe, adjust, refuse: see `observing`.
-    """
-
-    def __init__(
-        self,
-        scheduler: Any,
-        begin: Callable[[], None],
-        observe: Observer,
-        adjust: Adjuster,
-        refuse: Callable[[str], None],
-    ) -> None:
-        def beginning(original: Callable[..., Any]) -> Callable[..., Any]:
-            def set_timesteps(*args: Any, **kwargs: Any) -> Any:
-                result = original(*args, **kwargs)
-                begin()
-                return result
-
-            return set_timesteps
-
-        patches = [
-            PatchedMethod(scheduler, "set_timesteps", beginning),
-            PatchedMethod(scheduler, "step", lambda step: observing(step, observe, adjust, refuse)),
-        ]
-        self._patches: list[PatchedMethod | PlainCopies] = [*patches, PlainCopies(scheduler, patches)]
-
-    def release(self) -> None:
-        """The scheduler is as it was."""
-        for patch in self._patches:
-            patch.release()

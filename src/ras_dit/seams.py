@@ -96,7 +96,44 @@ class PatchedMethod:
             self._owner._old_forward = self._layer.original
 
 
-class PlainCopies:
+class _OwnCopies:
+    """A ``__deepcopy__`` of one instance, over that of another session if there is one."""
+
+    def __init__(self, owner: Any) -> None:
+        self._owner = owner
+        self._is_released = False
+        self._under = vars(owner).get("__deepcopy__")
+
+        def deepcopy(memo: dict[int, Any]) -> Any:
+            return self._copied(memo)
+
+        deepcopy.of = self  # type: ignore[attr-defined]
+        self._deepcopy = deepcopy
+        vars(owner)["__deepcopy__"] = deepcopy
+
+    def _copied(self, memo: dict[int, Any]) -> Any:
+        raise NotImplementedError
+
+    def _below(self) -> _OwnCopies | None:
+        below: _OwnCopies | None = getattr(self._under, "of", None)
+        return below
+
+    def release(self) -> None:
+        """Copies are made as before."""
+        self._is_released = True
+        attributes = vars(self._owner)
+        if attributes.get("__deepcopy__") is not self._deepcopy:
+            return
+        lowest: _OwnCopies = self  # of those that were released
+        while (below := lowest._below()) is not None and below._is_released:
+            lowest = below
+        if lowest._under is None:
+            del attributes["__deepcopy__"]
+        else:
+            attributes["__deepcopy__"] = lowest._under
+
+
+class PlainCopies(_OwnCopies):
     """While in place, `copy.deepcopy` of an instance gives what it would give without our patches.
 
     A wrapper that is copied along would still call the original instance: pipelines that sample sound beside the
@@ -108,72 +145,39 @@ class PlainCopies:
     """
 
     def __init__(self, owner: Any, patches: list[PatchedMethod]) -> None:
-        self._owner = owner
+        super().__init__(owner)
         self._patches = patches
-        self._is_released = False
-        self._under = vars(owner).get("__deepcopy__")  # of another session on the same instance
 
-        def deepcopy(memo: dict[int, Any]) -> Any:
-            plain = object.__new__(type(owner))
-            memo[id(owner)] = plain
-            attributes = {name: value for name, value in vars(owner).items() if name != "__deepcopy__"}
-            copies: PlainCopies | None = self
-            while copies is not None:
-                for patch in copies._patches:
-                    patch.restore_in(attributes)
-                copies = None if copies._under is None else copies._under.of
-            plain.__dict__.update(copy.deepcopy(attributes, memo))
-            return plain
-
-        deepcopy.of = self  # type: ignore[attr-defined]
-        self._deepcopy = deepcopy
-        owner.__deepcopy__ = deepcopy
-
-    def release(self) -> None:
-        """Copies are of the instance as it is again."""
-        self._is_released = True
-        _uncover(self._owner, self._deepcopy, self._under)
+    def _copied(self, memo: dict[int, Any]) -> Any:
+        plain = object.__new__(type(self._owner))
+        memo[id(self._owner)] = plain
+        attributes = {name: value for name, value in vars(self._owner).items() if name != "__deepcopy__"}
+        copies: _OwnCopies | None = self
+        while copies is not None:
+            for patch in copies._patches if isinstance(copies, PlainCopies) else ():
+                patch.restore_in(attributes)
+            copies = copies._below()
+        plain.__dict__.update(copy.deepcopy(attributes, memo))
+        return plain
 
 
-def _uncover(owner: Any, deepcopy: Any, under: Any) -> None:
-    """Take a ``__deepcopy__`` of ours out, and put back what lay under it and was not released since."""
-    if vars(owner).get("__deepcopy__") is not deepcopy:
-        return
-    while under is not None and under.of._is_released:
-        under = under.of._under
-    if under is None:
-        del owner.__deepcopy__
-    else:
-        owner.__deepcopy__ = under
-
-
-class NoCopies:
+class NoCopies(_OwnCopies):
     """While in place, `copy.deepcopy` of an instance is refused: a copy would go on computing with its weights.
 
     Args:
-        owner: a transformer.
+        owner: a transformer or ControlNet.
         reason: what the error says.
     """
 
     def __init__(self, owner: Any, reason: str) -> None:
-        self._owner = owner
-        self._is_released = False
-        self._under = vars(owner).get("__deepcopy__")  # of another session on the same instance
+        super().__init__(owner)
+        self._reason = reason
 
-        def deepcopy(memo: dict[int, Any]) -> Any:
-            raise ValueError(reason)
-
-        deepcopy.of = self  # type: ignore[attr-defined]
-        self._deepcopy = deepcopy
-        owner.__deepcopy__ = deepcopy
+    def _copied(self, memo: dict[int, Any]) -> Any:
+        raise ValueError(self._reason)
 
     def ensure(self) -> None:
         """Nobody takes this out."""
-
-    def release(self) -> None:
-        """Copies are allowed again."""
-        self._is_released = True
-        _uncover(self._owner, self._deepcopy, self._under)
 
 
 class KeptResults:

@@ -22,23 +22,16 @@ from ras_dit.inpainting import InpaintMask, allowed_tokens
 from ras_dit.kernels import operations_for
 from ras_dit.models import TokenPlan, check_uncached, check_uncompiled
 from ras_dit.models.plan import stream_of
+from ras_dit.observed import ObservedScheduler
 from ras_dit.pipeline import controlnet_of, device_of, output_of, pass_of, records_gradients, transformers_of
 from ras_dit.plan import Plan, build_plan
-from ras_dit.refusals import why_dense
 from ras_dit.remarks import OUTSIDE, AdviceWarning, ShortRunWarning, Warner, unused_options, why_short
-from ras_dit.schedule import (
-    ObservedScheduler,
-    first_index,
-    first_of_second,
-    forecast_levels,
-    is_at,
-    is_euler,
-    noise_levels,
-)
+from ras_dit.schedule import first_index, first_of_second, forecast_levels, is_at, is_euler, noise_levels
 from ras_dit.seams import KeptResults, NoCopies, PatchedMethod, WatchedLoop
 from ras_dit.state import Generation, StaticMemory
 from ras_dit.tokens import TokenSeams, storages_of
 from ras_dit.trace import Trace
+from ras_dit.why_dense import why_dense
 
 
 class Session:
@@ -68,8 +61,9 @@ class Session:
         self._early_notes: list[str] = []
         self._scheduler: Any = None
         self._observed: ObservedScheduler | None = None
-        self._patches: list[PatchedMethod | NoCopies | KeptResults | IdleControlNet] = []
+        self._patches: list[PatchedMethod | NoCopies | KeptResults] = []
         self._inpaint: InpaintMask | None = None
+        self._controlnet = IdleControlNet(self._followed, self.note)
         self._seams: dict[torch.nn.Module, TokenSeams] = {}
         self._memory: StaticMemory = {}
         self._addresses = FixedAddresses() if config.static_memory else None
@@ -77,8 +71,7 @@ class Session:
         self._layers: dict[torch.nn.Module, Layers] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         try:
-            self._controlnet = IdleControlNet(controlnet_of(pipe) if config.skips else None, self._followed)
-            self._patches.append(self._controlnet)
+            self._controlnet.attach(controlnet_of(pipe) if config.skips else None)
             for transformer in transformers_of(pipe):
                 self._attach_transformer(transformer)
             self._attach_scheduler(pipe.scheduler)
@@ -96,7 +89,7 @@ class Session:
 
     def _attach_transformer(self, root: torch.nn.Module) -> None:
         self._hooks.append(root.register_forward_pre_hook(self._before_transformer, with_kwargs=True))
-        self._hooks.append(root.register_forward_pre_hook(self._pay_controlnet, with_kwargs=True))
+        self._hooks.append(root.register_forward_pre_hook(self._compute_controlnet, with_kwargs=True))
         self._hooks.append(root.register_forward_hook(self._after_transformer, with_kwargs=True))
         kept = storages_of(self.config, len(self.token_plan.attention_modules(root)), self._operations, self._addresses)
         self._seams[root] = TokenSeams(root, self.token_plan, lambda: self._call, kept)
@@ -124,7 +117,7 @@ class Session:
             seams.close()
         for layers in self._cpu_layers.values():
             layers.close()
-        for patch in (*self._patches, self._observed, self._inpaint):
+        for patch in (*self._patches, self._observed, self._inpaint, self._controlnet):
             if patch is not None:
                 patch.release()
         self._hooks, self._patches, self._observed, self._inpaint = [], [], None, None
@@ -140,6 +133,7 @@ class Session:
         inpaint = [] if self._inpaint is None else [self._inpaint]
         for part in (*self._patches, *self._cpu_layers.values(), *self._seams.values(), *inpaint):
             part.ensure()
+        self._controlnet.attach(controlnet_of(self._pipe) if self.config.skips else None)
         for transformer in (self._pipe.transformer, *self._seams):
             check_uncompiled(transformer)
         if self._pipe.transformer is not self.transformer:
@@ -196,9 +190,9 @@ class Session:
         generation = self._generation
         return None if self._is_due or generation is None or generation.is_over else generation
 
-    def _pay_controlnet(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _compute_controlnet(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         is_skipped = self._call is not None and self._call.kind == "skip"
-        return None if is_skipped else self._controlnet.paid(args, kwargs)
+        return None if is_skipped else self._controlnet.with_computed_outputs(args, kwargs)
 
     # ------------------------------------------------------------------ the transformer
 
@@ -234,7 +228,8 @@ class Session:
             )
         call = generation.begin_call(num_rows, device, (module, pass_of(arguments)), num_text, reason)
         call.num_others = num_text
-        if call.has_read(self.token_plan.texts(arguments)) and call.rows is not None and self.config.text_reuse:
+        is_known_text = call.take_in(self.token_plan.texts(arguments))
+        if call.rows is not None and self.config.text_reuse and is_known_text:
             num_padding = self.token_plan.count_padding(module, arguments, generation.grid)
             call.num_text_kept = self.token_plan.count_reused_text(num_text, num_padding)
         placed = call.rows if call.rows is not None else call.whole
