@@ -114,7 +114,17 @@ def test_a_step_outside_the_run_is_known_before_anything_is_painted_or_written(
     where = tmp_path / "out" / {"calibrate": "x.json"}.get(command, "x.png")
     code, _, err = ras_dit(command, *called, *given, "-m", model, "--steps", 8, "-o", where)
     assert code == 2
-    assert err.startswith("ras-dit: error: refresh_steps: got 99, but this run has 8 transformer evaluations")
+    whose = "config config: " if command == "arena" else ""
+    assert err.startswith(f"ras-dit: error: {whose}refresh_steps: got 99, but this run has 8 transformer evaluations")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bad_size_is_no_methods_mistake(ras_dit: Run, model: str, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a fox\n")
+    words = ("--prompts-file", tmp_path / "prompts.txt", "-m", model, "--steps", 8, "-o", tmp_path / "out")
+    code, _, err = ras_dit("arena", *words, "--height", 33)
+    assert code == 2
+    assert err.startswith("ras-dit: error: height: got 33; allowed: multiples of 4 pixels")
     assert not (tmp_path / "out").exists()
 
 
@@ -251,17 +261,17 @@ def test_mistake_in_a_process() -> None:
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "is_cpu"),
     [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore lines."),
-        MemoryError(),
-        RuntimeError("CUDA error: out of memory"),
-        RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB, max allowed: 9.07 GB)."),
-        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore lines."), False),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: out of memory"), False),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB, max allowed: 9.07 GB)."), False),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate."), True),
     ],
 )
 def test_memory_that_ran_out_is_one_line_with_a_way_out(
-    ras_dit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+    ras_dit: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, is_cpu: bool
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise error
@@ -270,8 +280,11 @@ def test_memory_that_ran_out_is_one_line_with_a_way_out(
     code, _, err = ras_dit("generate", "a", "-o", tmp_path)
     assert code == 2
     assert err.startswith("ras-dit: error: out of memory: ")
-    assert "--kv-cache-dtype" in err
-    assert "--offload sequential" in err
+    assert "--kv-cache" not in err, "arena, tune and demo have no such flags"
+    assert "the config's kv_cache_dtype 'float8_e4m3fn' halves them" in err
+    assert "--dtype bfloat16" in err
+    for moves in ("kv_cache_device", "--offload model", "--offload sequential"):
+        assert (moves in err) is not is_cpu, "beside the CPU's memory there is none to move to"
     assert err.count("\n") == 1
     monkeypatch.setattr("ras_dit.cli.pipelines.load_pipeline", lambda *_, **__: {}["a bug"])
     with pytest.raises(KeyError):

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 from diffusers.utils import BaseOutput
+from packaging.version import Version
 from PIL import Image
 
 import ras_dit as library
-from families import easyanimate, flux, hunyuan_dit, krea2, pixart, prx
-from ras_dit.cli.call_checks import check_picture
+from families import (
+    allegro,
+    cogvideox,
+    cogview3plus,
+    easyanimate,
+    flux,
+    flux_images,
+    hunyuan_dit,
+    krea2,
+    mochi,
+    omnigen,
+    pixart,
+    prx,
+    z_image,
+)
+from ras_dit.cli.call_checks import ROUNDING, STRICT, _num_steps, check_picture
 from ras_dit.cli.pictures import Picture, paint
 from ras_dit.cli.pipelines import load_pipeline
 from ras_dit.config import RASConfig
-from ras_dit.files import read_prompts
+from ras_dit.files import PROMPT_KEYS, read_prompts
 from tiny import tiny_vae
 
 SHORT = ("--steps", 8, "--guidance", 3)
@@ -198,6 +216,89 @@ def test_sizes_that_a_pipeline_rounds_are_left_to_it(family: Any) -> None:
         check_picture(pipe, Picture("a fox"), RASConfig(refresh_steps=(30,)))
 
 
+@pytest.mark.parametrize("name", ROUNDING)
+def test_pipelines_that_round_are_of_diffusers(name: str) -> None:
+    if Version(diffusers.__version__) < Version("0.42"):
+        pytest.skip("not all of them are in the oldest that is supported")
+    assert issubclass(getattr(diffusers, name), diffusers.DiffusionPipeline)
+
+
+def test_a_size_off_the_grid_is_rounded_by_the_pipeline_itself() -> None:
+    size = {"height": 65, "width": 64}
+    pipe = krea2.build()
+    check_picture(pipe, Picture("a fox", **size), None)
+    painted = pipe(**{**krea2.call(), **size, "num_inference_steps": 1, "latents": None}).images
+    assert painted.shape == (1, 5 * 4, 16), "as 80 by 64 pixels"
+
+
+@pytest.mark.parametrize("family", [allegro, cogvideox, cogview3plus, mochi, omnigen, z_image])
+def test_sizes_that_only_a_pipelines_own_check_lets_pass_are_refused(family: Any) -> None:
+    pipe = family.build()
+    for name, other in (("height", "width"), ("width", "height")):
+        for size in ({name: 72}, {name: 72, other: 64}):
+            with pytest.raises(ValueError, match=f"{name}: got 72; allowed: multiples of 16 pixels, at least 16"):
+                check_picture(pipe, Picture("a fox", **size), None)
+        check_picture(pipe, Picture("a fox", **{name: 80}), None)
+
+
+def test_pipelines_that_are_strict_are_of_diffusers() -> None:
+    for start in STRICT:
+        assert any(name.startswith(start) and name.endswith("Pipeline") for name in dir(diffusers)), start
+
+
+def test_a_default_strength_shortens_the_run() -> None:
+    """0.6 of 28 steps are 17: a step may lie outside them, and what a share says comes sooner."""
+    pipe = flux_images.build(diffusers.FluxImg2ImgPipeline)
+    picture = Picture("a fox", steps=28)
+    later = RASConfig(warmup_steps=0.5, skip_steps=(10,))
+    with pytest.raises(ValueError, match=r"skip_steps: got \[10\], inside the warm-up of 14"):
+        library.build_plan(later, 28, 4096)
+    check_picture(pipe, picture, later)
+    check_picture(pipe, picture, RASConfig(refresh_steps=(16,)))
+    with pytest.raises(ValueError, match="refresh_steps: got 17, but this run has 17"):
+        check_picture(pipe, picture, RASConfig(refresh_steps=(17,)))
+    pipe.scheduler = diffusers.FlowMatchHeunDiscreteScheduler()
+    assert pipe.scheduler.order == 2
+    check_picture(pipe, picture, RASConfig(refresh_steps=(32,)))
+    with pytest.raises(ValueError, match="refresh_steps: got 33, but this run has 33"):
+        check_picture(pipe, picture, RASConfig(refresh_steps=(33,)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ChromaImg2ImgPipeline",
+        "ChromaInpaintPipeline",
+        "FluxControlImg2ImgPipeline",
+        "FluxImg2ImgPipeline",
+        "FluxInpaintPipeline",
+        "QwenImageEditInpaintPipeline",
+        "QwenImageImg2ImgPipeline",
+        "StableDiffusion3Img2ImgPipeline",
+        "StableDiffusion3InpaintPipeline",
+        "ZImageImg2ImgPipeline",
+    ],
+)
+def test_a_shortened_run_is_as_long_as_diffusers_makes_it(name: str) -> None:
+    kind = getattr(diffusers, name)
+    strength = inspect.signature(kind.__call__).parameters["strength"].default
+    assert strength < 1
+    for steps in range(1, 60):
+        scheduler = SimpleNamespace(timesteps=range(steps), order=1)
+        pipe = SimpleNamespace(scheduler=scheduler)
+        timesteps, _ = kind.get_timesteps(pipe, num_inference_steps=steps, strength=strength, device="cpu")
+        assert _num_steps(kind.__new__(kind), steps) == len(timesteps), steps
+
+
+def test_omnigens_prompt_says_where_the_picture_belongs(tmp_path: Path) -> None:
+    pipe, path = omnigen.build(), tmp_path / "fox.png"
+    Image.new("RGB", (32, 32)).save(path)
+    with pytest.raises(ValueError, match=re.escape("prompt: got 'make it red'; allowed (of an OmniGenPipeline with")):
+        check_picture(pipe, Picture("make it red", image=path), None)
+    check_picture(pipe, Picture("make <img><|image_1|></img> red", image=path), None)
+    check_picture(pipe, Picture("make it red"), None)
+
+
 def test_how_many_the_authors_drop_goes_by_the_tokens_and_their_steps_by_the_run() -> None:
     config = RASConfig.reference(sample_ratio=0.5, skip_num_step=1024, skip_num_step_length=5, reset_steps=(12,))
     pipe = flux.build(vae=tiny_vae(4, num_levels=3))
@@ -228,6 +329,12 @@ def test_a_mistake_in_a_flag_is_not_the_lines(
     code, _, err = ras_dit("generate", "--prompts-file", file, "-m", model, *SHORT, *flags, "-o", tmp_path / "out")
     assert code == 2
     assert err.startswith(f"ras-dit: error: {message.format(file=file)}")
+
+
+def test_the_readme_names_every_key_of_a_line() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    about = readme.split("`generate --prompts-file` takes", 1)[1].split("\n\n", 1)[0]
+    assert not [key for key in PROMPT_KEYS if f"`{key}`" not in about]
 
 
 def test_lines_end_where_json_cannot_go_on(tmp_path: Path) -> None:

@@ -197,10 +197,27 @@ def test_pairs_by_request(tmp_path: Path) -> None:
 def test_equal_names_of_other_requests_are_no_pair(tmp_path: Path) -> None:
     for name, seed in (("ras", 0), ("dense", 7)):
         paint(tmp_path / name / "fox.png", seed, {"prompt": "a fox", "seed": seed, "height": 24, "width": 24})
-    with pytest.raises(ValueError, match="have one name, but different prompts, seeds or sizes"):
+    with pytest.raises(ValueError, match="have one name, but different prompts, seeds, sizes or pictures"):
         find_pairs(tmp_path, "ras", "dense")
     paint(tmp_path / "dense" / "fox.png", 7, {"prompt": "a fox", "seed": 0, "height": 24, "width": 24})
     assert len(find_pairs(tmp_path, "ras", "dense")) == 1
+
+
+def test_one_prompt_with_two_control_pictures_is_two_requests(tmp_path: Path) -> None:
+    common = {"prompt": "a fox", "seed": 0, "height": 24, "width": 24}
+    for name in ("ras", "dense"):
+        for index, pose in enumerate(("sits", "runs")):
+            control = {"file": f"{pose}.png", "sha256": pose}
+            paint(tmp_path / name / f"{pose}-{name}.png", index, {**common, "control_image": control})
+    found = find_pairs(tmp_path, "ras", "dense")
+    assert [(pair.ours.name, pair.against.name) for pair in found] == [
+        ("runs-ras.png", "runs-dense.png"),
+        ("sits-ras.png", "sits-dense.png"),
+    ]
+    for name, key in (("ras", "image"), ("dense", "mask_image")):
+        paint(tmp_path / "new" / name / "fox.png", 0, {**common, key: {"file": "a.png", "sha256": name}})
+    with pytest.raises(ValueError, match="have one name, but different prompts, seeds, sizes or pictures to go by"):
+        find_pairs(tmp_path / "new", "ras", "dense")
 
 
 def test_pairs_of_an_arena(tmp_path: Path) -> None:

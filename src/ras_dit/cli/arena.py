@@ -110,8 +110,12 @@ def arena(
     picture = Picture(scenes[0].prompt, 0, steps, guidance, height, width, frames, *guided)
     pipe = load_pipeline(model, dtype, device, allows_video=True, offload=offload)
     picture = resolved(pipe, model, picture)
-    for method in methods:  # before the folder is claimed
-        check_picture(pipe, replace(picture, steps=method.steps), method.config)
+    check_picture(pipe, picture, None)  # all before the folder is claimed; a bad size is no method's mistake
+    for method in methods:
+        try:
+            check_picture(pipe, replace(picture, steps=method.steps), method.config)
+        except ValueError as error:
+            raise ValueError(f"{method.name}: {error}") from error
     contest = Arena(
         folder=output,
         scenes=scenes,

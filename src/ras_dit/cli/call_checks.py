@@ -56,6 +56,21 @@ ROUNDING = (
     "Krea2Pipeline",
 )
 """Pipelines that round a size before they check it."""
+STRICT = (
+    "AllegroPipeline",
+    "CogVideoX",
+    "CogView3",
+    "ConsisID",
+    "JoyImageEditPlus",
+    "MochiPipeline",
+    "OmniGenPipeline",
+    "ZImage",
+)
+"""How names of pipelines begin that fail at a size off the token grid, though their own check lets it pass."""
+FITS = 1024
+"""Pixels, a multiple of any token's: a side that was not given, of `STRICT`."""
+PLACEHOLDER = "<img><|image_1|></img>"
+"""Where in a prompt OmniGen reads the picture."""
 
 
 def check_call(pipeline_class: Any, gives: Collection[str] = ()) -> None:
@@ -157,18 +172,40 @@ def check_picture(pipe: Any, picture: Picture, config: RASConfig | None) -> None
         config: of RAS; None is a dense run.
 
     Raises:
-        ValueError: an option or a size that the pipeline does not have, or a step of the config outside the run.
+        ValueError: an option or a size that the pipeline does not have, a prompt that does not say where the picture
+            belongs, or a step of the config outside the run.
     """
     from ras_dit.cli.pictures import call_arguments
     from ras_dit.plan import build_plan
 
+    _check_placeholder(pipe, picture)
     _check_size(pipe, picture, call_arguments(pipe, picture))
     if config is None:
         return
     if config.rules == "reference":
         config = config.replace(skip_num_step=0, skip_num_step_length=0)  # how many may be dropped goes by the tokens
     order = getattr(pipe.scheduler, "order", 1)
-    build_plan(config, picture.steps * order - (order - 1), num_tokens=4096)  # the steps are checked, not those
+    steps = _num_steps(pipe, picture.steps)
+    build_plan(config, steps * order - (order - 1), num_tokens=4096)  # the steps are checked, not those
+
+
+def _num_steps(pipe: Any, steps: int) -> int:
+    """How many of its steps a call takes: with a ``strength`` below 1 it begins later (``get_timesteps``)."""
+    parameter = inspect.signature(pipe.__call__).parameters.get("strength")
+    strength = None if parameter is None else parameter.default
+    if not isinstance(strength, float) or strength >= 1:
+        return steps
+    return steps - int(max(steps - steps * strength, 0))
+
+
+def _check_placeholder(pipe: Any, picture: Picture) -> None:
+    """Refuse a picture for OmniGen that the prompt gives no place."""
+    name = type(pipe).__name__
+    if name == "OmniGenPipeline" and picture.image is not None and PLACEHOLDER not in picture.prompt:
+        raise ValueError(
+            f"prompt: got {picture.prompt!r}; allowed (of an {name} with --image): texts that hold {PLACEHOLDER}; put "
+            "it where the picture belongs."
+        )
 
 
 def _check_size(pipe: Any, picture: Picture, call: Mapping[str, Any]) -> None:
@@ -179,8 +216,12 @@ def _check_size(pipe: Any, picture: Picture, call: Mapping[str, Any]) -> None:
     height, width = picture.height or picture.width, picture.width or picture.height
     if height is None or getattr(pipe, "transformer", None) is None or _rounds(pipe):
         return
+    token_plan = token_plan_of(pipe.transformer)
+    if type(pipe).__name__.startswith(STRICT):
+        grid_for_size(pipe, token_plan, picture.height or FITS, picture.width or FITS, 1)
+        return
     try:
-        grid_for_size(pipe, token_plan_of(pipe.transformer), picture.height, picture.width, 1)
+        grid_for_size(pipe, token_plan, picture.height, picture.width, 1)
     except ValueError as error:
         if _refuses(pipe, {**call, "prompt": picture.prompt, "height": height, "width": width}):
             raise error

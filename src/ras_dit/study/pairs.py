@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".webp")
-REQUEST_KEYS = ("prompt", "seed", "height", "width", "num_frames")  # what `ras-dit generate` writes into its PNGs
+FILE_KEYS = ("image", "mask_image", "control_image")
+REQUEST_KEYS = ("prompt", "seed", "height", "width", "num_frames", *FILE_KEYS)  # what `ras-dit generate` writes
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ def find_pairs(folder: Path, ours: str, against: str, prompts: Sequence[str] | N
     """The pairs of two folders of pictures or videos, sorted by name.
 
     Files of equal names are a pair; where the names differ, files whose metadata ask for the same prompt, seed and size
-    (in a video, frames too). Prompts come from ``prompts``, else from the ``arena.json`` of an arena, else from the
-    metadata.
+    (in a video, frames too) with the same pictures to go by. Prompts come from ``prompts``, else from the
+    ``arena.json`` of an arena, else from the metadata.
 
     Args:
         folder: holds the two folders; the folder of an arena does.
@@ -85,8 +86,8 @@ def _partners(ours: dict[str, Path], against: dict[str, Path], first: Path, seco
             requests_of = [_request(ours[name]), _request(against[name])]
             if None not in requests_of and requests_of[0] != requests_of[1]:
                 raise ValueError(
-                    f"study: {ours[name]} and {against[name]} have one name, but different prompts, seeds or sizes; "
-                    "paint the same requests into both folders."
+                    f"study: {ours[name]} and {against[name]} have one name, but different prompts, seeds, sizes or "
+                    "pictures to go by; paint the same requests into both folders."
                 )
         return [Pair(Path(name).stem, ours[name], against[name]) for name in ours]
     requests = [{name: _request(path) for name, path in found.items()} for found in (ours, against)]
@@ -102,8 +103,9 @@ def _partners(ours: dict[str, Path], against: dict[str, Path], first: Path, seco
     if without:
         prompt, seed = without[0][:2]
         raise ValueError(
-            f"study: the picture of {prompt!r} with seed {seed} has no partner of that prompt, seed and size "
-            f"({len(without)} picture(s) without); paint the same requests into {first} and {second}."
+            f"study: the picture of {prompt!r} with seed {seed} has no partner of that prompt, seed and size, "
+            f"and of the same pictures to go by ({len(without)} picture(s) without); paint the same requests into "
+            f"{first} and {second}."
         )
     return [
         Pair(Path(name).stem, ours[name], against[by_request[1][request]]) for request, name in by_request[0].items()
