@@ -57,12 +57,20 @@ def wrapped_processors(pipe: Any) -> dict[torch.nn.Module, Any]:
     found = {}
     for module in pipe.transformer.modules():
         if "processor" in vars(module):
-            own = type(module.processor)
-            call = functools.wraps(own.__call__)(functools.partialmethod(own.__call__).__get__(None, own))
-            wrapper = type(own.__name__, (own,), {"__call__": call})
-            found[module] = object.__new__(wrapper)
-            found[module].__dict__ = vars(module.processor)
+            found[module] = _wrapped(module.processor)
     return found
+
+
+def _wrapped(processor: Any) -> Any:
+    own = type(processor)
+
+    @functools.wraps(own.__call__)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return own.__call__(self, *args, **kwargs)
+
+    wrapped = object.__new__(type(own.__name__, (own,), {"__call__": call}))
+    wrapped.__dict__ = vars(processor)
+    return wrapped
 
 
 def measured(name: str) -> dict[str, float]:

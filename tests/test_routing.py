@@ -234,3 +234,10 @@ def test_the_stand_in_is_of_the_class_of_the_processor_as_it_is() -> None:
         pipe.transformer.set_attn_processor(Otherwise())
         pipe(**inputs(num_inference_steps=8))
     assert called == ["Otherwise"] * 8 * 3
+
+
+def test_calls_without_any_text_go_the_long_way() -> None:
+    """What a reshape of no rows means is known there alone."""
+    with watched() as seen:
+        latents(tiny_pipeline(), REGION.replace(text_reuse=True))
+    assert seen == {("__call__", False)}

@@ -125,6 +125,29 @@ def test_given_tokens_are_computed_in_dense_steps_only(family: Any, name: str, i
         assert int(step.active.min()) >= 24
 
 
+@pytest.mark.parametrize("channel_dim", [1, 2, 4])
+@pytest.mark.parametrize("num_channels", [2, 16])
+def test_given_frames_are_counted_whatever_the_number_of_channels(channel_dim: int, num_channels: int) -> None:
+    grid = TokenGrid(2, 3, 2, 5, channel_dim=channel_dim)
+    for num_frames, num_given in ((5, 0), (4, 6), (3, 12)):
+        noise = torch.zeros(1, num_channels, num_frames, 4, 6).movedim(1, channel_dim)
+        assert grid.count_given(noise) == num_given
+    assert grid.count_given(torch.zeros(1, 30, 8)) == 0
+
+
+def test_frames_that_are_not_given_may_all_be_chosen() -> None:
+    """Text to video with more frames than channels."""
+    case = next(case for case in kandinsky5.CASES if case.name == "kandinsky5")
+    pipe = case.build()
+    call = kandinsky5.call(height=4, width=6, frames=9)
+    with ras_dit.accelerate(pipe, RASConfig(sample_ratio=0.25, warmup_steps=2, importance="random")) as handle:
+        pipe(**call)
+    chosen = torch.cat([step.active.flatten() for step in handle.trace.steps if step.active is not None])
+    assert handle.trace.grid is not None
+    assert handle.trace.grid.num_frames == 9
+    assert set(range(9)) == set((chosen // handle.trace.grid.tokens_per_frame).tolist())
+
+
 def test_conditions_in_front_of_the_grid_are_always_computed() -> None:
     """Their noise counts where a condition is weak: it is that of the step, in its place."""
     case = next(case for case in ltx.CASES if case.name == "ltx-condition-later")

@@ -22,7 +22,8 @@ class TokenGrid:
         patch_size: latent pixels per token side.
         num_frames: frames of tokens (1 for a picture).
         patch_frames: latent frames per token.
-        channel_dim: where a video keeps its channels: 1 in [B, C, F, H, W], 2 in [B, F, C, H, W].
+        channel_dim: where a video keeps its channels: 1 in [B, C, F, H, W], 2 in [B, F, C, H, W], 4 in
+            [B, F, H, W, C].
         num_before: reference tokens in front of the grid, of a sequence of tokens.
         has_items: latents are [B, items, C, F, H, W], of which the last item is sampled and the others are given.
     """
@@ -81,7 +82,7 @@ class TokenGrid:
         """Tokens of given frames at the beginning of a video, which its noise leaves out."""
         if noise.ndim != 5:
             return 0
-        num_frames = noise.shape[3 - self.channel_dim] // self.patch_frames
+        num_frames = noise.movedim(self.channel_dim, 1).shape[2] // self.patch_frames
         return max(0, self.num_frames - num_frames) * self.tokens_per_frame
 
     def patchify(self, noise: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Reading a diffusers pipeline: where it runs, and what it samples with."""
+"""Reading a diffusers pipeline and its calls: where it runs, what it samples with, what a transformer returns."""
 
 from __future__ import annotations
 

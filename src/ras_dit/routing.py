@@ -1,7 +1,7 @@
 """The short way to a layer's seam for attention calls of blocks that are not compiled.
 
-`AttentionMerge` looks at every operation of an attention module, some seventy in Stable Diffusion 3, to find the one
-that matters. Here the processor's own code runs with a function of the layer's in place of the one that it names.
+`AttentionMerge` looks at every operation of an attention module to find the one that matters. Here the processor's own
+code runs with a function of the layer's in place of the one that it names.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class AttentionRoute:
     name, with the same attributes, whose ``__call__`` is a copy that finds the layer's function under the name of
     torch's or diffusers' (and the other names of its module as they were in the last dense step). Left to
     `AttentionMerge` are modules without a processor, processors that are modules themselves (IP-Adapters), wrapped
-    ones, and those whose ``__call__`` leaves attention to other functions.
+    ones, those whose ``__call__`` leaves attention to other functions, and calls without any text (``text_reuse``).
 
     Args:
         layer: what attention calls do.

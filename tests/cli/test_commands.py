@@ -114,7 +114,7 @@ def test_a_plan_for_another_machine(ras_dit: Run, model: str, monkeypatch: pytes
     ):
         code, out, err = ras_dit(*words, "--kv-cache-device", "cpu", *flags)
         assert code == 0, err
-        assert f"For {device} in {dtype} (" in out
+        assert f"Predicted for a {device} device, by constants of its kind; cache in {dtype}." in out
         expected = library.plan_for(pipeline_outline(model, dtype), *size, device=device)
         assert expected.described_speedup in out
         assert expected.cost is not None

@@ -63,8 +63,8 @@ def plan(
     console = Console(highlight=False)
     console.print(_plan_table(result, f"{model}, {steps} steps"))
     kind = str(outline.transformer.dtype).removeprefix("torch.")
-    about = f"For {place} in {kind} (the prediction goes by constants of such devices, the cache by the type)"
-    for line in [*_plan_lines(result), f"{about}; --device and --dtype choose others."]:
+    about = f"Predicted for a {place} device, by constants of its kind; cache in {kind}."
+    for line in [*_plan_lines(result), f"{about} --device and --dtype choose others."]:
         console.print(line, markup=False, soft_wrap=True)
 
 
