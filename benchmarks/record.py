@@ -105,7 +105,9 @@ def _with_age(name: str, config: Mapping[str, Any]) -> str:
 def origin(result: dict[str, Any]) -> str:
     """Where a result comes from, as tables say it. (Rows that were made at other commits have theirs in the JSON.)"""
     hardware, versions = result["hardware"], result["versions"]
-    where = hardware["gpu"] or f"{hardware['processor']}, {hardware['threads']} threads"
+    where = hardware["gpu"]
+    if where is None:
+        where = f"{hardware['processor']}, {hardware['threads']} thread" + ("s" if hardware["threads"] != 1 else "")
     software = f"torch {versions['torch']}, diffusers {versions['diffusers']}"
     others = sorted({row.get("commit", result["commit"]) for row in result.get("rows", [])} - {result["commit"]})
     rows = f"; some rows measured at commits {', '.join(others)}" if others else ""

@@ -228,8 +228,8 @@ class Session:
             )
         call = generation.begin_call(num_rows, device, (module, pass_of(arguments)), num_text, reason)
         call.num_others = num_text
-        is_known_text = call.take_in(self.token_plan.texts(arguments))
-        if call.rows is not None and self.config.text_reuse and is_known_text:
+        is_known_text = self.config.text_reuse and call.take_in(self.token_plan.texts(arguments))
+        if call.rows is not None and is_known_text:
             num_padding = self.token_plan.count_padding(module, arguments, generation.grid)
             call.num_text_kept = self.token_plan.count_reused_text(num_text, num_padding)
         placed = call.rows if call.rows is not None else call.whole

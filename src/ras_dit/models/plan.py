@@ -32,8 +32,8 @@ class TokenSelect:
 
     ``dim`` 0 is a table without a batch dimension (rotary tables, mostly): all images then share one active set. A
     negative one counts from the end. ``is_picture`` is one with the tokens in the last two dimensions, [R, D, height,
-    width]; what is taken of it is a column, [R, D, K, 1]. All modules of a pattern are given one and the
-    same ``is_common`` one: its rows are taken once per step (in compiled blocks: once per block).
+    width]; what is taken of it is a column, [R, D, K, 1]. ``is_common`` is one that all
+    modules of a pattern are given alike: its rows are taken once per step (in compiled blocks: once per block).
     """
 
     dim: int = 1

@@ -32,9 +32,7 @@ QWEN_IMAGE = TokenPlan(
     gather={
         "": {"hidden_states": TokenSelect(), "controlnet_block_samples": TokenSelect()},
         "pos_embed": {0: TokenSelect(dim=0)},
-        "transformer_blocks.*": {
-            "modulate_index": TokenSelect(is_common=True)
-        },  # which of two timesteps a row has (Edit-2511)
+        "transformer_blocks.*": {"modulate_index": TokenSelect(is_common=True)},  # one of two timesteps (Edit-2511)
     },
     gather_if={"transformer_blocks.*": "zero_cond_t"},
     scatter="proj_out",
