@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument("--no-loops", action="store_true", help="the crossover alone")
     parser.add_argument("--no-crossover", action="store_true", help="whole loops alone, on a GPU too")
     parser.add_argument("--ratios", help="with commas, instead of the case's own, its presets and variants")
+    parser.add_argument("--presets", help="with commas, with --ratios or without, instead of the same")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="what is finished, to go on with")
     parser.add_argument("--sizes", help="of the crossover, with commas, instead of the case's own")
     parser.add_argument("--repeats", type=int, help="whole loops of every setting, instead of the case's own")
@@ -87,6 +88,7 @@ def main() -> None:
         repeats=a.repeats,
         num_steps=a.steps,
         ratios=tuple(float(word) for word in a.ratios.split(",")) if a.ratios else None,
+        presets=tuple(a.presets.split(",")) if a.presets else None,
         has_crossover=a.crossover or bool(a.sizes) or a.no_loops or (is_gpu and not a.no_crossover),
         has_loops=not a.no_loops,
     )

@@ -291,6 +291,9 @@ def test_finished_parts_are_not_measured_again(tmp_path: Path) -> None:
     benchmark(dataclasses.replace(QUICK, ratios=(0.5,)), path).run([case])
     rows = json.loads(path.read_text())["cases"]["sd3-medium"]["rows"]
     assert [row["name"] for row in rows] == ["dense", "ratio 0.5"]
+    benchmark(dataclasses.replace(QUICK, ratios=None, presets=("fast",)), path).run([case])
+    rows = json.loads(path.read_text())["cases"]["sd3-medium"]["rows"]
+    assert [row["name"] for row in rows] == ["dense", "fast"]
     newer = Benchmark(QUICK, Results(path, {**MACHINE, "code": "2"}), silent)
     assert not newer.results.is_finished("sd3-medium", "eager", QUICK.options(case, "eager"))
 
@@ -582,6 +585,18 @@ def test_cases_by_the_kernels() -> None:
     for name, config in case.configs(28).items():
         assert config == plain[name].replace(kernels="triton")
     assert case.configs(28, (0.25,)) == {"ratio 0.25": plain["ratio 0.25"].replace(kernels="triton")}
+
+
+def test_presets_alone_or_beside_ratios() -> None:
+    case = CASES["sd3-medium"]
+    assert case.configs(28, presets=("balanced",)) == {"balanced": RASConfig.preset("balanced")}
+    assert list(case.configs(28, (0.25,), ("fast", "regions"))) == ["ratio 0.25", "fast", "regions"]
+    assert list(case.configs(28)) == [f"ratio {ratio:g}" for ratio in case.ratios] + [
+        *(f"ratio 0.125, {name}" for name in case.variants),
+        *case.presets,
+    ]
+    with pytest.raises(ValueError, match=r"preset: got 'blanced'.*balanced"):
+        Settings(presets=("blanced",))
 
 
 def test_cases_of_another_size_and_depth() -> None:

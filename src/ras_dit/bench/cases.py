@@ -179,19 +179,24 @@ class Case:
             raise ValueError(f"{self.name}: the model in the box is timed in {self.dtype}; take another case.")
         return replace(self, name=f"{self.name}-{dtype}", dtype=dtype)
 
-    def configs(self, num_steps: int, ratios: tuple[float, ...] | None = None) -> dict[str, RASConfig]:
+    def configs(
+        self, num_steps: int, ratios: tuple[float, ...] | None = None, presets: tuple[str, ...] | None = None
+    ) -> dict[str, RASConfig]:
         """Name -> what to compare with dense.
 
         Args:
             num_steps: evaluations of the run.
-            ratios: these alone; None for the case's own ratios, variants and presets.
+            ratios: these and ``presets`` alone; None for both: the case's own ratios, variants and presets.
+            presets: by name.
         """
-        found = {f"ratio {ratio:g}": self.schedule.config(ratio, num_steps) for ratio in ratios or self.ratios}
-        if not ratios:
+        is_own = not (ratios or presets)
+        shares = self.ratios if is_own else ratios or ()
+        found = {f"ratio {ratio:g}": self.schedule.config(ratio, num_steps) for ratio in shares}
+        if is_own:
             leanest = min(self.ratios)
             for name, options in self.variants.items():
                 found[f"ratio {leanest:g}, {name}"] = self.schedule.config(leanest, num_steps).replace(**options)
-            found |= {name: RASConfig.preset(name) for name in self.presets}
+        found |= {name: RASConfig.preset(name) for name in (self.presets if is_own else presets or ())}
         if self.has_kernels:
             return {name: config.replace(kernels="triton") for name, config in found.items()}
         return found

@@ -18,6 +18,7 @@ from ras_dit.bench.modes import config_in, in_mode, num_without_graphs, settle
 from ras_dit.bench.overhead import overhead
 from ras_dit.bench.profiling import profile_step
 from ras_dit.bench.results import Results, mode_and_size, part_of
+from ras_dit.config import RASConfig
 from ras_dit.remarks import AdviceWarning, RASWarning
 
 Advance = Callable[[str], None]
@@ -30,7 +31,8 @@ class Settings:
     Attributes:
         device: ``cpu``, ``cuda`` ...
         modes: of `ras_dit.bench.modes.MODES`, the eager one first.
-        ratios: instead of the case's own; None for those.
+        ratios: of loops, with ``presets`` instead of all that the case has, and of the crossover; None for its own.
+        presets: of loops, by name, with ``ratios`` instead of all that the case has.
         sizes: of the crossover, instead of the case's own; None for those.
         repeats: instead of the case's own.
         num_steps: evaluations, instead of the case's own.
@@ -42,6 +44,7 @@ class Settings:
     device: str = "cpu"
     modes: tuple[str, ...] = ("eager",)
     ratios: tuple[float, ...] | None = None
+    presets: tuple[str, ...] | None = None
     sizes: tuple[str, ...] | None = None
     repeats: int | None = None
     num_steps: int | None = None
@@ -55,6 +58,8 @@ class Settings:
                 f"--device: got {self.device!r}; allowed: cpu, cuda. The work of others is not waited for, so that its "
                 "time cannot be taken."
             )
+        for name in self.presets or ():
+            RASConfig.preset(name)  # an unknown one is an error now, not after an hour
 
     def steps_of(self, case: Case) -> int:
         return self.num_steps or case.schedule.num_steps
@@ -90,7 +95,9 @@ class Settings:
         }
         if _size_of(part) is not None:
             return found
-        if case.variants and not self.ratios:
+        if self.presets:
+            found["presets"] = self.presets
+        if case.variants and not (self.ratios or self.presets):
             found["variants"] = {name: dict(options) for name, options in case.variants.items()}
         return {**found, "repeats": self.repeats or case.repeats}
 
@@ -198,7 +205,7 @@ class Benchmark:
 
     def _rows(self, case: Case, pipe: Any, call: dict[str, Any], mode: str) -> list[dict[str, Any]]:
         settings = self.settings
-        configs = case.configs(settings.steps_of(case), settings.ratios)
+        configs = case.configs(settings.steps_of(case), settings.ratios, settings.presets)
         configs = {name: config_in(mode, config) for name, config in configs.items()}
         repeats = settings.repeats or case.repeats
         with self.progress(f"{case.name}, {mode}", num_loops(len(configs), repeats)) as advance:

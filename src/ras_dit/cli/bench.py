@@ -24,6 +24,9 @@ def bench(
         bool | None, typer.Option(help="And in torch.compile's mode with CUDA graphs; on by default on a GPU.")
     ] = None,
     ratios: Annotated[str | None, typer.Option(help="Shares of tokens, with commas, such as 1,0.5,0.25.")] = None,
+    presets: Annotated[
+        str | None, typer.Option(help="Presets, with commas, such as balanced,fast; with --ratios or without.")
+    ] = None,
     loops: Annotated[bool, typer.Option(help="Whole loops; --no-loops measures picture sizes alone.")] = True,
     crossover: Annotated[bool, typer.Option(help="Also picture sizes against ratios.")] = False,
     sizes: Annotated[
@@ -86,6 +89,7 @@ def bench(
         device=where,
         modes=modes,
         ratios=None if ratios is None else _ratios(ratios),
+        presets=None if presets is None else tuple(word.strip() for word in presets.split(",")),
         sizes=None if sizes is None else _sizes(sizes),
         repeats=repeats,
         num_steps=steps,
