@@ -17,7 +17,8 @@ SECTION = re.compile(r"^(Args|Returns|Raises|Warns|Attributes|Yields|Source):\s*
 ENTRY = re.compile(r"^    (\*{0,2}\w+): (.*)$")
 BEGIN = """# Everything public
 
-Written by `make readme` from the docstrings. `import ras_dit` gives all of it; other names may change without a word.
+Written by `make readme` from the docstrings. `import ras_dit` gives all of it. Names of modules below it may
+change from one version to the next, those that other pages show included (`ras_dit.arena`, `ras_dit.tune` ...).
 
 [The README](../README.md) says how to use it, [architecture.md](architecture.md) how it works inside.
 """

@@ -47,6 +47,8 @@ def memory_methods() -> list[Method]:
 
 
 REFERENCES = ("dense", "converged")
+CONVERGED = {10: 60, 15: 60, 20: 60, 50: 100}
+"""Steps of the converged run by those of the dense one, where that has another length than the presets are made for."""
 SPARSE = "MagCache 1, up to 5 skipped, in the first fifth too"
 
 PAIRS = [
@@ -249,6 +251,26 @@ def missing(methods: list[Method], earlier: dict[str, Any], again: Sequence[str]
     return [m for m in methods if json.loads(json.dumps(m.to_dict())) not in known and m.name not in failed]
 
 
+def check_references(earlier: dict[str, Any], methods: Sequence[dict[str, Any]]) -> None:
+    """Refuse rows that are compared with other pictures than those of an earlier result.
+
+    Args:
+        earlier: a result.
+        methods: of the later one, as JSON has them, both references among them.
+
+    Raises:
+        ValueError: a reference is another one there.
+    """
+    known = [row["method"] for row in earlier["rows"]]
+    for name in REFERENCES:
+        mine, theirs = (next((one for one in each if one["name"] == name), None) for each in (methods, known))
+        if mine != theirs:
+            raise ValueError(
+                f"--add: got the {name} run {mine}; the result has {theirs}. Rows side by side have to be compared "
+                "with the same pictures: give its --steps and --converged-steps, or run the arena without --add."
+            )
+
+
 def merged(earlier: dict[str, Any], added: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """Rows of both, in this order of names; each says at which commit it was made, and on which hardware if that is
     not the later one's.
@@ -267,6 +289,7 @@ def merged(earlier: dict[str, Any], added: dict[str, Any], names: Sequence[str])
                 f"--add: got {key} {added[key]}; the result has {earlier[key]}. Rows side by side have to be made "
                 "alike: run the arena without --add."
             )
+    check_references(earlier, [row["method"] for row in added["rows"]])
     rows = {}
     for result in (earlier, added):
         made = {"commit": result["commit"], "hardware": result["hardware"]}
@@ -296,7 +319,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=6, help="pictures in one call")
     parser.add_argument("--suites", default="all", help="with commas; all of them without it")
     parser.add_argument("--only", action="append", help="a method of the suites by name; several times for several")
-    parser.add_argument("--converged-steps", type=int, help="default: 200, 100 at 256 pixels, 60 and 100 for 20 and 50")
+    parser.add_argument("--converged-steps", type=int, help="default: 200, 100 at 256 pixels, fewer at other lengths")
     parser.add_argument("--steps", type=int, default=NUM_STEPS, help="of the dense run; others ask how the presets do")
     parser.add_argument("--size", type=int, default=EMBEDDED_SIZES[0], choices=EMBEDDED_SIZES, help="pixels a side")
     parser.add_argument("--result", help="name of the results file; the plot is not copied then")
@@ -311,7 +334,7 @@ def main() -> None:
     a = parser.parse_args()
     weights = Weights(a.lpips_weights, a.inception_weights, a.clip_model, a.real)
     is_large, is_other_length = a.size != EMBEDDED_SIZES[0], a.steps != NUM_STEPS
-    num_converged = a.converged_steps or {20: 60, 50: 100}.get(a.steps, 100 if is_large else 200)
+    num_converged = a.converged_steps or CONVERGED.get(a.steps, 100 if is_large else 200)
     ending = (f"_{a.size}" if is_large else "") + (f"_{a.steps}_steps" if is_other_length else "")
     folder = a.folder or Path(f"outputs/arena{ending}")
     name = a.result or f"arena_embedded{ending}"
@@ -337,6 +360,8 @@ def main() -> None:
         methods = missing(methods, earlier, a.again or ())
         print("to be added:", ", ".join(method.name for method in methods) or "nothing")
     arena = Arena(folder, scenes, methods, call, a.batch, a.steps, num_converged)
+    if earlier is not None:
+        check_references(earlier, [method.to_dict() for method in arena.methods])
     with tqdm(total=arena.num_calls, desc="arena", unit="call") as bar:
         arena.run(pipe, bar.update)
     result: dict[str, Any] = {

@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks import record
 from benchmarks.cells import converged_steps, difference, interval, row_named
-from benchmarks.goals import goals_table
+from benchmarks.goals import digest_table, goals_table
 from ras_dit.arena.suites import OF_PRESETS
 
 
@@ -269,9 +269,12 @@ def quality_digest() -> str:
     """What a reader needs first: ours against the best of each kind of rival."""
     result, large = record.read("arena_embedded"), record.read("arena_embedded_256")
     return (
-        goals_block(result)
-        + f"\n{_digest_of_goals(result, large)} All {len(contestants(result))} methods, and what to make of them: "
-        "[docs/quality.md](docs/quality.md).\n"
+        f"{digest_table(result['goals'])}\n"
+        f"PSNR, the mean over {result['num_pictures']} pictures of 256 tokens ({record.origin(result)}): nearer to the "
+        "dense picture of 28 Euler steps / to the converged picture. Of each kind of rival the best that costs as much "
+        "(a step cache may take 1.15 times as long). Bold: the 95 % bootstrap interval is clear of 0. "
+        f"{_digest_of_goals(result, large)} All {len(contestants(result))} methods, the rivals by name, intervals, and "
+        "what to make of it: [docs/quality.md](docs/quality.md).\n"
     )
 
 

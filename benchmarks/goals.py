@@ -127,6 +127,29 @@ def goals_table(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def digest_table(found: list[dict[str, Any]]) -> str:
+    """Markdown, one short table: kinds by budgets, in every cell how much nearer ours is on either yardstick."""
+    budgets = sorted({one["token_steps"] for one in found}, reverse=True)
+    lines = [
+        "| nearer by, in dB, than | " + " | ".join(f"T = {budget:g}" for budget in budgets) + " |",
+        "| --- " * (1 + len(budgets)) + "|",
+    ]
+    for kind in AGAINST:
+        cells = []
+        for budget in budgets:
+            at = {one["yardstick"]: one for one in found if (one["token_steps"], one["kind"]) == (budget, kind)}
+            cells.append(" / ".join(_margin(at[yardstick]) for yardstick in YARDSTICKS if yardstick in at))
+        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+def _margin(one: dict[str, Any]) -> str:
+    """A difference, bold where its interval is clear of 0."""
+    mean, low, _ = one["difference"]
+    is_ahead = "**" if low > 0 else ""
+    return f"{is_ahead}{mean:+.1f}{is_ahead}"
+
+
 def _first(found: list[dict[str, Any]], budget: float) -> dict[str, Any]:
     return next(one for one in found if one["token_steps"] == budget)
 
@@ -134,7 +157,6 @@ def _first(found: list[dict[str, Any]], budget: float) -> dict[str, Any]:
 def _cell(one: dict[str, Any] | None) -> str:
     if one is None:
         return ""
-    mean, low, high = one["difference"]
+    _, low, high = one["difference"]
     times = "; time {:.2f}, ours {:.2f}".format(*reversed(one["times"])) if "cache" in one["kind"] else ""
-    is_ahead = "**" if low > 0 else ""
-    return f"{is_ahead}{mean:+.1f}{is_ahead} ({low:+.1f} to {high:+.1f})<br>{one['other']}{times}"
+    return f"{_margin(one)} ({low:+.1f} to {high:+.1f})<br>{one['other']}{times}"

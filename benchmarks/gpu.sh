@@ -10,20 +10,22 @@
 # CUDA graphs); kernels (each by itself, and all of them in Stable Diffusion 3); speed (every case that fits, with
 # presets and the crossover); all-tests (kernels on drawn inputs, too); model (training of the embedded model at
 # 256 x 256 goes on, and is evaluated); arena (both sizes).
-# FOLDER keeps what the speed cases have finished (outputs/bench), MINUTES is how long to train (60), MODES are those of
+# FOLDER keeps what the speed cases and the kernels have finished (outputs/bench), MINUTES is how long to train (60), MODES are those of
 # sd3 and lumina, RAS_COMMIT names the commit where there is no git, PYTHON is an interpreter with what the project
-# needs; the project itself is taken from here.
+# needs; the project itself is taken from here. On a machine that is taken away after ten minutes, with its disk:
+#   FOLDER=kept timeout 560 bash benchmarks/gpu.sh tests sd3 2>&1 | tee kept/log      and bring "kept" along next time
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export PYTHON=${PYTHON:-$(command -v python || command -v python3)} PYTHONPATH=src:.${PYTHONPATH:+:$PYTHONPATH}
+export PYTHON=${PYTHON:-$(command -v python3 || command -v python)} PYTHONUNBUFFERED=1 TORCH_LOGS=${TORCH_LOGS:-perf_hints}
+export PYTHONPATH=src:.${PYTHONPATH:+:$PYTHONPATH}
 "$PYTHON" -c 'import diffusers, torch; assert torch.cuda.is_available(), "no CUDA device"' || {
     echo "gpu.sh: $PYTHON needs a CUDA device, and what the project needs (pip install -c constraints.txt '.[dev,arena,tune]')." >&2
     exit 2
 }
-failed=0
+failed=0 FOLDER=${FOLDER:-outputs/bench}
 modes=()
 for mode in ${MODES:-eager compiled reduce-overhead}; do modes+=(--mode "$mode"); done
-speed() { "$PYTHON" -m benchmarks.speed --device cuda --folder "${FOLDER:-outputs/bench}" "$@"; }
+speed() { "$PYTHON" -m benchmarks.speed --device cuda --folder "$FOLDER" "$@"; }
 paper() { speed --no-crossover --repeats 3 --ratios "$2" --machine paper "${modes[@]}" --case "$1"; }
 
 all="tests sd3 lumina kernels speed all-tests model arena"
@@ -36,7 +38,7 @@ for part in ${*:-$all}; do
         sd3) paper sd3-medium 0.5,0.25,0.125 || failed=$? ;;
         lumina) paper lumina-next 1,0.5,0.25,0.125 || failed=$? ;;
         kernels)
-            "$PYTHON" -m benchmarks.kernels --device cuda || failed=$?
+            "$PYTHON" -m benchmarks.kernels --device cuda --folder "$FOLDER" || failed=$?
             speed --no-crossover --repeats 3 --ratios 0.25,0.125 --mode eager --kernels --case sd3-medium || failed=$?
             ;;
         speed) speed --crossover || failed=$? ;;

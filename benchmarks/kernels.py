@@ -1,15 +1,18 @@
 """Which Triton kernels win: each against what the library runs without it, at the sizes of real models.
 
 ``python -m benchmarks.kernels`` on a CUDA device prints a table and writes ``benchmarks/results/kernels_cuda.json``;
-until it is through, what it has lies in ``kernels_cuda_part.json``. A case whose kernel does not agree with its twin
-gets no figures. ``--only merge_rows`` measures the cases whose name begins so, into that file alone. ``--device cpu``
-runs tiny cases under Triton's interpreter, to see that this file works; it measures nothing and writes nothing.
+what it has so far lies in ``outputs/bench/kernels_cuda.json`` (``--folder``), and is not measured again. A case
+whose kernel does not agree with its twin gets no figures. ``--only merge_rows`` measures the cases whose name begins
+so, into that file alone. ``--device cpu`` runs tiny cases under Triton's interpreter, to see that this file works; it
+measures nothing and writes nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
+import json
 import math
 import os
 import statistics
@@ -17,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,12 +28,15 @@ from torch.nn import functional
 
 from benchmarks import record
 from ras_dit import importance, selection
+from ras_dit.bench import environment
 from ras_dit.cache import KVCache, KVStorage
+from ras_dit.files import save_text
 from ras_dit.forecast import TokenHistory
 from ras_dit.kernels import REFERENCE, Operations, Tile
 from ras_dit.rows import RowIndex, as_words
 
 Run = Callable[[], Any]
+FOLDER = Path("outputs/bench")
 ROUNDS = 100
 WARM_UPS = 10
 MARGIN = 0.97  # a kernel stays if it takes at most this share of the best other way
@@ -49,7 +56,8 @@ class Size:
         head_width: d.
         num_tokens: image tokens N.
         num_text: text tokens.
-        token_width: noise per token D.
+        token_width: guided noise per token.
+        noise_width: noise per token as the transformer gives it (Lumina-Next's has a learned variance beside it).
         batch: rows of the transformer's batch R.
         is_turned: its attention has rotary tables.
         queries_per_key: heads of queries that share one of keys, of which H are kept.
@@ -61,6 +69,7 @@ class Size:
     num_tokens: int
     num_text: int
     token_width: int
+    noise_width: int
     batch: int = 2
     is_turned: bool = False
     queries_per_key: int = 1
@@ -71,11 +80,11 @@ class Size:
 
 
 REAL = (
-    Size("SD3-medium", 24, 64, 4096, 333, 64),
-    Size("FLUX.1", 24, 128, 4096, 512, 64, is_turned=True),
-    Size("Lumina-Next", 8, 72, 4096, 0, 16, is_turned=True, queries_per_key=4),
+    Size("SD3-medium", 24, 64, 4096, 333, 64, 64),
+    Size("FLUX.1", 24, 128, 4096, 512, 64, 64, is_turned=True),
+    Size("Lumina-Next", 8, 72, 4096, 0, 16, 32, is_turned=True, queries_per_key=4),
 )
-TINY = (Size("tiny", 2, 8, 24, 3, 8, is_turned=True),)
+TINY = (Size("tiny", 2, 8, 24, 3, 8, 16, is_turned=True),)
 RATIOS = (0.5, 0.25, 0.125)
 
 
@@ -282,10 +291,10 @@ def score_case(inputs: Inputs, operations: Operations) -> Case:
 def history_case(inputs: Inputs, operations: Operations) -> Case:
     """A region step's noise into the history, a forecast of first order for the others, as presets have it."""
     size = inputs.size
-    values = inputs.normal(2, size.batch, size.num_tokens, size.token_width, dtype=torch.float32)
+    values = inputs.normal(2, size.batch, size.num_tokens, size.noise_width, dtype=torch.float32)
     sigmas = torch.full((2, size.batch, size.num_tokens), 0.5, device=inputs.device)
     sigmas += 0.1 * torch.arange(2, device=inputs.device)[:, None, None]
-    tokens = inputs.normal(size.batch, size.num_tokens, size.token_width)
+    tokens = inputs.normal(size.batch, size.num_tokens, size.noise_width)
     options = {"sigma": 0.4, "at": 0.4, "order": 1, "damping": 0.8, "reach": 1.0}
 
     def by(chosen: Operations) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -442,12 +451,19 @@ def table(rows: list[dict[str, Any]], found: dict[str, str]) -> str:
     return "\n".join(lines + [""] + [f"{name}: {verdict}" for name, verdict in found.items()])
 
 
-def measure(device: str, operations: Operations, only: str = "") -> Iterator[dict[str, Any]]:
-    """Every case: whether its kernel is right and, on a GPU, how long each way takes."""
+def measure(
+    device: str, operations: Operations, only: str = "", finished: list[dict[str, Any]] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Every case: whether its kernel is right and, on a GPU, how long each way takes. What is finished is not measured
+    again."""
+    known = {(row["kernel"], row["model"], row["ratio"]): row for row in finished or []}
     for make in cases(device, operations, only):
         torch.compiler.reset()  # else the shapes of the cases before use up the graphs that a function may have
         case = make()
-        row: dict[str, Any] = {"kernel": case.kernel, "model": case.what, "ratio": case.ratio, "wrong": why_wrong(case)}
+        if (row := known.get((case.kernel, case.what, case.ratio))) is not None:
+            yield row
+            continue
+        row = {"kernel": case.kernel, "model": case.what, "ratio": case.ratio, "wrong": why_wrong(case)}
         ways = runnable(case.ways, row) if row["wrong"] is None else {}
         if device == "cuda" and row["wrong"] is None:
             row["milliseconds"], row["host milliseconds"] = milliseconds(ways), host_milliseconds(ways)
@@ -467,11 +483,18 @@ def runnable(ways: dict[str, Run], row: dict[str, Any]) -> dict[str, Run]:
     return found
 
 
+def finished_cases(path: Path, claim: dict[str, Any]) -> list[dict[str, Any]]:
+    """What an earlier run measured with the same code on the same machine."""
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return list(found["cases"]) if found.get("claim") == claim else []
+
+
 @torch.no_grad()
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--only", default="", help=f"cases whose name begins so, of {', '.join(MAKERS)}")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="what is finished, to go on with")
     given = parser.parse_args(arguments)
     device = given.device
     if not any(name.startswith(given.only) for name in MAKERS):
@@ -482,14 +505,18 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit("benchmarks.kernels: got no CUDA device; allowed: --device cpu, to try the script out.")
     from ras_dit.kernels import triton_operations
 
-    rows: list[dict[str, Any]] = []
     sizes = {size.name: asdict(size) for size in REAL}
     constants = {"triton": version("triton"), "sizes": sizes, "tiles": [asdict(tile) for tile in TILES]}
-    for row in measure(device, triton_operations(), given.only):
-        rows.append(row)
+    part = given.folder / "kernels_cuda.json"
+    own_hash = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+    claim = json.loads(json.dumps({**environment(device), **constants, "benchmark": own_hash}))
+    rows = finished_cases(part, claim) if device == "cuda" else []
+    for row in measure(device, triton_operations(), given.only, list(rows)):
+        if row not in rows:
+            rows.append(row)
         if device == "cuda":
             print(table([row], {}), flush=True)
-            part = record.write("kernels_cuda_part", {**record.environment(device), **constants, "cases": rows})
+            save_text(json.dumps({"claim": claim, "cases": rows}, indent=1), part)
     if device == "cpu":
         print("\n".join(f"{row['kernel']}, ratio {row['ratio']}: {row['wrong'] or 'agrees'}" for row in rows))
         print("Nothing was timed and nothing was written: that takes a CUDA device.")
@@ -501,7 +528,6 @@ def main(arguments: list[str] | None = None) -> None:
     if not given.only:
         result = {**constants, "verdicts": found, "cases": rows}
         print("wrote", record.write("kernels_cuda", {**record.environment(device), **result}).name)
-        part.unlink()
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def main() -> None:
     files = {
         "README.md": {
             "presets": preset_table.preset_table(),
-            "speed": speed_tables.speed_table(has_former=False) + "\n",
+            "speed": speed_tables.speed_digest(),
             "quality": arena_tables.quality_digest(),
         },
         "docs/quality.md": {**arena_tables.quality_blocks(), **experiment_tables.experiment_blocks()},

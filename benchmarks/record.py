@@ -102,16 +102,21 @@ def _with_age(name: str, config: Mapping[str, Any]) -> str:
     return name if is_same else name + FORMER[1]
 
 
+def machine(result: dict[str, Any]) -> str:
+    """What a result was measured on, and with how many threads."""
+    hardware = result["hardware"]
+    if hardware["gpu"] is not None:
+        return str(hardware["gpu"])
+    return f"{hardware['processor']}, {hardware['threads']} thread" + ("s" if hardware["threads"] != 1 else "")
+
+
 def origin(result: dict[str, Any]) -> str:
     """Where a result comes from, as tables say it. (Rows that were made at other commits have theirs in the JSON.)"""
-    hardware, versions = result["hardware"], result["versions"]
-    where = hardware["gpu"]
-    if where is None:
-        where = f"{hardware['processor']}, {hardware['threads']} thread" + ("s" if hardware["threads"] != 1 else "")
+    versions = result["versions"]
     software = f"torch {versions['torch']}, diffusers {versions['diffusers']}"
     others = sorted({row.get("commit", result["commit"]) for row in result.get("rows", [])} - {result["commit"]})
     rows = f"; some rows measured at commits {', '.join(others)}" if others else ""
-    return f"{where}; {software}; commit {result['commit']}, {result['date']}{rows}"
+    return f"{machine(result)}; {software}; commit {result['commit']}, {result['date']}{rows}"
 
 
 def revision(root: Path) -> str:

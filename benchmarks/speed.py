@@ -35,7 +35,7 @@ def bar(title: str, total: int) -> Iterator[Any]:
 
 def published(case: dict[str, Any], device: str) -> dict[str, Any]:
     """A case's results as they are kept: where and when first, no claims for resuming."""
-    kept = {key: value for key, value in case.items() if key != "finished"}
+    kept = {key: value for key, value in case.items() if key not in ("finished", "tried")}
     return {**record.environment(device), "device": device, **kept}
 
 
@@ -48,8 +48,9 @@ def measured(case: dict[str, Any]) -> set[str]:
 
 def why_kept(name: str, case: dict[str, Any]) -> str | None:
     """Why a result that is there should not be written over by these; None if nothing speaks against it."""
-    if len({claim["code"] for claim in case["finished"].values()}) > 1:
-        return "its loops and its picture sizes are of different code: measure them again"
+    claims = [*case["finished"].values(), *(one["claim"] for one in case.get("tried", {}).values())]
+    if len({claim["code"] for claim in claims}) > 1:
+        return "its parts are of different code: measure them again"
     there = record.RESULTS / f"{name}.json"
     lost = measured(record.read(name)) - measured(case) if there.is_file() else set()
     return f"the one that is there has {', '.join(sorted(lost))} too" if lost else None
@@ -95,13 +96,15 @@ def main() -> None:
     is_green = True
     kind = None if a.device == "cpu" else a.device.split(":")[0]
     cases = chosen_cases(tuple(a.case or ()), a.device, a.dtype, a.size, a.depth)
+    is_asked = a.crossover or a.no_loops or bool(a.sizes)
+    cases = settings.with_parts(cases, is_named=is_asked and bool(a.case))
     for case in (case.with_kernels() for case in cases) if a.kernels else cases:
         name = "_".join(["speed", case.name, *filter(None, (kind, a.machine))])
         path = None if a.steps else a.folder / f"{name}.json"
         results = Results(None, {})
         try:
-            results = Results(path, environment(a.device))
-            is_green &= Benchmark(settings, results, bar, print).run([case])
+            with Results.opened(path, environment(a.device)) as results:
+                is_green &= Benchmark(settings, results, bar, print).run([case])
         except Exception:  # the next case may do better; what this one has is written
             traceback.print_exc()
             is_green = False

@@ -65,20 +65,35 @@ def heading(result: dict[str, Any], has_size: bool = True) -> str:
     return f"**{title[0].upper()}{title[1:]}**"
 
 
-def speed_table(has_former: bool = True) -> str:
-    """Speed-ups beside their limits.
-
-    Args:
-        has_former: with results in which a preset had another plan, also where there is another of the same case.
-    """
+def speed_table() -> str:
+    """Speed-ups beside their limits."""
     results = list(speed_results())
-    if not has_former:
-        today = {result["case"] for result in results if not _is_former(result)}
-        results = [result for result in results if result["case"] not in today or not _is_former(result)]
     lines: list[str] = []
     for result in results:
         lines += [*_speed_lines(result), ""]
     return "\n".join([*lines, NOTE + (FORMER_NOTE if any(map(_is_former, results)) else "")])
+
+
+def speed_digest() -> str:
+    """Settings by models: speed-up and limit, of the results with today's plans, in the best mode of each."""
+    results = [result for result in speed_results() if not _is_former(result)]
+    modes = [result.get("dense_best", {"mode": "eager"})["mode"] for result in results]
+    found = [
+        {row["name"]: row for row in rows_of(result, mode)[1:]} for result, mode in zip(results, modes, strict=True)
+    ]
+    heads = [
+        f"{result['title']}{_named(mode, ', {}')}<br>{record.machine(result)}"
+        for result, mode in zip(results, modes, strict=True)
+    ]
+    lines = ["| setting | " + " | ".join(heads) + " |", "| --- " * (1 + len(heads)) + "|"]
+    for name in dict.fromkeys(name for rows in found for name in rows):
+        cells = [_digest_cell(rows[name]) if name in rows else "" for rows in found]
+        lines.append(f"| {name if name.startswith('ratio') else f'`{name}`'} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+def _digest_cell(row: dict[str, Any]) -> str:
+    return f"**{row['speedup']:.2f}x** of {row['limit']:.2f}x"
 
 
 def _is_former(result: dict[str, Any]) -> bool:

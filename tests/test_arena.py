@@ -24,6 +24,7 @@ from ras_dit.arena.run import FlopCounter
 from ras_dit.embedded import embedded_scenes
 from ras_dit.files import alone_in
 from ras_dit.plan import build_plan
+from ras_dit.versions import versions
 from tiny import inputs, run, tiny_pipeline
 
 CALL = {"guidance_scale": 4.0, "max_sequence_length": 1}
@@ -289,7 +290,7 @@ def test_even_grids_and_grids_of_the_pipelines_own(solver: Any) -> None:
         assert "sigmas" in inspect.signature(pipe.scheduler.set_timesteps).parameters
 
 
-def test_what_depends_on_the_pictures_is_counted_on_all_of_them(tmp_path: Path, pipe: Any) -> None:
+def test_token_steps_are_of_all_pictures_and_flops_of_those_of_the_first_call(tmp_path: Path, pipe: Any) -> None:
     config = RASConfig(step_ratios=(1, 1, 0.3, 0.3, 0.3, 0.3), refresh_tolerance=0.15)
     methods = [Method("tolerance", "ras", 6, config=config)]
     arena = Arena(tmp_path, SCENES, methods, CALL, 2, 6, 6)
@@ -297,7 +298,11 @@ def test_what_depends_on_the_pictures_is_counted_on_all_of_them(tmp_path: Path, 
     first, second = arena.runs(arena.methods[2])
     assert [first["count"], second["count"]] == [2, 1]
     dense = arena.runs(arena.methods[0])[0]
-    rows = {row["name"]: row for row in report(arena, has_plot=False)["rows"]}
+    result = report(arena, has_plot=False)
+    rows = {row["name"]: row for row in result["rows"]}
+    assert [row["flops_pictures"] for row in result["rows"]] == [3, 3, 2], "what the plan says holds for every picture"
+    assert "are of the first 2 of 3 pictures alone." in text(result)
+    assert "are of the first" not in text({**result, "rows": result["rows"][:2]})
     mean = (2 * first["token_steps"] + second["token_steps"]) / 3
     assert rows["tolerance"]["token_steps"] == pytest.approx(mean, abs=1e-3)
     assert rows["tolerance"]["flops_share"] == pytest.approx(first["flops"] / dense["flops"], abs=1e-4)
@@ -329,6 +334,43 @@ def test_a_folder_is_of_one_model_and_times_are_of_one_process(tmp_path: Path, p
         with torch.no_grad():
             weight.copy_(before)
     arena(later).run(pipe)
+
+
+def test_rows_of_different_versions_say_so(tmp_path: Path, pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def arena(*methods: Method) -> Arena:
+        return Arena(tmp_path, SCENES[:1], methods, CALL, 1, 4, 4)
+
+    later = Method("3 steps", "dense", 3)
+    arena().run(pipe)
+    result = report(arena(), has_plot=False)
+    (made,) = result["rows"][0]["painted_with"]
+    assert made["versions"] == versions()
+    assert "thread" in made["machine"] or pipe.device.type == "cuda"
+    assert result["pipeline"]["dtype"] == str(pipe.transformer.dtype)
+    assert result["notes"] == []
+    monkeypatch.setattr("ras_dit.arena.origins.versions", lambda: {"ras_dit": "9", "torch": "8"})
+    arena(later).run(pipe)
+    result = report(arena(later), has_plot=False)
+    (note,) = result["notes"]
+    assert note.startswith("Rows were painted with different versions. dense, converged: ras-dit ")
+    assert f", torch {versions()['torch']}; " in note
+    assert note.endswith("; 3 steps: ras-dit 9, torch 8.")
+    assert f"* Note: {note}\n" in text(result)
+    assert json.loads((tmp_path / "results.json").read_text())["notes"] == [note]
+
+    for path in tmp_path.glob("*/run-*.json"):  # as earlier versions left them
+        record = json.loads(path.read_text())
+        del record["versions"], record["machine"]
+        path.write_text(json.dumps(record))
+    result = report(arena(later), has_plot=False)
+    assert result["rows"][0]["painted_with"] == [{"versions": None, "machine": None}]
+    assert result["notes"] == []
+    arena(later, Method("2 steps", "dense", 2)).run(pipe)
+    (note,) = report(arena(later, Method("2 steps", "dense", 2)), has_plot=False)["notes"]
+    assert "dense, converged, 3 steps: versions that were not kept; 2 steps: ras-dit 9" in note
+    rows = [{key: row[key] for key in row if key not in ("flops_pictures", "painted_with")} for row in result["rows"]]
+    older = {key: result[key] for key in result if key not in ("notes", "pipeline")} | {"rows": rows}
+    assert text(older) == text(result)
 
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"))

@@ -13,7 +13,7 @@ import diffusers
 import pytest
 import torch
 
-from benchmarks import rounding
+from benchmarks import record, rounding, speed
 from ras_dit.bench import CASES, Benchmark, Results, Settings, case_named, chosen_cases
 from ras_dit.bench.architectures import ARCHITECTURES, Size
 from ras_dit.bench.cases import Case
@@ -21,6 +21,7 @@ from ras_dit.bench.checks import (
     COMPILED_TOLERANCE,
     FRESH_TOLERANCE,
     Check,
+    Probe,
     RefusedError,
     compiled_checks,
     eager_checks,
@@ -35,6 +36,7 @@ from ras_dit.bench.loops import StepTimer, run_loop, short_config
 from ras_dit.bench.memory import allocated_peak, memory_row
 from ras_dit.bench.modes import blocks_of, in_mode
 from ras_dit.bench.profiling import group_of
+from ras_dit.bench.report import tables
 from ras_dit.bench.results import compare, gains_from
 from ras_dit.bench.run import silent
 from ras_dit.bench.weights import empty_transformer, random_transformer, weight_bytes
@@ -64,7 +66,7 @@ def benchmark(settings: Settings = QUICK, path: Path | None = None, said: list[s
 def test_the_whole_harness_on_every_architecture(name: str) -> None:
     ran = benchmark()
     assert ran.run([CASES[name].tiny()])
-    case = ran.results.cases[name]
+    case = ran.results.cases[f"{name}-tiny"]
     dense, whole, region = case["rows"]
     assert [check["is_green"] for check in case["checks"]["eager"]] == [True] * 3
     assert dense["name"] == "dense"
@@ -149,7 +151,7 @@ def test_a_broken_merge_gets_no_figures(monkeypatch: pytest.MonkeyPatch) -> None
     said: list[str] = []
     ran = benchmark(said=said)
     assert not ran.run([CASES["sd3-medium"].tiny()])
-    case = ran.results.cases["sd3-medium"]
+    case = ran.results.cases["sd3-medium-tiny"]
     assert case["rows"] == []
     assert "region step over fresh keys equals dense: error" in case["refused"]["eager"]
     assert "no figures" in said[0]
@@ -182,7 +184,7 @@ def test_a_ratio_of_one_that_differs_gets_no_figures(monkeypatch: pytest.MonkeyP
 def test_a_run_otherwise_than_planned_gets_no_figures() -> None:
     ran = benchmark(dataclasses.replace(QUICK, num_steps=1))
     assert not ran.run([CASES["sd3-medium"].tiny()])
-    assert "RASWarning" in ran.results.cases["sd3-medium"]["refused"]["eager"]
+    assert "RASWarning" in ran.results.cases["sd3-medium-tiny"]["refused"]["eager"]
 
 
 def test_an_error_of_the_harness_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +208,7 @@ def test_memory_that_runs_out_stops_a_case_or_a_size_alone(monkeypatch: pytest.M
     monkeypatch.setattr("ras_dit.bench.run.size_row", full)
     ran = benchmark(settings)
     assert ran.run([case])
-    found = ran.results.cases["sd3-medium"]["crossover"]["eager"]
+    found = ran.results.cases["sd3-medium-tiny"]["crossover"]["eager"]
     assert [row["size"] for row in found["rows"]] == ["64x64"]
     assert found["left_out"] == {"96x96": "ran out of memory (of 139 GiB)"}
 
@@ -216,7 +218,7 @@ def test_memory_that_runs_out_stops_a_case_or_a_size_alone(monkeypatch: pytest.M
     monkeypatch.setattr("ras_dit.bench.run.eager_checks", never)
     ran = benchmark(QUICK)
     assert not ran.run([case])
-    assert ran.results.cases["sd3-medium"]["refused"] == {"eager": "OutOfMemoryError: of 139 GiB"}
+    assert ran.results.cases["sd3-medium-tiny"]["refused"] == {"eager": "OutOfMemoryError: of 139 GiB"}
 
 
 def test_cuda_graphs_that_are_not_replayed_get_no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,13 +227,13 @@ def test_cuda_graphs_that_are_not_replayed_get_no_figures(monkeypatch: pytest.Mo
         patched.setattr("ras_dit.bench.measure.num_recorded", lambda device: next(recorded))
         ran = benchmark(QUICK)
         assert not ran.run([CASES["sd3-medium"].tiny()])
-    refused = ran.results.cases["sd3-medium"]["refused"]
+    refused = ran.results.cases["sd3-medium-tiny"]["refused"]
     assert refused == {"eager": "RefusedError: dense: 2 CUDA graphs were recorded in a timed loop."}
     skipped = iter((0, 1))
     monkeypatch.setattr("ras_dit.bench.run.num_without_graphs", lambda: next(skipped))
     ran = benchmark(QUICK)
     assert not ran.run([CASES["sd3-medium"].tiny()])
-    assert "without CUDA graphs" in ran.results.cases["sd3-medium"]["refused"]["eager"]
+    assert "without CUDA graphs" in ran.results.cases["sd3-medium-tiny"]["refused"]["eager"]
 
 
 def test_errors_are_relative_and_bounds_are_ceilings_or_floors() -> None:
@@ -250,7 +252,7 @@ def test_compiled_blocks_are_held_against_eager_ones(monkeypatch: pytest.MonkeyP
     case = CASES["flux-dev"].tiny()
     ran = benchmark(settings)
     assert ran.run([case])
-    found = ran.results.cases["flux-dev"]
+    found = ran.results.cases["flux-dev-tiny"]
     assert [(row["mode"], row["name"]) for row in found["rows"]] == [
         *(("eager", "dense"), ("eager", "ratio 0.25"), ("compiled", "dense"), ("compiled", "ratio 0.25"))
     ]
@@ -263,8 +265,8 @@ def test_compiled_blocks_are_held_against_eager_ones(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("ras_dit.bench.checks.rounding_error", lambda *_: -1.0)
     ran = benchmark(dataclasses.replace(settings, modes=("compiled",)))
     assert not ran.run([case])
-    assert ran.results.cases["flux-dev"]["rows"] == []
-    assert "compiled dense step equals eager" in ran.results.cases["flux-dev"]["refused"]["compiled"]
+    assert ran.results.cases["flux-dev-tiny"]["rows"] == []
+    assert "compiled dense step equals eager" in ran.results.cases["flux-dev-tiny"]["refused"]["compiled"]
 
 
 def test_a_mode_leaves_nothing_behind() -> None:
@@ -287,15 +289,16 @@ def test_finished_parts_are_not_measured_again(tmp_path: Path) -> None:
     first = path.read_text()
     benchmark(path=path, said=said).run([case])
     assert path.read_text() == first
-    assert said == ["sd3-medium: measured already, with the same code and options."]
-    benchmark(dataclasses.replace(QUICK, ratios=(0.5,)), path).run([case])
-    rows = json.loads(path.read_text())["cases"]["sd3-medium"]["rows"]
+    assert said == ["sd3-medium-tiny: measured already, with the same code and options."]
+    benchmark(dataclasses.replace(QUICK, ratios=(0.5,)), path, said).run([case])
+    assert said[1:] == ["sd3-medium-tiny: dropped what other code, options or machines measured (eager)."]
+    rows = json.loads(path.read_text())["cases"]["sd3-medium-tiny"]["rows"]
     assert [row["name"] for row in rows] == ["dense", "ratio 0.5"]
     benchmark(dataclasses.replace(QUICK, ratios=None, presets=("fast",)), path).run([case])
-    rows = json.loads(path.read_text())["cases"]["sd3-medium"]["rows"]
+    rows = json.loads(path.read_text())["cases"]["sd3-medium-tiny"]["rows"]
     assert [row["name"] for row in rows] == ["dense", "fast"]
     newer = Benchmark(QUICK, Results(path, {**MACHINE, "code": "2"}), silent)
-    assert not newer.results.is_finished("sd3-medium", "eager", QUICK.options(case, "eager"))
+    assert not newer.results.is_finished("sd3-medium-tiny", "eager", QUICK.options(case, "eager"))
 
 
 def test_what_is_measured_stays_when_a_run_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,11 +312,11 @@ def test_what_is_measured_stays_when_a_run_is_interrupted(tmp_path: Path, monkey
         patched.setattr("ras_dit.bench.run.size_row", interrupt)
         with pytest.raises(KeyboardInterrupt):
             benchmark(settings, path).run([CASES["sd3-medium"].tiny()])
-    case = json.loads(path.read_text())["cases"]["sd3-medium"]
+    case = json.loads(path.read_text())["cases"]["sd3-medium-tiny"]
     assert set(case["finished"]) == {"eager"}
     rows = case["rows"]
     assert benchmark(settings, path).run([CASES["sd3-medium"].tiny()])
-    case = json.loads(path.read_text())["cases"]["sd3-medium"]
+    case = json.loads(path.read_text())["cases"]["sd3-medium-tiny"]
     assert case["rows"] == rows
     assert [row["size"] for row in case["crossover"]["eager"]["rows"]] == ["64x64"]
 
@@ -350,6 +353,115 @@ def sized_row(size: str, speedup: float = 2.0) -> dict[str, Any]:
     return {"size": size, "num_tokens": int(size.split("x")[0]), "ratios": [{"ratio": 0.25, "speedup": speedup}]}
 
 
+def dense_row(mode: str, seconds: float = 1.0) -> dict[str, Any]:
+    return {"mode": mode, "name": "dense", "median": seconds, "speedup_same_mode": 1.0}
+
+
+def test_a_refusal_drops_no_older_figures() -> None:
+    old, new = {"title": "old", "steps": 28}, {"title": "new", "steps": 8}
+    results = Results(None, {"code": "a"})
+    for part in ("eager", "compiled"):
+        assert results.keep("mid", part, {"steps": 28}, {"about": old, "rows": [dense_row(part)]}) == []
+    size = "crossover eager 64x64"
+    results.keep("mid", size, {"steps": 28}, {"about": old, "row": sized_row("64x64")})
+    results.environment = {"code": "b"}
+    for part in ("eager", size):
+        assert results.keep("mid", part, {"steps": 8}, {"about": new, "refused": "not green"}) == []
+        assert results.is_finished("mid", part, {"steps": 8})
+        assert results.why_refused("mid", part, {"steps": 8}) == "not green"
+        assert results.why_refused("mid", part, {"steps": 28}) is None
+    full = {"about": new, "left_out": "ran out of memory"}
+    assert results.keep("mid", "crossover eager 96x96", {"steps": 8}, full) == []
+    assert not results.is_finished("mid", "crossover eager 96x96", {"steps": 8})
+    case = results.cases["mid"]
+    assert [row["mode"] for row in case["rows"]] == ["eager", "compiled"]
+    assert [row["size"] for row in case["crossover"]["eager"]["rows"]] == ["64x64"]
+    assert (case["title"], case["steps"]) == ("old", 28)
+    assert case["crossover"]["eager"]["about"] == old
+    assert "of different code" in str(speed.why_kept("speed_mid", case)), "old figures are not those of this commit"
+    assert not {"finished", "tried"} & set(speed.published(case, "cpu"))
+    shown = [text for text in tables({"mid": {**case, "crossover": {}}}) if isinstance(text, str)]
+    assert shown[0] == "mid, eager: no new figures; those that are shown are of other code or options. not green"
+    assert results.keep("mid", "compiled", {"steps": 8}, {"about": new, "rows": [dense_row("compiled")]}) == [
+        *("eager", "compiled")
+    ]
+    assert [row["mode"] for row in case["rows"]] == ["compiled"]
+    assert case["title"] == "new"
+    assert case["refused"] == dict.fromkeys(("eager", size), "not green"), "of the same code"
+    results.keep("mid", "eager", {"steps": 9}, {"rows": [dense_row("eager")]})
+    assert case["refused"] == {size: "not green"}
+
+
+def test_loops_and_sizes_have_facts_of_their_own() -> None:
+    results, loops, sizes = Results(None, MACHINE), {"steps": 28}, {"steps": 8}
+    size = "crossover eager 64x64"
+    results.keep("a", "eager", loops, {"about": loops, "rows": [dense_row("eager")]})
+    results.keep("a", size, sizes, {"about": sizes, "row": sized_row("64x64")})
+    results.keep("b", size, sizes, {"about": sizes, "row": sized_row("64x64")})
+    assert results.cases["b"]["steps"] == 8
+    results.keep("b", "eager", loops, {"about": loops, "rows": [dense_row("eager")]})
+    for case in results.cases.values():
+        assert case["steps"] == 28
+        assert case["crossover"]["eager"]["about"] == sizes
+
+
+def test_refusals_are_told_again_and_memory_is_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, case = tmp_path / "bench.json", CASES["sd3-medium"].tiny()
+    errors: list[Exception] = [torch.OutOfMemoryError("of 139 GiB"), RefusedError("not green")]
+
+    def failing(*_: Any) -> None:
+        raise errors.pop(0)
+
+    monkeypatch.setattr("ras_dit.bench.run.eager_checks", lambda *_: ([], Probe()))
+    monkeypatch.setattr(Benchmark, "_rows", failing)
+    assert not benchmark(path=path).run([case])
+    assert not benchmark(path=path).run([case])
+    assert not errors, "it was tried twice"
+    said: list[str] = []
+    assert not benchmark(path=path, said=said).run([case])
+    before = "refused before, by the same code with the same options."
+    assert said == [f"sd3-medium-tiny, eager: {before} RefusedError: not green"]
+    monkeypatch.setattr(Benchmark, "_rows", lambda *_: [dense_row("eager")])
+    assert benchmark(path=path).run([CASES["mid"].tiny()]), "other cases are not its own"
+    assert benchmark(dataclasses.replace(QUICK, repeats=2), path).run([case])
+
+
+def test_two_benchmarks_on_one_file_at_once_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "bench.json"
+    with Results.opened(path, MACHINE) as first:
+        with (
+            pytest.raises(ValueError, match=r"--output: got '.*bench.json', where another benchmark is under way"),
+            Results.opened(path, MACHINE),
+        ):
+            pass
+        first.keep("mid", "eager", {}, {"rows": [dense_row("eager")]})
+    with Results.opened(path, MACHINE) as second:
+        assert second.is_finished("mid", "eager", {})
+        second.keep("sd3-medium", "eager", {}, {"rows": [dense_row("eager")]})
+    assert set(Results(path, MACHINE).cases) == {"mid", "sd3-medium"}
+    with Results.opened(None, MACHINE), Results.opened(None, MACHINE) as in_memory:
+        assert not in_memory.is_written
+
+
+def test_results_of_a_benchmark_that_is_under_way_are_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(record, "RESULTS", tmp_path / "kept")
+    monkeypatch.setattr(speed, "Benchmark", lambda *_: pytest.fail("was run"))
+    words = ["speed", "--case", "mid", "--device", "cpu", "--folder", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", words)
+    with Results.opened(tmp_path / "speed_mid.json", MACHINE) as under_way:
+        under_way.keep("mid", "eager", {}, {"rows": [dense_row("eager")]})
+        with pytest.raises(SystemExit) as left:
+            speed.main()
+    assert left.value.code
+    assert "another benchmark is under way" in capsys.readouterr().err
+    assert not (tmp_path / "kept").exists()
+    monkeypatch.setattr("sys.argv", [*words[:1], "--case", "embedded", *words[3:], "--no-loops"])
+    with pytest.raises(ValueError, match="--no-loops: got it for embedded"):
+        speed.main()
+
+
 def test_sizes_come_together_one_by_one() -> None:
     results, options = Results(None, {"code": "a"}), {"steps": 6, "backend": None}
     results.keep("mid", "crossover eager 96x96", options, {"row": sized_row("96x96", 1.5)})
@@ -383,7 +495,7 @@ def test_an_interrupted_crossover_goes_on_with_the_sizes_that_are_missing(
         return sized_row(str(case.size))
 
     monkeypatch.setattr("ras_dit.bench.run.size_row", interrupted)
-    monkeypatch.setattr("ras_dit.bench.run.eager_checks", lambda *_: ([], None))
+    monkeypatch.setattr("ras_dit.bench.run.eager_checks", lambda *_: ([], Probe()))
     case, path = CASES["sd3-medium"].tiny(), tmp_path / "results.json"
     settings = dataclasses.replace(QUICK, has_crossover=True, has_loops=False, sizes=("64", "96", "64x64"))
     with pytest.raises(KeyboardInterrupt):
@@ -394,9 +506,9 @@ def test_an_interrupted_crossover_goes_on_with_the_sizes_that_are_missing(
     for sizes in (settings.sizes, ("128",), ("96", "128")):
         assert benchmark(dataclasses.replace(settings, sizes=sizes), path, said).run([case])
     assert measured == ["64x64", "", "96x96", "128x128"]
-    rows = json.loads(path.read_text())["cases"]["sd3-medium"]["crossover"]["eager"]["rows"]
+    rows = json.loads(path.read_text())["cases"]["sd3-medium-tiny"]["crossover"]["eager"]["rows"]
     assert [row["size"] for row in rows] == ["64x64", "96x96", "128x128"]
-    assert said == ["sd3-medium: measured already, with the same code and options."]
+    assert said == ["sd3-medium-tiny: measured already, with the same code and options."]
 
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
@@ -411,7 +523,7 @@ def test_the_crossover_is_a_table_of_sizes_and_ratios() -> None:
     settings = dataclasses.replace(QUICK, has_crossover=True, sizes=("128", "64x96"), ratios=(1.0, 0.5, 0.25))
     ran = benchmark(settings)
     assert ran.run([CASES["qwen-image"].tiny()])
-    found = ran.results.cases["qwen-image"]["crossover"]["eager"]
+    found = ran.results.cases["qwen-image-tiny"]["crossover"]["eager"]
     assert [(row["size"], row["num_tokens"]) for row in found["rows"]] == [("64x96", 24), ("128x128", 64)]
     for row in found["rows"]:
         assert [(one["ratio"], one["num_active"]) for one in row["ratios"]] == [
@@ -445,13 +557,13 @@ def test_picture_sizes_alone_are_checked_at_their_own_sizes(monkeypatch: pytest.
     sizes, probed = ("96", "64"), []
     monkeypatch.setattr(
         "ras_dit.bench.run.eager_checks",
-        lambda pipe, call, dtype: probed.append(call["latents"].shape) or eager_checks(pipe, call, dtype),
+        lambda pipe, call, *more: probed.append(call["latents"].shape) or eager_checks(pipe, call, *more),
     )
     settings = dataclasses.replace(QUICK, modes=("compiled",), backend="eager", sizes=sizes, ratios=(0.25,))
     ran = benchmark(dataclasses.replace(settings, has_crossover=True, has_loops=False))
     assert ran.run([case])
     assert [tuple(shape[-2:]) for shape in probed] == [(8, 8)]
-    rows = ran.results.cases["sd3-medium"]["crossover"]["compiled"]["rows"]
+    rows = ran.results.cases["sd3-medium-tiny"]["crossover"]["compiled"]["rows"]
     assert [row["size"] for row in rows] == ["64x64", "96x96"]
     for row in rows:
         assert [check["name"].split()[0] for check in row["checks"]] == ["compiled", "compiled", "region"]
@@ -462,12 +574,12 @@ def test_picture_sizes_alone_are_checked_at_their_own_sizes(monkeypatch: pytest.
     assert case.why_skipped("cpu")
     ran = benchmark(dataclasses.replace(settings, modes=("eager",), has_crossover=True, has_loops=False))
     assert ran.run([case])
-    assert ran.results.cases["sd3-medium"]["crossover"]["eager"]["rows"]
+    assert ran.results.cases["sd3-medium-tiny"]["crossover"]["eager"]["rows"]
     broken = Check("region step over fresh keys equals dense", 1.0, 0.0)
     monkeypatch.setattr("ras_dit.bench.crossover.fresh_check", lambda *_: broken)
     ran = benchmark(dataclasses.replace(settings, modes=("eager",), has_crossover=True, has_loops=False))
     assert not ran.run([case])
-    assert ran.results.cases["sd3-medium"]["crossover"] == {}
+    assert ran.results.cases["sd3-medium-tiny"]["crossover"] == {}
 
 
 def test_a_ratio_gains_from_the_size_on_that_all_larger_ones_gain() -> None:
@@ -503,7 +615,7 @@ def test_a_case_that_does_not_fit_is_left_out_with_the_reason(monkeypatch: pytes
     ran = benchmark(said=said)
     assert ran.run([case])
     assert ran.results.cases == {}
-    assert said[0].startswith("sd3-medium: left out, needs about ")
+    assert said[0].startswith("sd3-medium-tiny: left out, needs about ")
     monkeypatch.setattr("ras_dit.bench.cases.free_bytes", lambda device: None)
     assert case.why_skipped("mps") is None
 
@@ -585,6 +697,36 @@ def test_cases_by_the_kernels() -> None:
     for name, config in case.configs(28).items():
         assert config == plain[name].replace(kernels="triton")
     assert case.configs(28, (0.25,)) == {"ratio 0.25": plain["ratio 0.25"].replace(kernels="triton")}
+
+
+def test_tiny_cases_have_names_of_their_own() -> None:
+    tiny_video = CASES["wan-1.3b"].tiny()
+    assert tiny_video.name == "wan-1.3b-tiny"
+    assert tiny_video.tiny() == tiny_video == case_named("wan-1.3b-tiny")
+    (sized,) = chosen_cases(("wan-1.3b-tiny",), "cpu", "bfloat16", "64x96x5")
+    assert sized.name == "wan-1.3b-tiny-64x96x5-bfloat16"
+    assert case_named(sized.name) == sized
+    by_kernels = CASES["sd3-medium"].with_kernels().tiny()
+    assert by_kernels == case_named("sd3-medium-kernels-tiny")
+    assert by_kernels.has_kernels
+    assert CASES["embedded"].tiny() == CASES["embedded"]
+
+
+def test_cases_without_picture_sizes_are_left_out_unless_they_are_asked_for() -> None:
+    cases = [CASES[name] for name in ("embedded", "mid", "sd3-medium-2048")]
+    alone = Settings(has_crossover=True, has_loops=False)
+    assert alone.with_parts(cases, is_named=False) == [CASES["mid"]]
+    assert Settings(has_crossover=True).with_parts(cases, is_named=False) == cases
+    assert Settings().with_parts(cases, is_named=True) == cases
+    given = Settings(has_crossover=True, sizes=("512",))
+    assert given.with_parts(cases[1:], is_named=True) == cases[1:]
+    for settings, some, message in (
+        (given, cases, "--sizes: got it for embedded, but the model in the box is timed at its own size; take another"),
+        (alone, cases[1:], "--no-loops: got it for sd3-medium-2048, but it has no picture sizes of its own; give --s"),
+        (Settings(has_crossover=True), cases[2:], "--crossover: got it for sd3-medium-2048"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            settings.with_parts(some, is_named=True)
 
 
 def test_presets_alone_or_beside_ratios() -> None:
@@ -688,7 +830,7 @@ def test_a_gpu_gives_figures_in_bfloat16(name: str) -> None:
     settings = dataclasses.replace(QUICK, device="cuda", modes=("eager", "compiled"), ratios=(0.25,))
     ran = benchmark(settings)
     assert ran.run([dataclasses.replace(CASES[name].tiny(), dtype="bfloat16")])
-    rows = ran.results.cases[name]["rows"]
+    rows = ran.results.cases[f"{name}-tiny"]["rows"]
     assert {row["mode"] for row in rows} == {"eager", "compiled"}
     if name != "lumina-next":  # whose tiny dense run holds a table at its peak that RAS does without
         assert rows[1]["memory"]["extra_bytes"] > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import pickle
 import weakref
 from typing import Any
 
@@ -140,7 +141,12 @@ def test_two_sessions_on_one_scheduler_come_out_in_any_order(is_first_disabled_f
         twin.set_timesteps(3)
         assert len(twin.timesteps) == 3
         assert len(scheduler.timesteps) == 10
-        assert not {"step", "set_timesteps", "__deepcopy__"} & set(vars(twin))
+        shallow = copy.copy(scheduler)
+        shallow.set_timesteps(4)
+        assert len(shallow.timesteps) == 4
+        assert len(scheduler.timesteps) == 10
+        for one in (twin, shallow, pickle.loads(pickle.dumps(scheduler))):
+            assert not {"step", "set_timesteps", "__deepcopy__", "__getstate__"} & set(vars(one))
 
     handles = [ras_dit.enable(pipe, REGION) for pipe in pipes]
     expected = [run(pipe, **inputs()) for pipe in pipes]
@@ -152,7 +158,7 @@ def test_two_sessions_on_one_scheduler_come_out_in_any_order(is_first_disabled_f
     assert torch.equal(run(pipes[order[1]], **inputs()), expected[order[1]])
     handles[order[1]].disable()
     copies_are_plain()
-    assert not {"step", "set_timesteps", "__deepcopy__"} & set(vars(scheduler))
+    assert not {"step", "set_timesteps", "__deepcopy__", "__getstate__"} & set(vars(scheduler))
     assert [torch.equal(run(pipe, **inputs()), want) for pipe, want in zip(pipes, dense, strict=True)] == [True, True]
 
 
@@ -162,6 +168,10 @@ def test_a_transformer_with_ras_on_it_is_not_copied() -> None:
         for one in (pipe, pipe.transformer):
             with pytest.raises(ValueError, match=r"ras_dit\.disable\(pipe\) first"):
                 copy.deepcopy(one)
+            with pytest.raises(ValueError, match=r"ras_dit\.disable\(pipe\) first"):
+                pickle.dumps(one)
+    assert pickle.loads(pickle.dumps(pipe.scheduler)).config == pipe.scheduler.config
+    copy.copy(pipe.transformer)
     twin = copy.deepcopy(pipe.transformer)
     for parameter in twin.parameters():
         torch.nn.init.constant_(parameter, float("nan"))

@@ -108,6 +108,7 @@ def test_interrupt_and_exception_leave_the_next_run_correct() -> None:
 
     run(pipe, **inputs(callback_on_step_end=interrupt))
     assert len(handle.trace.steps) == 5
+    assert handle.summary().notes == ("The run was cut short after 5 of 10 evaluations.",)
     assert torch.equal(run(pipe, **inputs()), expected)
 
     for error in (RuntimeError("boom"), KeyboardInterrupt()):
@@ -221,6 +222,25 @@ def test_nan_in_the_latents_runs_dense_and_says_so() -> None:
     assert [step.kind for step in handle.trace.steps] == ["dense"] * 2 + ["region"] * 4 + ["dense"] * 4
     assert "not finite" in str(handle.summary())
     assert torch.equal(run(pipe, **inputs()), expected)
+
+
+def test_a_subclass_with_blocks_of_its_own_is_refused() -> None:
+    """Quantised engines put all blocks into one module: no row list would reach their attention."""
+
+    class Engine(diffusers.SD3Transformer2DModel):
+        pass
+
+    pipe = tiny_pipeline()
+    pipe.transformer.__class__ = Engine
+    ras_dit.enable(pipe, "regions").disable()
+    pipe.transformer.transformer_blocks = torch.nn.ModuleList(
+        [torch.nn.Sequential(*pipe.transformer.transformer_blocks)]
+    )
+    for preset in ("balanced", "regions"):
+        with pytest.raises(
+            ValueError, match=r"got Engine, a SD3Transformer2DModel with other blocks.*transformer_blocks"
+        ):
+            ras_dit.enable(pipe, preset)
 
 
 def test_unsupported_things_are_refused() -> None:

@@ -72,6 +72,11 @@ def test_cuda_graphs_are_recorded_once() -> None:
         before = num_recorded(device)
         found = run(pipe, **call)
         assert num_recorded(device) == before + 1, "asking takes a number itself"
+    with in_mode(pipe, "reduce-overhead"):
+        for _ in range(3):  # as the benchmark does, for every repetition
+            with ras_dit.accelerate(pipe, config):
+                again = [run(pipe, **call) for _ in range(2)][-1]
+    torch.testing.assert_close(again, expected, rtol=1e-3, atol=1e-3)
     assert before > 0
     assert num_without_graphs() == without_graphs
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
@@ -133,5 +138,7 @@ def test_the_kernel_that_records_agrees_with_its_twin(depth: int) -> None:
         history = values.clone(), sigmas.clone()
         filled = operations.record_and_fill(*history, tokens, is_active, 0.4, 0.4, depth - 1, 0.8, 1.0)
         found.append((filled, *history))
-    for expected, other in zip(*found, strict=True):
+    (expected, *expected_history), (filled, *history) = found
+    torch.testing.assert_close(filled, expected, rtol=1.6e-2, atol=1.6e-2)  # a unit in the last place of bfloat16
+    for expected, other in zip(expected_history, history, strict=True):
         torch.testing.assert_close(other, expected, rtol=1e-3, atol=1e-3, equal_nan=True)

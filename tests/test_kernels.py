@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -71,6 +72,19 @@ def test_the_benchmark_runs_where_there_is_no_gpu_and_writes_nothing() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count(": agrees") == len(benchmark.MAKERS) * len(benchmark.RATIOS)
     assert {path: path.stat().st_mtime_ns for path in results.iterdir()} == before
+
+
+def test_the_benchmark_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    claim, path = {"code": "1", "triton": "3"}, tmp_path / "kernels_cuda.json"
+    assert benchmark.finished_cases(path, claim) == []
+    made = benchmark.measure("cpu", kernels.REFERENCE, "merge_rows")
+    first = {**next(made), "wrong": "as it was"}
+    path.write_text(json.dumps({"claim": claim, "cases": [first]}))
+    assert benchmark.finished_cases(path, {**claim, "code": "2"}) == []
+    rows = list(benchmark.measure("cpu", kernels.REFERENCE, "merge_rows", benchmark.finished_cases(path, claim)))
+    assert rows[0] == first
+    assert [row["wrong"] for row in rows[1:]] == [None] * (len(rows) - 1)
+    assert len(rows) > 1
 
 
 def test_the_benchmark_sees_a_kernel_that_is_wrong() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from typing import Any
 
@@ -92,6 +93,23 @@ def test_two_generations_of_keys_and_values_never_stand_side_by_side(
         cost = handle.latest_plan.cost
     assert cost is not None
     assert most == 4 * cost.kv_cache_bytes, "two images, two guidance branches"
+
+
+@pytest.mark.parametrize("preset", ["balanced", "regions"])
+def test_a_handle_that_is_kept_holds_no_model_once_it_is_disabled(preset: str) -> None:
+    pipe = tiny_pipeline()
+    with ras_dit.accelerate(pipe, preset) as handle:
+        run(pipe, **inputs(num_inference_steps=20))
+    before = str(handle.summary())
+    assert handle.plan(20, 128, 192).num_tokens == 96
+    weight = weakref.ref(pipe.transformer.pos_embed.proj.weight)
+    del pipe
+    gc.collect()
+    assert weight() is None
+    assert str(handle.summary()) == before
+    with pytest.raises(ValueError, match="whose pipeline is gone"):
+        handle.plan(20, 128, 192)
+    assert repr(handle) == "<ras_dit.Handle disabled on SD3Transformer2DModel>"
 
 
 def most_kept(monkeypatch: pytest.MonkeyPatch, handle: Any, pipe: Any, call: dict[str, Any]) -> tuple[int, int]:
@@ -227,6 +245,22 @@ def test_rows_of_a_cache_elsewhere_are_moved_there_once_a_step(is_shared: bool) 
     assert first is second
     assert first.device == elsewhere
     assert rows.heads_index(rows.positions(6), 2, 6, torch.device("cpu")).device.type == "cpu"
+
+
+def test_of_masks_that_every_block_makes_for_all_queries_one_is_kept() -> None:
+    """Chroma's would take more memory than a third of its keys and values."""
+    pipe, held = one_case_per_class()["ChromaTransformer2DModel"].build(), []
+
+    def look(module: torch.nn.Module, args: Any, output: Any) -> None:
+        branches = handle._session._generation._branches.values()
+        held.extend(c.mask for branch in branches for calls in branch.layers.values() for c in calls)
+
+    pipe.transformer.register_forward_hook(look)
+    with ras_dit.accelerate(pipe, REGION) as handle:
+        pipe(**one_case_per_class()["ChromaTransformer2DModel"].call())
+    assert held
+    assert all(mask is None or mask.shape[-2] == 1 for mask in held)
+    assert any(mask is not None for mask in held)
 
 
 def test_a_run_that_has_become_dense_lets_go_of_keys_and_values() -> None:

@@ -206,7 +206,7 @@ def test_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert log.num_operations > 1000
     written = json.loads(output.read_text())
     assert written["environment"]["device"] == "pretended"
-    found = written["cases"][case]
+    found = written["cases"][f"{case}-tiny"]
     assert len(found["checks"]["eager"]) >= 3
     assert all(check["is_green"] for check in found["checks"]["eager"])
     assert {row["name"] for row in found["rows"]} == {"dense", "ratio 0.25"}

@@ -62,13 +62,14 @@ def _result(rows, **others):
 def test_rows_that_are_added_take_their_places_and_say_where_they_were_made():
     earlier = _result([("dense", 28), ("converged", 200), ("b", 6), ("gone", 5), ("c", 7)], commit="old")
     others = {"commit": "new", "hardware": {"cores": 4}, "sensitivity": None}
-    added = _result([("dense", 27), ("converged", 199), ("a", 3), ("c", 8)], **others)
+    added = _result([("dense", 28), ("converged", 200), ("a", 3), ("c", 8)], **others)
     result = arena.merged(earlier, added, ["a", "b", "c", "failed"])
     found = [(row["name"], row["commit"], row["time"]) for row in result["rows"]]
-    assert found == [("dense", "new", 27), ("converged", "new", 199), ("a", "new", 3), ("b", "old", 6), ("c", "new", 8)]
+    assert found == [("dense", "new", 28), ("converged", "new", 200), ("a", "new", 3), ("b", "old", 6), ("c", "new", 8)]
     assert [row.get("hardware") for row in result["rows"]] == [None, None, None, {"cores": 2}, None]
     assert (result["commit"], result["sensitivity"]) == ("new", {"first": "dense"})
-    again = arena.merged(result, _result([("dense", 28), ("a", 4)], commit="newer"), ["a", "b"])
+    later = _result([("dense", 28), ("converged", 200), ("a", 4)], commit="newer")
+    again = arena.merged(result, later, ["a", "b"])
     assert [(row["name"], row["commit"]) for row in again["rows"][2:]] == [("a", "newer"), ("b", "old")]
 
 
@@ -77,6 +78,21 @@ def test_rows_that_were_not_made_alike_are_not_put_side_by_side(other):
     key = next(iter(other))
     with pytest.raises(ValueError, match=f"got {key} .*run the arena without --add"):
         arena.merged(_result([("dense", 28)], commit="old"), _result([], commit="new", **other), ["a"])
+
+
+@pytest.mark.parametrize(("name", "steps"), [("dense", 27), ("converged", 100), ("converged", None)])
+def test_rows_that_are_compared_with_other_pictures_are_not_put_side_by_side(name, steps):
+    earlier = _result([("dense", 28), ("converged", 200)], commit="old")
+    references = {"dense": 28, "converged": 200} | {name: steps}
+    rows = [(one, count) for one, count in references.items() if count is not None]
+    with pytest.raises(ValueError, match=f"got the {name} run .*give its --steps and --converged-steps"):
+        arena.merged(earlier, _result([*rows, ("a", 3)], commit="new"), ["a"])
+
+
+def test_runs_of_other_lengths_are_compared_with_what_the_results_hold():
+    for steps, of_converged in arena.CONVERGED.items():
+        rows = {row["name"]: row["method"] for row in record.read(f"arena_embedded_{steps}_steps")["rows"]}
+        assert (rows["dense"]["steps"], rows["converged"]["steps"]) == (steps, of_converged)
 
 
 def test_only_methods_that_are_not_there_yet_or_have_changed_are_painted():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from ras_dit.models.cosmos3 import COSMOS3
 from ras_dit.models.ltx2 import LTX2
 from ras_dit.models.z_image import Z_IMAGE
 from ras_dit.schedule import forecast_levels, is_at, noise_levels
+from ras_dit.why_dense import why_split
 from tiny import REGION, inputs, run, tiny_pipeline
 
 
@@ -237,6 +239,9 @@ def test_a_sequence_that_is_split_among_devices_leaves_region_steps_dense() -> N
         run(pipe, **inputs())
     assert [step.kind for step in handle.trace.steps].count("skip") == 2
     pipe.transformer._parallel_config = SimpleNamespace(context_parallel_config=None)  # tensors are split, not the rows
+    pipe.transformer._cp_shard_fn = object()
+    assert "context parallelism" in str(why_split(pipe.transformer))
+    pipe.transformer._cp_shard_fn = None
     with ras_dit.accelerate(pipe, REGION) as handle:
         run(pipe, **inputs())
     assert handle.summary().num_dense < 10
@@ -285,6 +290,30 @@ def test_a_run_that_leaves_the_transformer_out_is_told_of() -> None:
         assert handle.summary().num_steps == 0
         run(pipe, **inputs())
         assert handle.summary().notes == ()
+
+
+def test_a_modular_pipeline_that_leaves_the_transformer_out_is_told_of() -> None:
+    """They have no progress bar of their own by which a loop is known to have begun."""
+    pipe, call = tiny_pipeline(), inputs()
+    modular = SimpleNamespace(transformer=pipe.transformer, scheduler=pipe.scheduler, config={})
+    with ras_dit.accelerate(modular, REGION) as handle:
+        run(pipe, **inputs())
+        assert handle.summary().num_steps == 10
+        pipe.scheduler.set_timesteps(4)
+        with pytest.warns(ras_dit.RASWarning, match="did not call the transformer"):
+            pipe.scheduler.step(call["latents"], pipe.scheduler.timesteps[0], call["latents"], return_dict=False)
+        assert handle.summary().num_steps == 0
+
+
+@pytest.mark.parametrize(("dim", "is_dense"), [(0, False), (1, True)])
+def test_layers_that_take_tokens_in_chunks_leave_the_run_dense(dim: int, is_dense: bool) -> None:
+    pipe = tiny_pipeline()
+    pipe.transformer.enable_forward_chunking(chunk_size=1, dim=dim)
+    with ras_dit.accelerate(pipe, REGION) as handle, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ras_dit.RASWarning)
+        run(pipe, **inputs())
+    assert all(step.kind == "dense" for step in handle.trace.steps) == is_dense
+    assert ("in chunks of one size" in " ".join(handle.summary().notes)) == is_dense
 
 
 def test_integer_timesteps_are_cut_off_and_found() -> None:

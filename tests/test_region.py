@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchLCMScheduler, StableDiffusion3InpaintPipeline, StableDiffusion3Pipeline
+from diffusers import (
+    FlowMatchLCMScheduler,
+    FluxControlInpaintPipeline,
+    StableDiffusion3InpaintPipeline,
+    StableDiffusion3Pipeline,
+)
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 import ras_dit
@@ -160,6 +167,62 @@ def test_other_families_inpainting_masks_are_picked_up_too(family: str) -> None:
     for step in handle.trace.steps[2:]:
         assert step.active is not None
         assert inside[step.active].all()
+
+
+def test_a_mask_as_the_user_gave_it_is_picked_up_too() -> None:
+    """FLUX.1 Control's inpainting pipeline prepares the mask behind its `prepare_mask_latents`."""
+
+    class Pipe:
+        mask_processor = VaeImageProcessor(vae_scale_factor=8, do_normalize=False, do_convert_grayscale=True)
+
+        def prepare_mask_latents(self, image: Any, mask_image: Any, height: int, width: int) -> None:
+            """As there, with fewer arguments."""
+
+    parameters = inspect.signature(FluxControlInpaintPipeline.prepare_mask_latents).parameters
+    assert [name for name in parameters if name in ("mask", "mask_image", "height", "width")] == [
+        *("mask_image", "height", "width")
+    ]
+    pipe, picture = Pipe(), Image.fromarray(255 * box(32, 48).numpy().astype("uint8"))
+    mask = InpaintMask(pipe)
+    pipe.prepare_mask_latents(None, picture, 32, 48)
+    mask.begin_run()
+    found = mask.take(TokenGrid(8, 12, 2), pytest.fail)
+    assert found is not None
+    assert torch.equal(found[0], tokens_touched(box(32, 48)[None], TokenGrid(8, 12, 2))[0])
+    mask.release()
+    assert "prepare_mask_latents" not in vars(pipe)
+
+
+def test_the_largest_mask_of_a_batch_caps_the_plan() -> None:
+    """A small one beside it must not keep the others from changing."""
+    pipe, call = inpainting()
+    masks = torch.cat([call["mask_image"], torch.zeros(1, 1, 32, 48)])
+    masks[1, :, -4:, -4:] = 1
+    two = {**call, **inputs(batch=2), "latents": None, "height": 32, "width": 48}
+    two |= {"image": call["image"].expand(2, -1, -1, -1), "mask_image": masks}
+    config = RASConfig(sample_ratio=0.2, warmup_steps=2, region_of_interest="inpaint")
+    with ras_dit.accelerate(pipe, config) as handle:
+        run(pipe, **call, generator=torch.Generator().manual_seed(0))
+        (alone,) = {step.num_active for step in handle.latest_plan or () if step.kind == "region"}
+        run(pipe, **two, generator=torch.Generator().manual_seed(0))
+    grid, active = handle.trace.grid, handle.trace.steps[-1].active
+    assert grid is not None
+    assert active is not None
+    large, small = tokens_touched(masks[:, 0] > 0.5, grid)
+    assert small.sum() < alone
+    assert active.shape == (2, alone)
+    assert large[active[0]].all()
+    assert small[active[1]].sum() == small.sum()
+
+
+def test_a_plan_made_beforehand_knows_the_mask() -> None:
+    pipe = tiny_pipeline()
+    with ras_dit.accelerate(pipe, RASConfig(sample_ratio=0.5, warmup_steps=2, region_of_interest=box())) as handle:
+        run(pipe, **inputs())
+        before = handle.plan(10, 128, 192, max_sequence_length=7)
+    assert handle.latest_plan is not None
+    assert [step.num_active for step in before] == [step.num_active for step in handle.latest_plan]
+    assert before[-1].num_active == 24
 
 
 def test_a_pipeline_without_a_mask_says_so() -> None:

@@ -111,6 +111,45 @@ def test_another_pipeline_with_a_scheduler_of_its_own_is_told_that_it_runs_dense
         assert "share the scheduler object" in reason
 
 
+def test_notes_of_a_run_do_not_keep_the_next_one_outside_from_being_told() -> None:
+    pipe = tiny_pipeline()
+    parts = {**pipe.components, "scheduler": FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)}
+    other = StableDiffusion3Pipeline(**parts)
+    other.set_progress_bar_config(disable=True)
+    with ras_dit.accelerate(pipe, REGION) as handle:
+        run(pipe, **inputs())
+        handle._session.note("some note of this run", is_warning=False)
+        (reason,) = said(other, None)
+        assert "share the scheduler object" in reason
+
+
+def test_what_is_told_of_a_run_that_is_not_followed_is_not_of_the_one_before() -> None:
+    pipe = tiny_pipeline()
+    handle = ras_dit.enable(pipe, REGION)
+    assert str(handle.summary()) == "RAS: nothing has run yet."
+    run(pipe, **inputs())
+    assert handle.summary().speedup_limit is not None
+    pipe.transformer = tiny_pipeline(seed=1).transformer
+    with pytest.warns(RASWarning, match="was replaced"):
+        run(pipe, **inputs())
+    summary = handle.summary()
+    assert handle.latest_plan is None
+    assert (summary.num_steps, summary.speedup_limit, summary.predicted_speedup) == (0, None, None)
+    assert str(summary).startswith("RAS: the latest run was not followed.\nNote: The transformer was replaced")
+
+
+def test_a_call_that_fails_at_its_beginning_leaves_nothing_of_the_one_before() -> None:
+    pipe = tiny_pipeline()
+    mask = torch.zeros(16, 24, dtype=torch.bool)
+    mask[8:, 12:] = True
+    with ras_dit.accelerate(pipe, REGION.replace(region_of_interest=mask)) as handle:
+        run(pipe, **inputs())
+        with pytest.raises(ValueError, match="proportions"):
+            run(pipe, **inputs(height=12, width=8))
+        assert handle.latest_plan is None
+        assert handle.summary().num_steps == 0
+
+
 def test_a_run_that_is_not_followed_says_why_once() -> None:
     """Its calls are outside of a run, too, but that is not the reason."""
     pipe = tiny_pipeline()

@@ -268,10 +268,10 @@ def replaced_text(index: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("skipped", "expected"),
-    [((), [7] * 2 + [0] * 3 + [7] + [0] * 4), ((5,), [7] * 2 + [0] * 3 + [7] + [0] * 3)],
+    [((), [7] * 2 + [0] * 3 + [7] + [0] * 4), ((5,), [7] * 2 + [0] * 3 + [7] + [0] * 4)],
 )
 def test_text_that_is_replaced_midway_is_computed(skipped: tuple[int, ...], expected: list[int]) -> None:
-    """Reused keys and values would be those of the old one; a skipped step reads none."""
+    """Reused keys and values would be those of the old one, and so would be the forecast of a skipped step."""
     pipe = tiny_pipeline()
     computed: list[int] = []
     with ras_dit.accelerate(pipe, REGION.replace(text_reuse=True, skip_steps=skipped)):
@@ -284,6 +284,48 @@ def test_text_that_is_replaced_midway_is_computed(skipped: tuple[int, ...], expe
         run(pipe, **replaced_text(index=4))
         assert computed == expected
         assert torch.equal(run(pipe, **inputs()), plain)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        RASConfig(step_ratios=(1, 1, 1, 0, 1, 0, 0, 1, 0, 1), forecast_damping=1.0),
+        REGION,
+        REGION.replace(kv_forecast=0.5),
+        REGION.replace(static_memory=True),
+    ],
+)
+@pytest.mark.parametrize("at", [3, 4])
+def test_noise_of_another_prompt_is_no_ground_for_a_forecast(config: RASConfig, at: int) -> None:
+    """The step that first sees the new prompt is computed whole, and the next one reuses that alone."""
+    pipe = tiny_pipeline()
+    given: list[torch.Tensor] = []
+    with ras_dit.accelerate(pipe, config) as handle:
+        plain = run(pipe, **inputs())
+        assert handle.summary().notes == ()
+        hook = pipe.transformer.register_forward_hook(lambda module, args, output: given.append(output[0].clone()))
+        run(pipe, **replaced_text(index=at))
+        hook.remove()
+        step, after = handle.trace.steps[at + 1 : at + 3]
+        assert step.kind == "dense"
+        if handle._session.plan[at + 1].kind != "dense":
+            assert "The text was replaced" in " ".join(handle.summary().notes)
+        if after.kind == "skip":
+            assert torch.equal(given[at + 2], given[at + 1])
+        assert torch.equal(run(pipe, **inputs()), plain)
+
+
+def test_text_that_is_made_anew_for_every_call_is_not_taken_for_another() -> None:
+    pipe = tiny_pipeline()
+
+    def anew(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, {**kwargs, "encoder_hidden_states": kwargs["encoder_hidden_states"].clone()}
+
+    with ras_dit.accelerate(pipe, "balanced") as handle:
+        plain = run(pipe, **inputs(num_inference_steps=20))
+        pipe.transformer.register_forward_pre_hook(anew, with_kwargs=True, prepend=True)
+        assert torch.equal(run(pipe, **inputs(num_inference_steps=20)), plain)
+        assert handle.summary().notes == ()
 
 
 @pytest.mark.parametrize("name", sorted(name for name, plan in TOKEN_PLANS.items() if plan.text_rows is not None))

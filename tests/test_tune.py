@@ -7,7 +7,8 @@ import json
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -30,6 +31,7 @@ from ras_dit.config_checks import PLAN_OPTIONS
 from ras_dit.files import alone_in
 from ras_dit.models import TOKEN_PLANS
 from ras_dit.presets import described
+from ras_dit.remarks import RASWarning
 from ras_dit.tune import PSNR, SSIM, Floor, Metric, Target, Tuning, lpips, write_report
 from ras_dit.tune.measure import Bench, Measured, SceneSet
 from ras_dit.tune.plans import (
@@ -46,7 +48,9 @@ from ras_dit.tune.search import Search, known_for
 from ras_dit.tune.shape import FROM_STEP, GROWTHS, MAX_TAIL, Shape
 from ras_dit.tune.space import SPACE, UNSEARCHED, Run, Space, known_good
 from ras_dit.tune.trial import Trial, best_of, candidates_of, front_of
-from ras_dit.tune.validate import Validation
+from ras_dit.tune.tuning import Outcome, claim_of
+from ras_dit.tune.validate import Validation, Verdict
+from ras_dit.versions import versions
 from stand_ins import lpips_file
 from tiny import TEXT_LENGTH, TEXT_WIDTH, tiny_pipeline, tiny_vae
 
@@ -566,6 +570,60 @@ def test_times_of_offloaded_weights_are_kept_apart(pipe: Any, tmp_path: Path) ->
         tuning(tmp_path / "timed", target=timed, offload="model")._claim(bench)  # type: ignore[arg-type]
 
 
+class Bars:
+    """What every bar of a tuning was to hold, and what it held."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, list[int]] = {}
+
+    @contextmanager
+    def __call__(self, title: str, total: int) -> Iterator[Callable[[str], None]]:
+        counts = self.found[title] = [total, 0]
+
+        def advance(text: str) -> None:
+            counts[1] += 1
+
+        yield advance
+
+
+def test_bars_hold_what_is_to_be_done(tmp_path: Path) -> None:
+    bars, without = Bars(), frozenset({"step_ratios"})
+    tuning(tmp_path, without=without)._search(search(tmp_path, without=without), 6, 4, bars)
+    assert bars.found["searching"] == [6, 6], "a plan that is to stay is not changed"
+
+
+def test_a_tuning_that_goes_on_with_other_versions_says_so(
+    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, bench, other = tuning(tmp_path), SimpleNamespace(pipe=pipe), {"ras_dit": "9", "torch": "8"}
+    claim = tmp_path / "tuning.json"
+
+    def begin() -> None:
+        job._claim(bench)  # type: ignore[arg-type]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RASWarning)
+        begin()
+        begin()
+    monkeypatch.setattr("ras_dit.tune.tuning.versions", lambda: other)
+    for _ in range(2):
+        with pytest.warns(RASWarning, match=r"worked on with ras-dit .*, torch .* goes on with ras-dit 9, torch 8"):
+            begin()
+        assert claim_of(tmp_path)["versions"] == [versions(), other]
+    older = {name: value for name, value in claim_of(tmp_path).items() if name != "versions"}
+    claim.write_text(json.dumps(older))
+    with pytest.warns(RASWarning, match="worked on with versions that were not kept, and goes on with ras-dit 9"):
+        begin()
+    assert claim_of(tmp_path) == {**older, "versions": [None, other]}
+
+
+@pytest.mark.parametrize("name", ["tuning", "Tuning", "../x", "a/b", "", ".hidden", "a b", "tuned.report"])
+def test_a_preset_takes_the_name_of_no_other_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=r"--name: got .*; allowed: "):
+        write_report(tuning(tmp_path), Outcome(Verdict("missed", None, ()), (), ()), name, has_plot=False)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_whole_tuning(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = tuning(tmp_path)
     interrupted: list[int] = []
@@ -583,9 +641,11 @@ def test_a_whole_tuning(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPat
             job.run(pipe, 30, 3)
     references = {path: path.stat().st_mtime_ns for path in (tmp_path / "references").rglob("*.safetensors")}
     assert len(references) == 4
-    outcome = job.run(pipe, 30, 3)
+    bars = Bars()
+    outcome = job.run(pipe, 30, 3, bars)
     assert all(path.stat().st_mtime_ns == before for path, before in references.items()), "painted once"
     assert len(outcome.trials) == 33
+    assert bars.found["dense runs at this cost"] == [3, 3]
     labels = [found.label for found in outcome.baselines]
     assert [label.partition("second order ")[2] for label in labels] == ["", "(AB2)", "(UniPC)"]
     chosen_cost = outcome.verdict.validated.cost
@@ -597,6 +657,7 @@ def test_a_whole_tuning(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert result == json.loads((tmp_path / "mine.report.json").read_text())
     assert result["status"] == outcome.verdict.status
     assert result["versions"]["torch"] == torch.__version__
+    assert result["versions_of_trials"] == [versions()]
     assert (tmp_path / "mine.png").stat().st_size > 10_000
     assert not list(tmp_path.rglob(".*")), "no temporary file is left"
     with ras_dit.accelerate(pipe, str(tmp_path / "mine.json")) as handle:
@@ -737,7 +798,9 @@ def test_a_metric_of_ones_own_and_a_target_out_of_reach(pipe: Any, tmp_path: Pat
     metric = Metric("difference", difference, scale=1.0, is_higher_better=False)
     job = tuning(tmp_path, target=Target((Floor(metric, 0.0),), cost="token_steps", quantile=0.25))
     (tmp_path / "tuned.json").write_text("{}")
-    outcome = job.run(pipe, 11, 0)
+    bars = Bars()
+    outcome = job.run(pipe, 11, 0, bars)
+    assert bars.found["validating"] == bars.found["dense runs at this cost"] == [0, 0]
     result = write_report(job, outcome, has_plot=False)
     assert result["status"] == "missed"
     assert result["config"] is None

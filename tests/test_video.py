@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import CogVideoXImageToVideoPipeline
 
 import ras_dit
-from families import cosmos3, hunyuan_video, kandinsky5, ltx, wan
+from families import anyflow, cogvideox, cosmos3, hunyuan_video, kandinsky5, ltx, wan
 from families.case import normals
 from ras_dit import RASConfig, build_plan
 from ras_dit.geometry import TokenGrid
@@ -109,6 +110,7 @@ def test_a_given_first_frame_is_in_every_step() -> None:
         (wan, "wan2.2-5b-i2v"),
         (cosmos3, "cosmos3-i2v"),
         (kandinsky5, "kandinsky5-i2v"),
+        (anyflow, "anyflow-given-frame"),
     ],
 )
 def test_given_tokens_are_computed_in_dense_steps_only(family: Any, name: str, importance: str) -> None:
@@ -123,6 +125,16 @@ def test_given_tokens_are_computed_in_dense_steps_only(family: Any, name: str, i
         assert step.active is not None
         assert step.active.shape[1] == handle.trace.num_tokens // 4
         assert int(step.active.min()) >= 24
+
+
+def test_text_beside_positions_that_are_added_is_not_reused() -> None:
+    """CogVideoX-5B-I2V has rotary positions and learned ones, which are added to text and picture in one."""
+    pipe = cogvideox.build(CogVideoXImageToVideoPipeline, in_channels=8, use_learned_positional_embeddings=True)
+    with pytest.raises(ValueError, match="text_reuse"):
+        ras_dit.enable(pipe, RASConfig(text_reuse=True))
+    with ras_dit.accelerate(pipe, RASConfig(sample_ratio=0.25, warmup_steps=2)) as handle:
+        pipe(**cogvideox.call_image())
+    assert handle.summary().num_dense == 2
 
 
 @pytest.mark.parametrize("channel_dim", [1, 2, 4])

@@ -1,4 +1,4 @@
-"""Region-Adaptive Sampling for Diffusion Transformers: the same picture sooner, on top of diffusers.
+"""Region-Adaptive Sampling for Diffusion Transformers: nearly the same picture, sooner, on top of diffusers.
 
 >>> handle = ras_dit.enable(pipe, preset="balanced")
 >>> image = pipe(prompt).images[0]

@@ -102,7 +102,7 @@ class LayerSeam:
         """Scaled dot-product attention over fresh and cached keys; arguments as in torch."""
         position = self.position
         self.position = position + 1
-        if _skips_scores():  # every row is its own answer: nothing to keep, nothing to merge
+        if _skips_scores() and query.shape[2] == value.shape[2]:  # (as there) every row is its own answer: none is kept
             if self.kind == "capture":
                 self.calls.append(KVCache(key, value, attn_mask, scale, KVStorage(keeps=False)))
             return functional.scaled_dot_product_attention(query, key, value)

@@ -33,6 +33,7 @@ class Branch:
         kv_progress: how far its keys and values were carried, where they are forecast.
         num_text: text tokens of the last dense call.
         texts: what they were made of, in the last computed call, and how often these tensors had been written to.
+        is_steady: one text was given more than once, so that another one is not the same one made anew.
         rest: whatever the transformer returned beside the noise (LTX-2's audio); a skipped step returns it again.
     """
 
@@ -49,16 +50,31 @@ class Branch:
     rest: tuple[object, ...] = ()
     num_text: int = 0
     texts: tuple[tuple[torch.Tensor, int], ...] = ()
+    is_steady: bool = False
 
     def take_in(self, texts: Sequence[torch.Tensor]) -> bool:
         """Whether the last computed call was given the same text, by the memory it lies in and how often that was
         written to; these texts are the last ones from now on. (A model whose text is not known has never read it.)"""
-        given = tuple((text, 0 if text.is_inference() else text._version) for text in texts)
-        last, self.texts = self.texts, given
-        return len(last) == len(given) > 0 and all(
-            version == version_before and _is_alike(text, before)
-            for (text, version), (before, version_before) in zip(given, last, strict=True)
+        is_known = self._knows(texts)
+        self.is_steady = self.is_steady or is_known
+        self.texts = tuple((text, _version_of(text)) for text in texts)
+        return is_known
+
+    def is_replaced_by(self, texts: Sequence[torch.Tensor]) -> bool:
+        """Whether a call is given another text than those before. (Pipelines that lay out their text anew for every
+        call are never told to have replaced it.)"""
+        return self.is_steady and not self._knows(texts)
+
+    def _knows(self, texts: Sequence[torch.Tensor]) -> bool:
+        return len(self.texts) == len(texts) > 0 and all(
+            _version_of(text) == version and _is_alike(text, before)
+            for text, (before, version) in zip(texts, self.texts, strict=True)
         )
+
+
+def _version_of(text: torch.Tensor) -> int:
+    """How often a tensor was written to; nobody counts that in inference mode."""
+    return 0 if text.is_inference() else text._version
 
 
 def _is_alike(text: torch.Tensor, other: torch.Tensor) -> bool:

@@ -75,7 +75,7 @@ class IdleControlNet:
         self.release()
         self._controlnet = controlnet
         if controlnet is not None:
-            reason = "copy.deepcopy: RAS is on the pipeline of this ControlNet; ras_dit.disable(pipe) first."
+            reason = "copy: RAS is on the pipeline of this ControlNet; ras_dit.disable(pipe) first."
             self._patches = [PatchedMethod(controlnet, "forward", self._sparing), NoCopies(controlnet, reason)]
 
     def _sparing(self, original: Callable[..., Any]) -> Callable[..., Any]:

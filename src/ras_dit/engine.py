@@ -15,9 +15,10 @@ from ras_dit.flops import Layers, plan_cost
 from ras_dit.gain import DeviceRates, Model, is_small, why_small, with_prediction
 from ras_dit.models import TOKEN_PLANS, check_uncached, check_uncompiled, token_plan_of
 from ras_dit.models.sizes import check_count, default_call, default_rows, default_text, grid_for_size
-from ras_dit.pipeline import device_of, transformers_of
+from ras_dit.pipeline import device_of, transformers_of, weakly
 from ras_dit.plan import Plan, StepPlan, build_plan
 from ras_dit.presets import PRESETS
+from ras_dit.region import RegionOfInterest
 from ras_dit.remarks import why_short
 from ras_dit.schedule import why_stochastic
 from ras_dit.session import Session
@@ -53,7 +54,8 @@ class Summary:
 
     def __str__(self) -> str:
         if not self.num_steps:
-            return "\n".join(["RAS: nothing has run yet.", *(f"Note: {note}" for note in self.notes)])
+            head = "RAS: the latest run was not followed." if self.notes else "RAS: nothing has run yet."
+            return "\n".join([head, *(f"Note: {note}" for note in self.notes)])
         lines = [
             f"RAS: {self.num_steps} evaluations, {self.num_dense} dense; T = {self.token_steps:.2f} token-steps "
             f"instead of {self.num_steps}."
@@ -72,6 +74,8 @@ class Handle:
         self._pipe = pipe
         self._session = Session(pipe, config, token_plan_of(pipe.transformer), rates)
         self._is_enabled = True
+        self._has_controlnet = getattr(pipe, "controlnet", None) is not None
+        self._name = type(pipe.transformer).__name__
         self._marked = [*transformers_of(pipe), pipe]  # a pipeline may get another transformer
         for owner in self._marked:
             vars(owner)[_MARK] = self
@@ -108,6 +112,9 @@ class Handle:
     ) -> Plan:
         """What a call with these arguments would compute, with its cost per image and guidance branch.
 
+        What only the call shows is not in it: the mask of ``region_of_interest="inpaint"``, given frames, a second
+        transformer.
+
         Args:
             num_inference_steps: as for the pipeline (a Heun scheduler evaluates twice a step, once in the last).
             height: of the picture, in pixels; None is the pipeline's default.
@@ -120,10 +127,14 @@ class Handle:
                 picture's own size has as many as that.
 
         Raises:
-            ValueError: a size that the pipeline cannot make, or a step of the config outside the run.
+            ValueError: RAS is disabled and the pipeline gone; a size that the pipeline cannot make, or of other
+                proportions than the region of interest; a step of the config outside the run.
         """
         size = (height, width, max_sequence_length, num_frames, num_images, num_references)
-        return plan_for(self._pipe, self.config, num_inference_steps, *size, rates=self._session.rates)
+        pipe = self._pipe if self._is_enabled else self._pipe()
+        if pipe is None:
+            raise ValueError("plan: got a disabled handle whose pipeline is gone; call ras_dit.plan_for(pipe, config).")
+        return plan_for(pipe, self.config, num_inference_steps, *size, rates=self._session.rates)
 
     def summary(self) -> Summary:
         """What the latest generation did, and why anything ran otherwise than planned."""
@@ -154,9 +165,9 @@ class Handle:
                 f"Every region step computed {count} reference tokens beside those of the picture; with "
                 "reference_reuse=True only dense steps do."
             )
-        if getattr(self._pipe, "controlnet", None) is not None:
+        if self._has_controlnet:
             advice.append("All speed-ups here are of the transformer alone, without the ControlNet's time.")
-        measured = trace.measured_speedup
+        measured = trace.measured_speedup if len(trace.steps) == len(plan) else None
         if measured is not None and measured < 1:
             advice.append(
                 f"This run was not faster than its own dense steps (measured {measured:.2f}x). Time some pictures with "
@@ -176,10 +187,11 @@ class Handle:
         self._session.close()
         for owner in self._marked:
             del vars(owner)[_MARK]
+        self._marked, self._pipe = [], weakly(self._pipe)  # a handle that is kept holds no model
 
     def __repr__(self) -> str:
         state = "enabled" if self._is_enabled else "disabled"
-        return f"<ras_dit.Handle {state} on {type(self._session.transformer).__name__}>"
+        return f"<ras_dit.Handle {state} on {self._name}>"
 
 
 def _as_ran(trace: Trace, plan: Plan) -> Plan:
@@ -219,7 +231,9 @@ def plan_for(
     token_plan = token_plan_of(pipe.transformer)
     grid = grid_for_size(pipe, token_plan, height, width, num_frames)
     order = getattr(pipe.scheduler, "order", 1)
-    plan = build_plan(config, num_inference_steps * order - (order - 1), grid.num_tokens)
+    region = config.region_of_interest
+    num_allowed = int(region.tokens(grid).sum()) if isinstance(region, RegionOfInterest) else None
+    plan = build_plan(config, num_inference_steps * order - (order - 1), grid.num_tokens, 0, num_allowed)
     length = default_text(pipe) if max_sequence_length is None else max_sequence_length
     num_text = token_plan.num_text(pipe, length) + token_plan.num_registers
     layers = Layers.of(token_plan, pipe.transformer)

@@ -172,14 +172,36 @@ def alone_in(folder: Path, what: str) -> Iterator[None]:
     Raises:
         ValueError: another one does.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a+b") as stream:
+    busy = f"{folder}: another {what} is under way there; wait for it, or give another folder."
+    with _alone(folder / "lock", busy):
+        yield
+
+
+@contextmanager
+def alone_with(option: str, path: Path, what: str) -> Iterator[None]:
+    """Likewise with a file, which need not be there yet.
+
+    Args:
+        option: for the message, such as ``--output``.
+        path: the file; an empty one beside it, ``.NAME.lock``, stays there.
+        what: for the message.
+
+    Raises:
+        ValueError: another process does the same.
+    """
+    busy = f"{option}: got {str(path)!r}, where another {what} is under way; wait for it, or give another file."
+    with _alone(path.with_name(f".{path.name}.lock"), busy):
+        yield
+
+
+@contextmanager
+def _alone(lock: Path, busy: str) -> Iterator[None]:
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a+b") as stream:
         try:
             _lock(stream.fileno())
         except (BlockingIOError, PermissionError) as error:
-            raise ValueError(
-                f"{folder}: another {what} is under way there; wait for it, or give another folder."
-            ) from error
+            raise ValueError(busy) from error
         except OSError:
             pass  # a file system without locks
         yield

@@ -21,6 +21,7 @@ class InpaintMask:
     """
 
     def __init__(self, pipe: Any) -> None:
+        self._pipe = pipe
         self._mask: torch.Tensor | None = None  # of the call under way
         self._of_run: torch.Tensor | None = None
         has_method = hasattr(pipe, "prepare_mask_latents")
@@ -35,6 +36,7 @@ class InpaintMask:
         """The pipeline is as it was."""
         if self._patch is not None:
             self._patch.release()
+        self._pipe = None
 
     def begin_run(self) -> None:
         """The run of the call under way begins. A mask serves one call: the next one may come without."""
@@ -53,8 +55,8 @@ class InpaintMask:
         mask, self._of_run = self._of_run, None
         if mask is None:
             note(
-                "region_of_interest='inpaint': this call has no inpainting mask (the pipeline has no "
-                "prepare_mask_latents, or did not call it): all tokens were candidates."
+                "region_of_interest='inpaint': no inpainting mask was seen in this call (the pipeline has no "
+                "prepare_mask_latents, did not call it, or takes no mask there): all tokens were candidates."
             )
             return None
         mask = mask.detach().float().cpu()
@@ -68,8 +70,12 @@ class InpaintMask:
 
     def _observed(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def prepare_mask_latents(*args: Any, **kwargs: Any) -> Any:
-            given = inspect.signature(original).bind(*args, **kwargs).arguments.get("mask")
-            self._mask = given if isinstance(given, torch.Tensor) else None
+            given = inspect.signature(original).bind(*args, **kwargs).arguments
+            mask = given.get("mask")
+            if "mask_image" in given:  # as the user gave it (FLUX.1 Control)
+                size = {name: given.get(name) for name in ("height", "width")}
+                mask = self._pipe.mask_processor.preprocess(given["mask_image"], **size)
+            self._mask = mask if isinstance(mask, torch.Tensor) else None
             return original(*args, **kwargs)
 
         return prepare_mask_latents

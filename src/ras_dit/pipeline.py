@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +13,14 @@ def device_of(pipe: Any) -> torch.device:
     """Where a pipeline runs: with offloading that is not where its weights are."""
     device = getattr(pipe, "_execution_device", None)
     return device if isinstance(device, torch.device) else next(pipe.transformer.parameters()).device
+
+
+def weakly(pipe: Any) -> Callable[[], Any]:
+    """Gives a pipeline for as long as somebody else holds it (not at all, if its class has no weak references)."""
+    try:
+        return weakref.ref(pipe)
+    except TypeError:
+        return lambda: None
 
 
 def records_gradients(arguments: Mapping[str, Any]) -> bool:
@@ -46,6 +55,20 @@ def output_of(sample: torch.Tensor | None, rest: tuple[object, ...], is_object: 
     from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
     return Transformer2DModelOutput(sample=sample)
+
+
+def noise_of(output: Any) -> Any:
+    """The noise in what a transformer returned: a tensor, or a list of one per picture."""
+    return output[0] if isinstance(output, tuple) else output.sample
+
+
+def with_noise(output: Any, noise: torch.Tensor) -> Any:
+    """What a transformer returned, with other noise in it, in the same form."""
+    given = list(noise.unbind()) if isinstance(noise_of(output), list) else noise
+    if isinstance(output, tuple):
+        return (given, *output[1:])
+    output.sample = given
+    return output
 
 
 def controlnet_of(pipe: Any) -> torch.nn.Module | None:

@@ -141,6 +141,14 @@ class Plan:
         predicted = self.predicted_speedup
         return limit if predicted is None else f"predicted about {predicted:.2f}x ({limit})"
 
+    def captures_at(self, index: int) -> bool:
+        """Whether a dense call keeps its keys and values: as planned, or where another kind of step was planned if a
+        region step comes before the next dense one."""
+        if self.steps[index].captures or self.steps[index].kind == "dense":
+            return self.steps[index].captures
+        after = next((step for step in self.steps[index + 1 :] if step.kind != "skip"), None)
+        return after is not None and after.kind == "region"
+
     def __str__(self) -> str:
         kinds = {kind: sum(step.kind == kind for step in self.steps) for kind in ("dense", "region", "skip")}
         head = (

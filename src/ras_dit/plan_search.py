@@ -50,7 +50,7 @@ def find_plan(
         cost: FLOPs of the transformer as a share of a dense run's, in (0, 1).
         config: everything but the plan and the damping and beginning of its forecasts: a `RASConfig`, a preset or a
             file. One without region steps in it (``balanced``) gets a plan without, which keeps no keys and values.
-        num_moves: changes that every search tries.
+        num_moves: changes that every search from a plan made up tries; that from the config's own a fifth of them.
         seed: of the searches, which find the same plans again.
         on_progress: called after every run and search, `NUM_TICKS` times in all.
         **call: arguments of the pipeline's call, as it will be called: prompts, size, ``num_inference_steps``. Without

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+
+from ras_dit.config import RASConfig
 
 
 def first_index(scheduler: Any, timestep: Any, is_strict: bool = False) -> int | None:
@@ -105,6 +107,23 @@ def why_stochastic_step(options: Mapping[str, Any]) -> str | None:
         if options.get(name):
             return f"{name}={options[name]!r} adds fresh noise at every step"
     return None
+
+
+def as_steps_allow(config: RASConfig, scheduler: Any, note: Callable[[str], None]) -> RASConfig:
+    """A config without the options that take Euler's steps for granted, where a scheduler makes others.
+
+    Args:
+        config: of the run.
+        scheduler: of the run.
+        note: called if there is one that cannot be heeded.
+    """
+    if not (config.solver_order == 2 or config.forecast_midpoint) or is_euler(scheduler):
+        return config
+    note(
+        "solver_order=2 and forecast_midpoint need FlowMatchEulerDiscreteScheduler, this is "
+        f"{type(scheduler).__name__}: noise was taken at the beginning of each step."
+    )
+    return config.replace(solver_order=1, forecast_midpoint=False)
 
 
 def is_euler(scheduler: Any) -> bool:

@@ -97,44 +97,55 @@ class PatchedMethod:
 
 
 class _OwnCopies:
-    """A ``__deepcopy__`` of one instance, over that of another session if there is one."""
+    """What `copy` and `pickle` make of one instance, over those of another session if there is one."""
+
+    _NAMES = ("__deepcopy__", "__getstate__")  # looked up at the instance (`copy.copy` and pickles by the second)
 
     def __init__(self, owner: Any) -> None:
         self._owner = owner
         self._is_released = False
-        self._under = vars(owner).get("__deepcopy__")
+        self._under = {name: vars(owner).get(name) for name in self._NAMES}
 
         def deepcopy(memo: dict[int, Any]) -> Any:
             return self._copied(memo)
 
-        deepcopy.of = self  # type: ignore[attr-defined]
-        self._deepcopy = deepcopy
-        vars(owner)["__deepcopy__"] = deepcopy
+        def getstate() -> dict[str, Any]:
+            return self._state()
+
+        self._own: dict[str, Any] = dict(zip(self._NAMES, (deepcopy, getstate), strict=True))
+        for function in self._own.values():
+            function.of = self
+        vars(owner).update(self._own)
 
     def _copied(self, memo: dict[int, Any]) -> Any:
         raise NotImplementedError
 
+    def _state(self) -> dict[str, Any]:
+        raise NotImplementedError
+
     def _below(self) -> _OwnCopies | None:
-        below: _OwnCopies | None = getattr(self._under, "of", None)
+        below: _OwnCopies | None = getattr(self._under["__deepcopy__"], "of", None)
         return below
 
     def release(self) -> None:
         """Copies are made as before."""
         self._is_released = True
         attributes = vars(self._owner)
-        if attributes.get("__deepcopy__") is not self._deepcopy:
+        if attributes.get("__deepcopy__") is not self._own["__deepcopy__"]:
             return
         lowest: _OwnCopies = self  # of those that were released
         while (below := lowest._below()) is not None and below._is_released:
             lowest = below
-        if lowest._under is None:
-            del attributes["__deepcopy__"]
-        else:
-            attributes["__deepcopy__"] = lowest._under
+        for name, under in lowest._under.items():
+            if under is None:
+                del attributes[name]
+            else:
+                attributes[name] = under
 
 
 class PlainCopies(_OwnCopies):
-    """While in place, `copy.deepcopy` of an instance gives what it would give without our patches.
+    """While in place, `copy.copy`, `copy.deepcopy` and `pickle` of an instance give what they would give without our
+    patches.
 
     A wrapper that is copied along would still call the original instance: pipelines that sample sound beside the
     video, or every frame by itself, copy their scheduler.
@@ -151,18 +162,21 @@ class PlainCopies(_OwnCopies):
     def _copied(self, memo: dict[int, Any]) -> Any:
         plain = object.__new__(type(self._owner))
         memo[id(self._owner)] = plain
-        attributes = {name: value for name, value in vars(self._owner).items() if name != "__deepcopy__"}
+        plain.__dict__.update(copy.deepcopy(self._state(), memo))
+        return plain
+
+    def _state(self) -> dict[str, Any]:
+        attributes = {name: value for name, value in vars(self._owner).items() if name not in self._NAMES}
         copies: _OwnCopies | None = self
         while copies is not None:
             for patch in copies._patches if isinstance(copies, PlainCopies) else ():
                 patch.restore_in(attributes)
             copies = copies._below()
-        plain.__dict__.update(copy.deepcopy(attributes, memo))
-        return plain
+        return attributes
 
 
 class NoCopies(_OwnCopies):
-    """While in place, `copy.deepcopy` of an instance is refused: a copy would go on computing with its weights.
+    """While in place, copies and pickles of an instance are refused: a copy would go on computing with its weights.
 
     Args:
         owner: a transformer or ControlNet.
@@ -174,6 +188,9 @@ class NoCopies(_OwnCopies):
         self._reason = reason
 
     def _copied(self, memo: dict[int, Any]) -> Any:
+        raise ValueError(self._reason)
+
+    def _state(self) -> dict[str, Any]:
         raise ValueError(self._reason)
 
     def ensure(self) -> None:

@@ -23,10 +23,19 @@ from ras_dit.kernels import operations_for
 from ras_dit.models import TokenPlan, check_uncached, check_uncompiled
 from ras_dit.models.plan import stream_of
 from ras_dit.observed import ObservedScheduler
-from ras_dit.pipeline import controlnet_of, device_of, output_of, pass_of, records_gradients, transformers_of
+from ras_dit.pipeline import (
+    controlnet_of,
+    device_of,
+    noise_of,
+    output_of,
+    pass_of,
+    records_gradients,
+    transformers_of,
+    with_noise,
+)
 from ras_dit.plan import Plan, build_plan
 from ras_dit.remarks import OUTSIDE, AdviceWarning, ShortRunWarning, Warner, unused_options, why_short
-from ras_dit.schedule import first_index, first_of_second, forecast_levels, is_at, is_euler, noise_levels
+from ras_dit.schedule import as_steps_allow, first_index, first_of_second, forecast_levels, is_at, noise_levels
 from ras_dit.seams import KeptResults, NoCopies, PatchedMethod, WatchedLoop
 from ras_dit.state import Generation, StaticMemory
 from ras_dit.tokens import TokenSeams, storages_of
@@ -55,7 +64,7 @@ class Session:
         self._pipe = pipe
         self._operations = operations_for(config.kernels, device_of(pipe))
         self._generation: Generation | None = None
-        self._is_due, self._is_in_loop, self._first = False, False, 0
+        self._is_due, self._is_in_loop, self._is_left, self._first = False, False, False, 0
         self._call: Call | None = None
         self.warn = Warner()
         self._early_notes: list[str] = []
@@ -99,7 +108,7 @@ class Session:
         self._layers[root] = Layers.of(self.token_plan, root)
         if self.config.skips:
             self._patches.append(PatchedMethod(root, "forward", self._skipping_forward))
-        self._patches.append(NoCopies(root, "copy.deepcopy: RAS is on this transformer; ras_dit.disable(pipe) first."))
+        self._patches.append(NoCopies(root, "copy: RAS is on this transformer; ras_dit.disable(pipe) first."))
 
     def _attach_scheduler(self, scheduler: Any) -> None:
         if self._observed is not None:
@@ -123,13 +132,14 @@ class Session:
         self._hooks, self._patches, self._observed, self._inpaint = [], [], None, None
         self._seams, self._cpu_layers, self._layers, self._memory = {}, {}, {}, {}
         self._generation = self._call = self._scheduler = self._addresses = None
+        self._pipe = self.transformer = None  # type: ignore[assignment]
 
     # ------------------------------------------------------------------ the scheduler, observed
 
     def _expect_generation(self) -> None:
         """A new run begins: whatever an interrupted one left behind is dropped."""
         self._drop_generation()
-        self._is_due, self._is_in_loop = True, False
+        self._is_due, self._is_in_loop, self._is_left = True, False, False
         inpaint = [] if self._inpaint is None else [self._inpaint]
         for part in (*self._patches, *self._cpu_layers.values(), *self._seams.values(), *inpaint):
             part.ensure()
@@ -141,10 +151,15 @@ class Session:
 
     def _leave(self, reason: str) -> None:
         """A run is not followed at all: say why."""
-        self.trace = Trace()
+        self._forget_latest()
+        self._is_left = True
         self.note(reason)
         self.trace.notes.extend(self._early_notes)
         self._early_notes.clear()
+
+    def _forget_latest(self) -> None:
+        """Another run: what is known of the one before is not of it."""
+        self.trace, self.plan, self.num_references = Trace(), None, 0
 
     def _drop_generation(self) -> None:
         """Nothing that comes belongs to the run under way any more."""
@@ -175,7 +190,8 @@ class Session:
 
     def _observe(self, model_output: torch.Tensor, sample: torch.Tensor) -> None:
         generation = self._followed()
-        if self._is_due and self._is_in_loop and self.config.has_savings:
+        is_in_loop = self._is_in_loop or not hasattr(self._pipe, "progress_bar")  # (modular pipelines have none)
+        if self._is_due and is_in_loop and self.config.has_savings:
             if self._pipe.transformer is self.transformer:
                 self._leave("The run did not call the transformer that RAS is on: it was dense.")
             self._is_due = False
@@ -218,18 +234,19 @@ class Session:
             return None
         latents = arguments[self.token_plan.latents]
         num_rows, device = len(latents), latents[0].device
-        num_text, reason = 0, None
+        num_text, reason, texts = 0, None, []
         if generation.plan.has_savings:
+            texts = self.token_plan.texts(arguments)
             num_text = self.token_plan.count_text(module, arguments, generation.grid)
             reason = self.token_plan.check(module, arguments)
         if records_gradients(arguments):
             generation.refuse(
                 "Gradients are recorded (use torch.no_grad()): the rest of the run was dense.", forgets=True
             )
-        call = generation.begin_call(num_rows, device, (module, pass_of(arguments)), num_text, reason)
+        call = generation.begin_call(num_rows, device, (module, pass_of(arguments)), num_text, reason, texts)
         call.num_others = num_text
-        is_known_text = self.config.text_reuse and call.take_in(self.token_plan.texts(arguments))
-        if call.rows is not None and is_known_text:
+        is_known_text = call.take_in(texts)
+        if call.rows is not None and is_known_text and self.config.text_reuse:
             num_padding = self.token_plan.count_padding(module, arguments, generation.grid)
             call.num_text_kept = self.token_plan.count_reused_text(num_text, num_padding)
         placed = call.rows if call.rows is not None else call.whole
@@ -244,13 +261,15 @@ class Session:
 
     def _is_outside(self, transformer: torch.nn.Module, arguments: dict[str, Any]) -> bool:
         """Whether a call that RAS could accelerate belongs to no run, and nobody was told why."""
-        if self._followed() is not None or self.trace.notes or not self.config.has_savings:
+        is_told = self._is_left or (self.plan is not None and not self.plan.has_savings)
+        if self._followed() is not None or is_told or not self.config.has_savings:
             return False
         return self.token_plan.check(transformer, arguments) is None
 
     def _begin_generation(self, transformer: torch.nn.Module, arguments: dict[str, Any]) -> None:
         check_uncached(transformer)
         self._is_due = False
+        self._forget_latest()
         if self._inpaint is not None:
             self._inpaint.begin_run()
         token_plan, scheduler = self.token_plan, self._scheduler
@@ -280,7 +299,7 @@ class Session:
             allowed = allowed_tokens(self.config.region_of_interest, self._inpaint, grid, given, self.note)
         if allowed is not None:
             allowed = allowed if token_plan.is_per_image else allowed.any(dim=0, keepdim=True)
-            num_allowed = max(num_first + 1, int(allowed.sum(dim=1).min()))
+            num_allowed = max(num_first + 1, int(allowed.sum(dim=1).max()))
             plan = build_plan(self.config, len(plan), grid.num_tokens, num_first, num_allowed, second)
         config = self.config.dense if reason else self.config
         if plan.has_savings and reason:
@@ -295,12 +314,7 @@ class Session:
             self.note(remark, is_warning=False)
             if is_advice:
                 self.warn(remark, AdviceWarning)
-        if (config.solver_order == 2 or config.forecast_midpoint) and not is_euler(scheduler):
-            self.note(
-                f"solver_order=2 and forecast_midpoint need FlowMatchEulerDiscreteScheduler, this is "
-                f"{type(scheduler).__name__}: noise was taken at the beginning of each step."
-            )
-            config = config.replace(solver_order=1, forecast_midpoint=False)
+        config = as_steps_allow(config, scheduler, self.note)
         num_padding = token_plan.count_padding(transformer, arguments, grid)
         layers = self._layers[transformer] = self._layers[transformer].updated(token_plan, transformer)
         model, num_rows = Model.of(layers, latents[0].device), len(latents)  # (what `costed` keeps holds no tensors)
@@ -358,20 +372,12 @@ class Session:
         self._cpu_layers[module].clear()
         if call is None or generation is None or call.kind == "skip":
             return None
-        is_tuple = isinstance(output, tuple)
-        sample = output[0] if is_tuple else output.sample
-        is_list = isinstance(sample, list)
-        if is_tuple and call.branch is not None and self.config.skips:
+        sample = noise_of(output)
+        if isinstance(output, tuple) and call.branch is not None and self.config.skips:
             call.branch.rest = output[1:]
-        is_needed = is_list and call.branch is not None  # (Cosmos 3's controls may be of other sizes)
+        is_needed = isinstance(sample, list) and call.branch is not None  # (Cosmos 3's controls may differ in size)
         full = generation.end_call(call, torch.stack(sample) if is_needed else sample)
-        if full is None:
-            return None
-        result = list(full.unbind()) if is_list else full
-        if is_tuple:
-            return (result, *output[1:])
-        output.sample = result
-        return output
+        return None if full is None else with_noise(output, full)
 
     def _skipping_forward(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -21,6 +21,7 @@ from ras_dit.plan import Plan, StepKind
 from ras_dit.rows import RowIndex, as_made
 from ras_dit.trace import FiniteCheck, StepTrace, Stopwatch, Trace
 
+TEXT_REPLACED = "The text was replaced in the middle of the run: the step that first saw it was dense."
 StaticMemory = dict[tuple[int, object], dict[str, list[KVCache]]]
 
 
@@ -99,6 +100,7 @@ class Generation:
         source: object = None,
         num_text: int = 0,
         reason: str | None = None,
+        texts: Sequence[torch.Tensor] = (),
     ) -> Call:
         """Decide what the next transformer call of this evaluation computes. Branches are told apart by their order;
         they end where another source takes their place.
@@ -109,6 +111,7 @@ class Generation:
             source: of the noise: the transformer, and which of its passes.
             num_text: text tokens of the call, which the keys and values kept have to agree with.
             reason: why this call cannot be anything but dense, if so.
+            texts: what its text tokens are made of. Noise of one text says nothing of that of another.
         """
         position = self.num_calls
         self.num_calls += 1
@@ -122,6 +125,11 @@ class Generation:
             branch = None
         if branch is not None and branch.num_rows != num_rows and not needs_memory:
             branch = None  # nothing is carried on any more
+        is_replaced = branch is not None and branch.is_replaced_by(texts)
+        if branch is not None and is_replaced:
+            reason = reason or self._why_dense(branch, num_rows, num_text) or TEXT_REPLACED
+            self._put_away(position, branch)
+            branch = self._fitted = None
         if kind != "dense" and (reason := reason or self._why_dense(branch, num_rows, num_text)):
             self.note(reason)
             kind = "dense"
@@ -129,6 +137,7 @@ class Generation:
             depth = max(self.config.solver_order, self.config.forecast_order + 1)
             branch = Branch(num_rows, source, TokenHistory(depth))
             branch.layers = self._memory.pop((position, source), {})
+            branch.is_steady = is_replaced
             self._branches[position] = branch
         if kind == "dense" and branch is not None:
             branch.num_text = num_text
@@ -147,7 +156,7 @@ class Generation:
             self.trace.steps.append(step)
         else:
             step = self.trace.steps[-1]
-        captures = kind == "dense" and needs_memory and self._reads_cache_later(planned.captures)
+        captures = kind == "dense" and needs_memory and self.plan.captures_at(self.index)
         num_image_rows = self.grid.num_tokens + self.num_extra
         num_before = self.grid.num_before
         call = Call(kind, branch, rows, is_active, captures, Stopwatch(step, device), num_image_rows, num_before)
@@ -185,15 +194,6 @@ class Generation:
         if self.plan[self.index].kind == "region" and self._active is None:
             return "No selection was made before the first region step: it was dense."
         return None
-
-    def _reads_cache_later(self, is_planned: bool) -> bool:
-        """Whether a region step comes before the next planned dense one (an unplanned dense call asks the same)."""
-        if is_planned or self.plan[self.index].kind == "dense":
-            return is_planned
-        for step in self.plan.steps[self.index + 1 :]:
-            if step.kind != "skip":
-                return step.kind == "region"
-        return False
 
     def _rows(self, num_rows: int) -> tuple[RowIndex, torch.Tensor]:
         assert self._active is not None
@@ -356,6 +356,7 @@ class Generation:
 
     def abandon(self) -> None:
         """The run was interrupted: free everything but the trace."""
+        self.note(f"The run was cut short after {self.index} of {len(self.plan)} evaluations.", is_warning=False)
         self._release_layers()
         self._finite = FiniteCheck()
         self._finish()

@@ -27,7 +27,7 @@ def why_dense(
         return f"{reason}: noise cannot be carried from step to step, so the whole run was dense."
     reason = why_unfit(pipe, transformer) or token_plan.check(transformer, arguments)
     if reason is None and has_regions:
-        reason = why_frozen(transformer) or why_split(transformer)
+        reason = why_frozen(transformer) or why_split(transformer) or why_chunked(transformer)
     return reason
 
 
@@ -46,11 +46,22 @@ def why_unfit(pipe: Any, transformer: torch.nn.Module) -> str | None:
 def why_split(transformer: Any) -> str | None:
     """Why region steps cannot run where every device has a part of the sequence; None if it is not split."""
     config = getattr(transformer, "_parallel_config", None)
-    if getattr(config, "context_parallel_config", None) is None:
+    is_sharded = getattr(transformer, "_cp_shard_fn", None) is not None  # Cosmos 3 leaves it to others
+    if getattr(config, "context_parallel_config", None) is None and not is_sharded:
         return None
     return (
         "The sequence is split among devices (context parallelism), which region steps do not know: the whole run was "
         "dense. Take a plan without region steps, such as preset 'balanced'."
+    )
+
+
+def why_chunked(root: torch.nn.Module) -> str | None:
+    """Why region steps cannot run where feed-forward layers take tokens in chunks of one size; None if they do not."""
+    if all(getattr(module, "_chunk_size", None) is None or module._chunk_dim == 0 for module in root.modules()):
+        return None
+    return (
+        "Feed-forward layers take the tokens in chunks of one size (enable_forward_chunking with dim=1), which those "
+        "of a region step do not fill: the whole run was dense. Chunk along dim=0, or not at all."
     )
 
 

@@ -199,6 +199,18 @@ def test_compare(ras_dit: Run, model: str, tmp_path: Path) -> None:
     assert record["ssim"] == pytest.approx(1)
 
 
+def test_a_prompt_and_the_path_of_a_model_are_no_markup(ras_dit: Run, model: str, tmp_path: Path) -> None:
+    words = ("compare", "a shop sign [/open]", "-m", model, "--steps", 8, "--repeats", 1)
+    code, out, err = ras_dit(*words, "-o", tmp_path / "compare.png")
+    assert code == 0, err
+    assert "a shop sign [/open] (seed 0)" in out
+    (tmp_path / "[bold]").mkdir()
+    (tmp_path / "[bold]" / "tiny").symlink_to(model, target_is_directory=True)
+    code, out, err = ras_dit("plan", "-m", tmp_path / "[bold]" / "tiny", "--steps", 12)
+    assert code == 0, err
+    assert "[bold]/tiny,12steps" in "".join(out.split()), "its lines are folded"
+
+
 @pytest.mark.parametrize("ending", ["json", "yaml"])
 def test_calibrate(ras_dit: Run, model: str, tmp_path: Path, ending: str) -> None:
     prompts, config = tmp_path / "prompts.txt", tmp_path / f"fitted.{ending}"

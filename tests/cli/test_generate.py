@@ -17,6 +17,7 @@ import pytest
 from diffusers.utils import BaseOutput
 from packaging.version import Version
 from PIL import Image
+from rich.progress import Progress
 
 import ras_dit as library
 from families import (
@@ -34,9 +35,10 @@ from families import (
     prx,
     z_image,
 )
-from ras_dit.cli.call_checks import ROUNDING, STRICT, _num_steps, check_picture
+from ras_dit.cli.call_checks import ROUNDING, STRICT, _num_steps, check_picture, num_evaluations
 from ras_dit.cli.pictures import Picture, paint
 from ras_dit.cli.pipelines import load_pipeline
+from ras_dit.cli.progress import described_progress
 from ras_dit.config import RASConfig
 from ras_dit.files import PROMPT_KEYS, read_prompts
 from tiny import tiny_vae
@@ -147,6 +149,50 @@ def test_a_trace_that_is_asked_for_later_is_made(ras_dit: Run, model: str, tmp_p
     assert "1 of 1 pictures are there already" in ras_dit(*call, "--trace")[1]
 
 
+@pytest.fixture
+def bars(monkeypatch: pytest.MonkeyPatch) -> list[Progress]:
+    """Every bar that was shown; none may run over."""
+    found: list[Progress] = []
+
+    class Bar(Progress):
+        def __init__(self, *columns: Any, **options: Any) -> None:
+            super().__init__(*columns, **options)
+            found.append(self)
+
+        def update(self, *words: Any, **options: Any) -> None:
+            super().update(*words, **options)
+            (task,) = self.tasks
+            assert task.total is not None
+            assert task.completed <= task.total
+
+    monkeypatch.setattr("ras_dit.cli.progress.Progress", Bar)
+    return found
+
+
+@pytest.mark.parametrize("num_calls", [0, 5, 15])
+def test_a_bar_ends_full_however_often_a_pipeline_calls_back(
+    ras_dit: Run, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bars: list[Progress], num_calls: int
+) -> None:
+    def paint_so(_: Any, picture: Picture, on_step: Callable[[], None]) -> list[Image.Image]:
+        for _ in range(num_calls):
+            on_step()
+        return [Image.new("RGB", (32, 32))]
+
+    monkeypatch.setattr("ras_dit.cli.pictures.paint", paint_so)
+    code, _, err = ras_dit("generate", "a fox", "-m", model, *SHORT, "--dense", "-n", 2, "-o", tmp_path)
+    assert code == 0, err
+    (bar,) = bars
+    assert (bar.tasks[0].completed, bar.tasks[0].total) == (16, 16)
+
+
+def test_a_bar_of_which_more_comes_than_was_thought_grows(bars: list[Progress]) -> None:
+    with described_progress("some", 1) as advance:
+        advance("one")
+        advance("another")
+    (task,) = bars[0].tasks
+    assert (task.completed, task.total, task.description) == (2, 2, "another")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -249,6 +295,7 @@ def test_pipelines_that_are_strict_are_of_diffusers() -> None:
 def test_a_default_strength_shortens_the_run() -> None:
     """0.6 of 28 steps are 17: a step may lie outside them, and what a share says comes sooner."""
     pipe = flux_images.build(diffusers.FluxImg2ImgPipeline)
+    assert num_evaluations(pipe, 28) == 17
     picture = Picture("a fox", steps=28)
     later = RASConfig(warmup_steps=0.5, skip_steps=(10,))
     with pytest.raises(ValueError, match=r"skip_steps: got \[10\], inside the warm-up of 14"):
@@ -259,6 +306,7 @@ def test_a_default_strength_shortens_the_run() -> None:
         check_picture(pipe, picture, RASConfig(refresh_steps=(17,)))
     pipe.scheduler = diffusers.FlowMatchHeunDiscreteScheduler()
     assert pipe.scheduler.order == 2
+    assert num_evaluations(pipe, 28) == 33
     check_picture(pipe, picture, RASConfig(refresh_steps=(32,)))
     with pytest.raises(ValueError, match="refresh_steps: got 33, but this run has 33"):
         check_picture(pipe, picture, RASConfig(refresh_steps=(33,)))

@@ -100,6 +100,33 @@ def test_options_of_build(ras_dit: Run, folder: Path, monkeypatch: pytest.Monkey
     assert "fox three" not in (folder / "study" / "study.html").read_text()
 
 
+def test_the_report_works_after_a_study_took_the_place_of_another(ras_dit: Run, folder: Path) -> None:
+    output = folder / "study"
+    build = ("study", "build", folder, "-o", output, "--overwrite")
+    report = ("study", "report", "--key", output / "key.json")
+    votes = {}
+    for seed, name in ((1, "Ann"), (2, "Ben")):
+        code, out, err = ras_dit(*build, "--seed", seed)
+        assert code == 0, err
+        key = Key.load(output / "key.json")
+        votes[name] = json.dumps(ballot(key, answers, name))
+        (output / "votes").mkdir()
+        (output / "votes" / "1.json").write_text(votes[name])
+        if name == "Ann":
+            aside = (output / f"votes-{key.study}", output / f"key-{key.study}.json")
+    assert f"Of the study that was there: {aside[0]} and {aside[1]}." in out
+    for words, name in ((report, "Ben"), (("study", "report", aside[0], "--key", aside[1]), "Ann")):
+        code, out, err = ras_dit(*words)
+        assert code == 0, err
+        assert "4 votes of 1 voter(s)" in out
+        assert name in out
+    (output / "votes" / "late.json").write_text(votes["Ann"])
+    code, _, err = ras_dit(*report)
+    assert code == 2
+    assert "late.json: holds votes of study" in err
+    assert "Read it with the key of its own study, or move it away." in err
+
+
 def test_videos_are_asked_about_as_such(ras_dit: Run, tmp_path: Path) -> None:
     for name in ("ras", "dense"):
         film(tmp_path / name / "0.png", colour(name, 0), duration=62)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -10,7 +11,10 @@ from pathlib import Path
 import pytest
 
 import ras_dit as library
+from ras_dit.arena import Scene
 from ras_dit.cli.pipelines import load_pipeline
+from ras_dit.cli.scenes import read_scenes
+from ras_dit.cli.tune import _scenes
 from ras_dit.config import RASConfig
 from stand_ins import lpips_file
 
@@ -49,6 +53,7 @@ def test_a_preset_that_enable_takes(ras_dit: Run, words: tuple[object, ...], mod
     report = json.loads((folder / "tuned.report.json").read_text())
     assert report["status"] in ("met", "fallback")
     assert len(report["trials"]) == 13
+    assert [scene["seed"] for scene in json.loads((folder / "tuning.json").read_text())["calibration"]] == [5000, 5001]
     pipe = load_pipeline(model)
     handle = library.enable(pipe, str(folder / "tuned.json"))
     assert handle.config == RASConfig.from_dict(report["config"])
@@ -65,6 +70,30 @@ def test_a_preset_that_enable_takes(ras_dit: Run, words: tuple[object, ...], mod
     code, _, err = ras_dit(*words, "--seed", 1)
     assert code == 2
     assert "holds a tuning with another seed" in err
+
+
+def test_the_arena_judges_by_other_pictures(tmp_path: Path) -> None:
+    """A folder that was begun on the same ones goes on with them, with more of them too."""
+    file = tmp_path / "prompts.jsonl"
+    lines = [{"prompt": "a fox"}, {"prompt": "a cat", "seed": 3}, {"prompt": "an owl"}, {"prompt": "a dog"}]
+    file.write_text("\n".join(map(json.dumps, lines)))
+
+    def scenes(prompts: Path | None, validation: int) -> list[Scene]:
+        first, second = _scenes(prompts, 2, validation, prompts is None, tmp_path)
+        assert (len(first), len(second)) == (2, validation)
+        return [*first, *second]
+
+    for prompts, seeds in ((None, [5000, 5001, 5002, 5003]), (file, [5000, 3, 5002, 5003])):
+        assert [scene.seed for scene in scenes(prompts, 2)] == seeds
+        judged = read_scenes(prompts, 4, is_embedded=prompts is None)
+        before = {"calibration": judged[:2], "validation": judged[2:3]}
+        claim = {name: [dataclasses.asdict(scene) for scene in each] for name, each in before.items()}
+        (tmp_path / "tuning.json").write_text(json.dumps(claim))
+        assert scenes(prompts, 2) == judged
+        claim = {name: [{**scene, "prompt": "a lion"} for scene in each] for name, each in claim.items()}
+        (tmp_path / "tuning.json").write_text(json.dumps(claim))
+        assert [scene.seed for scene in scenes(prompts, 2)] == seeds
+        (tmp_path / "tuning.json").unlink()
 
 
 def test_a_target_that_is_missed_says_so(ras_dit: Run, words: tuple[object, ...], tmp_path: Path) -> None:
@@ -105,6 +134,8 @@ def test_lpips_with_weights_of_ones_own(ras_dit: Run, words: tuple[object, ...],
         (("--min-psnr", 30, "--trials", 2), "--trials: got 2; allowed: at least"),
         (("--min-psnr", 30, "--validation", 9), "--prompts-file: got 4 prompts; allowed: at least 11"),
         (("--min-psnr", 30, "--calibration", 1), "--calibration: got 1; allowed: at least 2"),
+        (("--min-psnr", 30, "--name", "tuning"), "--name: got 'tuning'; allowed: any but that of tuning.json"),
+        (("--min-psnr", 30, "--name", "../x"), "--name: got '../x'; allowed: letters, digits, _, - and .,"),
         (("--min-psnr", 30, "--cost", "euros"), "--cost: got 'euros'; allowed: time, flops, token_steps"),
         (("--max-cost", 0.5, "--maximise", "beauty"), "--maximise: got 'beauty'; allowed: psnr, ssim, lpips"),
         (("--max-lpips", 0.1), "lpips: got no weights; give --lpips-weights FILE"),

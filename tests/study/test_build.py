@@ -129,7 +129,31 @@ def test_another_key_is_not_overwritten(pairs: list[Pair], tmp_path: Path) -> No
     assert Key.load(tmp_path / "study" / "key.json") == first.key
     second.save(tmp_path / "study", overwrite=True)
     assert Key.load(tmp_path / "study" / "key.json") == second.key
-    assert sorted(path.name for path in (tmp_path / "study").iterdir()) == ["key.json", "study.html"]
+    aside = f"key-{first.key.study}.json"
+    assert sorted(path.name for path in (tmp_path / "study").iterdir()) == [aside, "key.json", "study.html"]
+    assert Key.load(tmp_path / "study" / aside) == first.key, "votes may come by mail"
+
+
+def test_votes_and_key_of_another_study_are_moved_aside_together(pairs: list[Pair], tmp_path: Path) -> None:
+    first, second = (build_study(pairs, "ras", "dense", StudyConfig(seed=seed)) for seed in (1, 2))
+    ending = f"-{first.key.study}"
+    for study, voter, expected in (
+        (first, "1", []),
+        (second, "2", [f"votes{ending}", f"key{ending}.json"]),
+        (first, "3", [f"votes-{second.key.study}", f"key-{second.key.study}.json"]),
+        (second, "4", [f"votes{ending}-2", f"key{ending}-2.json"]),
+    ):
+        assert study.save(tmp_path, overwrite=True) == [tmp_path / name for name in expected]
+        assert study.save(tmp_path, overwrite=True) == [], "the same study keeps its votes"
+        assert not (tmp_path / "votes").exists()
+        (tmp_path / "votes").mkdir()
+        (tmp_path / "votes" / f"{voter}.json").write_text(voter)
+    for place, voter in ((f"votes{ending}", "1"), (f"votes{ending}-2", "3"), ("votes", "4")):
+        assert [path.name for path in (tmp_path / place).iterdir()] == [f"{voter}.json"]
+    assert Key.load(tmp_path / f"key{ending}-2.json") == first.key
+    (tmp_path / "key.json").write_text("no key")
+    first.save(tmp_path, overwrite=True)
+    assert (tmp_path / "key-unreadable.json").read_text() == "no key"
 
 
 def test_pictures_keep_their_pixels(tmp_path: Path) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ras_dit.arena.measure import Measured, Measures, half_of_dense, is_to_itself, sensitivity, shortened, summary
 from ras_dit.arena.methods import Method
+from ras_dit.arena.origins import mixed, origins
 from ras_dit.arena.perceptual import Perceptual
 from ras_dit.arena.run import DENSE, Arena
 from ras_dit.files import save_text, whole_file
@@ -53,8 +54,11 @@ def report(arena: Arena, has_plot: bool = True, perceptual: Perceptual | None = 
 
     Returns:
         What results.json holds: ``rows`` with name, group, token_steps (T), flops_share and time_share (of the dense
-        run; of each the fastest call), metrics (name -> [estimate, low, high], 95 % bootstrap; Frechet distances as
-        they are usually given stand alone) and per_picture (name -> list); ``failures`` with the methods that do not
+        run; of each the fastest call), flops_pictures (how many pictures the FLOPs are of, and with them T of a step
+        cache: all, or those of the first call where they depend on the pictures), painted_with (versions and machine,
+        several if calls differ), metrics (name -> [estimate, low, high], 95 % bootstrap; Frechet distances as they are
+        usually given stand alone) and per_picture (name -> list); ``pipeline``, what painted them; ``notes``, whether
+        rows were painted with different versions or on different machines; ``failures`` with the methods that do not
         run on the model or the machine; ``left_out`` with the metrics that could not be had and why; ``sensitivity``,
         whether each metric tells the dense run from one of half its steps (None if there is none).
     """
@@ -71,7 +75,9 @@ def report(arena: Arena, has_plot: bool = True, perceptual: Perceptual | None = 
     result = {
         "num_pictures": len(arena.scenes),
         "call": arena.call,
+        "pipeline": arena.pipeline,
         "rows": rows,
+        "notes": mixed(rows),
         "failures": failures,
         "left_out": measures.left_out,
         "sensitivity": sensitivity(arena, kept),
@@ -101,8 +107,10 @@ def _row(arena: Arena, method: Method, found: Measured) -> dict[str, Any]:
         "group": method.group,
         "token_steps": round(token_steps, 3),
         "flops_share": round(flops_share, 4),
+        "flops_pictures": runs[0]["count"] if method.is_adaptive else len(arena.scenes),
         "time_share": round(fastest / dense_fastest, 4),
         "notes": sorted({note for run in runs for note in run["notes"]}),
+        "painted_with": origins(runs),
         "metrics": {
             name: [shortened(value) for value in values] for name, values in summary(found, method.slug).items()
         },
@@ -146,6 +154,23 @@ def _cell(values: list[float]) -> str:
     return f"{values[0]:.4g}{interval}"
 
 
+def few_counted(result: dict[str, Any]) -> str:
+    """A line of Markdown where FLOPs of some rows are of some of the pictures."""
+    every = result["num_pictures"]
+    counts = {count for row in result["rows"] if (count := row.get("flops_pictures", every)) < every}
+    if not counts:
+        return ""
+    return (
+        "\nStep caches, and dense steps on demand, may compute more of one picture than of another. Their FLOPs, and T "
+        f"of step caches, are of the first {min(counts)} of {every} pictures alone.\n"
+    )
+
+
+def told(notes: Sequence[str]) -> str:
+    """Notes on a whole table, as a Markdown list."""
+    return "\n" + "".join(f"* Note: {note}\n" for note in notes) if notes else ""
+
+
 def failed(failures: dict[str, str]) -> str:
     """A Markdown list of the methods that do not run on this model, or with what is installed."""
     if not failures:
@@ -182,10 +207,12 @@ def cannot_rank(found: dict[str, Any] | None) -> list[str]:
 
 
 def text(result: dict[str, Any]) -> str:
-    """All of a result as Markdown: the table, what failed, what was left out, what the metrics tell apart."""
+    """All of a result as Markdown: the table, what to know of it, what failed, what was left out, what the metrics tell
+    apart. (Results of earlier versions know less.)"""
     found = result["sensitivity"]
     apart = "" if found is None else "\nDo the metrics tell half the steps from all?\n\n" + sensitivity_table(found)
-    return table(result["rows"], cannot_rank(found)) + failed(result["failures"]) + left_out(result["left_out"]) + apart
+    known = table(result["rows"], cannot_rank(found)) + few_counted(result) + told(result.get("notes", ()))
+    return known + failed(result["failures"]) + left_out(result["left_out"]) + apart
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:

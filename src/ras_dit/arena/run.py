@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ras_dit.arena.methods import BY_OTHERS, Method, Solver, applied, why_unfit
+from ras_dit.arena.origins import painted_with
 from ras_dit.arena.step_caches import import_cache_dit
 from ras_dit.engine import check_reuse
 from ras_dit.errors import is_out_of_memory
@@ -26,6 +27,7 @@ from ras_dit.pipeline import device_of, transformers_of
 from ras_dit.schedule import why_stochastic
 
 DENSE, CONVERGED = "dense", "converged"
+PIPELINE = "pipeline.json"
 
 
 @dataclass(frozen=True)
@@ -179,11 +181,18 @@ class Arena:
 
     def _claim_pipeline(self, pipe: Any) -> None:
         """Keep pictures of one folder to one model."""
-        if others := claim_folder(self.folder / "pipeline.json", identity_of(pipe)):
+        if others := claim_folder(self.folder / PIPELINE, identity_of(pipe)):
             raise ValueError(
                 f"{self.folder}: holds pictures of another model: {'; '.join(others.values())}. Give another --output, "
                 "or remove that folder."
             )
+
+    @property
+    def pipeline(self) -> dict[str, Any] | None:
+        """What paints here, as `identity_of` says it; None before anything was painted."""
+        path = self.folder / PIPELINE
+        found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return found
 
     def _seconds_of_dense(self, pipe: Any, indices: range) -> float:
         """Of a dense call, which methods of the same process are timed beside."""
@@ -209,7 +218,7 @@ class Arena:
 
     def runs(self, method: Method) -> list[dict[str, Any]]:
         """One record per call: first scene, seconds, those of a dense call beside it, token-steps (None where not
-        counted), FLOPs per picture."""
+        counted), FLOPs per picture (of the first call alone), what it was painted with."""
         return [json.loads(path.read_text()) for path in sorted((self.folder / method.slug).glob("run-*.json"))]
 
     def pictures(self, method: Method) -> torch.Tensor:
@@ -256,6 +265,7 @@ class Arena:
             save_png(image, self.picture_path(method, index), fps=self.fps)
         record = {"first": indices.start, "count": len(indices), "seconds": seconds, "token_steps": token_steps}
         record |= {"dense_seconds": seconds if beside is None else beside, "flops": flops, "notes": notes}
+        record |= painted_with(device_of(pipe))
         save_text(json.dumps(record) + "\n", self.folder / method.slug / f"run-{indices.start:05d}.json")
         return seconds
 

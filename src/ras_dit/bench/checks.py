@@ -10,7 +10,7 @@ import inspect
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ras_dit.bench.loops import device_of, run_loop, short_call
@@ -32,6 +32,7 @@ STALE_MARGIN = 2.0
 see a broken merge."""
 STILL, MOVING = 1.0, -1.0
 PROBE = RASConfig(sample_ratio=0.25, warmup_steps=1, importance="random")
+KERNEL_PROBE = PROBE.replace(importance="error", kernels="triton")
 _PROBE_STEPS = 3
 _REGION = 1
 """The first evaluation of a probe that is no dense one; that before it fills the cache."""
@@ -61,21 +62,36 @@ class Check:
     def is_green(self) -> bool:
         return self.error >= self.bound if self.is_floor else self.error <= self.bound
 
+    @property
+    def limit(self) -> str:
+        return "at least" if self.is_floor else "at most"
+
+    @property
+    def described(self) -> str:
+        return f"error {self.error:.3g}, allowed {self.limit} {self.bound:.3g}"
+
     def to_dict(self) -> dict[str, Any]:
-        limit = "at least" if self.is_floor else "at most"
-        return {"name": self.name, "error": self.error, limit: self.bound, "is_green": self.is_green}
+        return {"name": self.name, "error": self.error, self.limit: self.bound, "is_green": self.is_green}
 
 
-def require(checks: Sequence[Check]) -> None:
+def require(checks: Sequence[Check], rounding: float | None = None) -> None:
     """Let no figure pass unless all checks are green.
 
+    Args:
+        checks: all of them.
+        rounding: what `rounding_error` found, to be told beside them; None where it was not asked.
+
     Raises:
-        RefusedError: says which one is not.
+        RefusedError: says which one is not, and what all found.
     """
-    for check in checks:
-        if not check.is_green:
-            limit = "at least" if check.is_floor else "at most"
-            raise RefusedError(f"{check.name}: error {check.error:.3g}, allowed {limit} {check.bound:.3g}; no figures.")
+    if all(check.is_green for check in checks):
+        return
+    red = [f"{check.name}: {check.described}" for check in checks if not check.is_green]
+    green = [f"{check.name}: {check.described}" for check in checks if check.is_green]
+    if rounding is not None:
+        green.append(f"one unit in the last place of every block makes {rounding:.3g}")
+    beside = f" (Beside it: {'; '.join(green)}.)" if green else ""
+    raise RefusedError(f"{'; '.join(red)}; no figures.{beside}")
 
 
 @dataclass
@@ -233,8 +249,14 @@ def fresh_check(still: Probe, dtype: str) -> Check:
     return Check("region step over fresh keys equals dense", error, FRESH_TOLERANCE[dtype])
 
 
-def eager_checks(pipe: Any, call: dict[str, Any], dtype: str) -> tuple[list[Check], Probe]:
+def eager_checks(pipe: Any, call: dict[str, Any], dtype: str, has_kernels: bool = False) -> tuple[list[Check], Probe]:
     """The checks of a pipeline whose blocks run as they are.
+
+    Args:
+        pipe: RAS is not enabled on it.
+        call: arguments.
+        dtype: name of the type of the noise.
+        has_kernels: of RAS by the Triton kernels, too.
 
     Returns:
         The checks, and the probe that `compiled_checks` compares with.
@@ -246,6 +268,9 @@ def eager_checks(pipe: Any, call: dict[str, Any], dtype: str) -> tuple[list[Chec
         fresh_check(still, dtype),
         Check("stale keys can be told from fresh ones", stale_error(pipe, call), floor, is_floor=True),
     ]
+    if has_kernels:
+        by_kernels = fresh_check(probe(pipe, call, config=KERNEL_PROBE), dtype)
+        checks.append(replace(by_kernels, name=f"by the kernels, {by_kernels.name}"))
     return checks, still
 
 

@@ -63,7 +63,7 @@ def size_row(
         checks = compiled_checks(pipe, call, case.dtype, eager, config_in(mode, PROBE))
     else:
         checks = [fresh_check(probe(pipe, call), case.dtype)]
-    require(checks)
+    require(checks, None if eager is None else eager.rounding)
     found = [_Ratio(ratio, config_in(mode, case.schedule.config(ratio, num_steps))) for ratio in ratios]
     dense: list[float] = []
 

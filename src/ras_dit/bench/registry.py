@@ -201,7 +201,7 @@ CASES: dict[str, Case] = {case.name: case for case in _CASES}
 
 
 def case_named(name: str) -> Case:
-    """A case by its name, or by the name that `Case.resized`, `at_depth`, `in_dtype` and `with_kernels` gave it.
+    """A case by its name, or by the one that `Case.resized`, `at_depth`, `in_dtype`, `with_kernels` or `tiny` gave it.
 
     Raises:
         ValueError: there is no such case.
@@ -215,6 +215,8 @@ def case_named(name: str) -> Case:
         case = case_named(base)
         if last == "kernels":
             return case.with_kernels()
+        if last == "tiny":
+            return case.tiny()
         if last in DTYPES:
             return case.in_dtype(last)
         if last.startswith("depth"):

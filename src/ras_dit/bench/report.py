@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ras_dit.bench.results import holds_figures
 from ras_dit.files import whole_file
 
 if TYPE_CHECKING:
@@ -27,8 +28,13 @@ def tables(cases: Mapping[str, Mapping[str, Any]]) -> list[RenderableType]:
         modes = list(dict.fromkeys(row["mode"] for row in case["rows"]))
         shown += [speed_table(name, case, mode) for mode in modes]
         shown += [crossover_table(name, mode, found) for mode, found in case["crossover"].items()]
-        shown += [f"{name}, {part}: no figures. {why}" for part, why in case["refused"].items()]
+        shown += [f"{name}, {part}: {_no_figures(case, part)}. {why}" for part, why in case["refused"].items()]
     return [*shown, LEGEND] if shown else shown
+
+
+def _no_figures(case: Mapping[str, Any], part: str) -> str:
+    is_older = holds_figures(case, part)
+    return "no new figures; those that are shown are of other code or options" if is_older else "no figures"
 
 
 def speed_table(name: str, case: Mapping[str, Any], mode: str) -> RenderableType:
@@ -116,8 +122,11 @@ def _groups(profile: Mapping[str, float]) -> str:
     return ", ".join(f"{group} {spent:.2f} ms" for group, spent in profile.items() if spent)
 
 
-def plot(cases: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+def plot(cases: Mapping[str, Mapping[str, Any]], path: Path) -> bool:
     """Speed-up beside its limit for every config, and memory beside the cache's estimate; crossover maps below.
+
+    Returns:
+        Whether there was anything to draw; nothing is written otherwise.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -132,7 +141,7 @@ def plot(cases: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     maps = [(name, case, mode) for name, case in cases.items() for mode in case["crossover"]]
     rows = [*panels, *maps]
     if not rows:
-        return
+        return False
     heights = [3.6 if mode is None else 1.1 + 0.7 * len(case["crossover"][mode]["rows"]) for _, case, mode in rows]
     figure = Figure(figsize=(11, sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -147,6 +156,7 @@ def plot(cases: Mapping[str, Mapping[str, Any]], path: Path) -> None:
             _draw_map(right, "share of the limit", found, (0.0, 1.0), lambda one: one["speedup"] / one["limit"])
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=110)
+    return True
 
 
 def _draw_speed(axes: Any, name: str, case: Mapping[str, Any]) -> None:

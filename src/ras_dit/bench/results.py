@@ -6,7 +6,12 @@ all modes that ran) and ``speedup_same_mode``; rows of a config have ``config``,
 ``share_of_limit``, ``token_steps``, ``dense_step``, ``region_step``, ``step_kinds``, ``num_active``, ``num_tokens``,
 and where it has region steps ``memory`` and ``overhead``; the dense row and the leanest have ``profile``. ``crossover``
 has, by mode, ``rows`` of `ras_dit.bench.crossover.size_row` from the smallest picture on, what they make of
-``gains_from``, and ``left_out`` (size -> reason). Times are in seconds unless the name says otherwise.
+``gains_from``, ``left_out`` (size -> reason), and as ``about`` the facts that these were measured with: those of the
+case itself are of its loops, wherever it has some. Times are in seconds unless the name says otherwise.
+
+``refused`` has the reasons of parts that gave no figures. For resuming, ``finished`` has what the figures of a part
+depend on, and ``tried`` the same of parts without, with whether that is final: memory that ran out is not. Figures of
+other code or options stay until new ones take their place.
 """
 
 from __future__ import annotations
@@ -14,9 +19,12 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+
+from ras_dit.files import alone_with, save_text
 
 SCHEMA = 3
 EARLIER = range(1, SCHEMA)
@@ -88,27 +96,48 @@ class Results:
     Args:
         path: JSON; None keeps results in memory only.
         environment: what measurements depend on besides their own options.
+
+    Attributes:
+        is_written: something was added to the file.
     """
 
     def __init__(self, path: Path | None, environment: Mapping[str, Any]) -> None:
         self.path, self.environment = path, dict(environment)
         self.cases: dict[str, dict[str, Any]] = {}
+        self.is_written = False
         if path is not None and path.is_file():
             self.cases = _read(path)["cases"]
 
+    @classmethod
+    @contextmanager
+    def opened(cls, path: Path | None, environment: Mapping[str, Any]) -> Iterator[Results]:
+        """Results that no other process adds to meanwhile: each would write its own over those of the other.
+
+        Raises:
+            ValueError: another one does, or the file holds something else.
+        """
+        with alone_with("--output", path, "benchmark") if path is not None else nullcontext():
+            yield cls(path, environment)
+
     def is_finished(self, case: str, part: str, options: Mapping[str, Any]) -> bool:
-        """Whether a part was measured already, by the same code on the same machine with the same options. What was
-        left out for want of memory is tried again."""
-        found, (mode, size) = self.cases.get(case, {}), mode_and_size(part)
-        if size in found.get("crossover", {}).get(mode, {}).get("left_out", {}):
-            return False
-        return bool(found.get("finished", {}).get(part) == self._claim(options))
+        """Whether a part was measured already, or refused, by the same code on the same machine with the same options.
+        What there was no memory for is tried again."""
+        found, claim = self.cases.get(case, {}), self._claim(options)
+        is_refused = found.get("tried", {}).get(part) == {"claim": claim, "is_final": True}
+        return bool(is_refused or found.get("finished", {}).get(part) == claim)
+
+    def why_refused(self, case: str, part: str, options: Mapping[str, Any]) -> str | None:
+        """The reason for which the same code on the same machine with the same options gave no figures of a part."""
+        found = self.cases.get(case, {})
+        is_same = found.get("tried", {}).get(part, {}).get("claim") == self._claim(options)
+        reason: str | None = found["refused"].get(part) if is_same else None
+        return reason
 
     def _claim(self, options: Mapping[str, Any]) -> dict[str, Any]:
         claim: dict[str, Any] = json.loads(json.dumps({**self.environment, **options}))
         return claim
 
-    def keep(self, case: str, part: str, options: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    def keep(self, case: str, part: str, options: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
         """Take in a part and write the file.
 
         Args:
@@ -116,45 +145,81 @@ class Results:
             part: see `part_of`.
             options: of the measurement.
             result: ``about`` (facts of the case), and either ``rows`` and ``checks`` of a mode; or ``row`` of a size,
-                or why it was ``left_out``; or why the part was ``refused``.
+                or why it was ``left_out``; or why the part was ``refused``, and whether that ``is_final``.
+
+        Returns:
+            The parts of which older figures were dropped: what other code, another machine or other options measured
+            would be compared with what is new. Where there are no new figures, none are dropped.
         """
-        found = self.cases.setdefault(case, {"rows": [], "checks": {}, "crossover": {}, "refused": {}, "finished": {}})
-        for other in _others(found, part, self._claim(options)):
-            _take_out(found, other)
-        _take_out(found, part)
-        found.update(result.get("about", {}))
-        mode, size = mode_and_size(part)
-        if "refused" in result:
-            found["refused"][part] = result["refused"]
-        elif size is None:
-            found["rows"] += result["rows"]
-            found["checks"][mode] = result.get("checks", [])
+        found, claim = self.cases.setdefault(case, {"rows": []}), self._claim(options)
+        for name in ("checks", "crossover", "refused", "finished", "tried"):
+            found.setdefault(name, {})
+        tried = {other: one["claim"] for other, one in found["tried"].items()}
+        for other in {part, *_others(part, claim, {**found["finished"], **tried})}:
+            _forget_refusal(found, other)
+        dropped: list[str] = []
+        if "rows" in result or "row" in result:
+            dropped = _take_in(found, part, claim, result)
         else:
-            crossed = found["crossover"].setdefault(mode, {"rows": [], "gains_from": {}, "left_out": {}})
-            if "left_out" in result:
-                crossed["left_out"][size] = result["left_out"]
-            else:
-                crossed["rows"] = sorted([*crossed["rows"], result["row"]], key=lambda row: row["num_tokens"])
-                crossed["gains_from"] = gains_from(crossed["rows"])
-        found["finished"][part] = self._claim(options)
+            _leave_out(found, part, claim, result)
         compare(found)
         self.write()
+        return dropped
 
     def write(self) -> None:
         """Put the file in place, whole."""
-        from ras_dit.files import save_text
-
         if self.path is not None:
             whole = {"schema": SCHEMA, "environment": self.environment, "cases": self.cases}
             save_text(json.dumps(whole, indent=1) + "\n", self.path)
+            self.is_written = True
 
 
-def _others(case: Mapping[str, Any], part: str, claim: Mapping[str, Any]) -> list[str]:
-    """What other code, another machine or other options measured: it would be compared with what is new."""
+def _take_in(case: dict[str, Any], part: str, claim: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
+    """New figures, in the place of those that they cannot be compared with.
+
+    Returns:
+        The parts of these.
+    """
+    older = _others(part, claim, case["finished"])
+    dropped = [other for other in older if holds_figures(case, other)]
+    for other in {part, *older}:
+        _forget_figures(case, other)
+    about = result.get("about", {})
+    mode, size = mode_and_size(part)
+    if size is None:
+        case["rows"] += result["rows"]
+        case["checks"][mode] = result.get("checks", [])
+    else:
+        crossed = _crossed(case, mode)
+        crossed["rows"] = sorted([*crossed["rows"], result["row"]], key=lambda row: row["num_tokens"])
+        crossed["gains_from"] = gains_from(crossed["rows"])
+        crossed["about"] = about
+    if size is None or not case["rows"]:
+        case.update(about)
+    case["finished"][part] = claim
+    return dropped
+
+
+def _leave_out(case: dict[str, Any], part: str, claim: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    """Why there are no new figures; others stay, but for those that the same code gave before."""
+    if case["finished"].get(part) == claim:
+        _forget_figures(case, part)
+    mode, size = mode_and_size(part)
+    if "refused" in result:
+        case["refused"][part] = result["refused"]
+    else:
+        _crossed(case, mode)["left_out"][size] = result["left_out"]
+    case["tried"][part] = {"claim": claim, "is_final": "refused" in result and result.get("is_final", True)}
+    if not any(holds_figures(case, other) for other in case["finished"]):
+        case.update(result.get("about", {}))
+
+
+def _others(part: str, claim: Mapping[str, Any], claims: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Parts that other code, another machine or other options measured: they would be compared with what is new."""
     is_loops = mode_and_size(part)[1] is None
     return [
         other
-        for other, theirs in case["finished"].items()
+        for other, theirs in claims.items()
         if (mode_and_size(other)[1] is None) == is_loops and _differ(claim, theirs)
     ]
 
@@ -165,21 +230,48 @@ def _differ(claim: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return any(claim.get(name) != other.get(name) for name in names)
 
 
-def _take_out(case: dict[str, Any], part: str) -> None:
-    """Forget a part."""
+def holds_figures(case: Mapping[str, Any], part: str) -> bool:
+    """Whether there are figures of a part, of whatever code."""
+    mode, size = mode_and_size(part)
+    if size is None:
+        return any(row["mode"] == mode for row in case["rows"])
+    return any(row["size"] == size for row in case["crossover"].get(mode, {}).get("rows", ()))
+
+
+def _crossed(case: dict[str, Any], mode: str) -> dict[str, Any]:
+    """The crossover of a mode, to add to."""
+    found: dict[str, Any] = case["crossover"].setdefault(mode, {"rows": [], "gains_from": {}, "left_out": {}})
+    return found
+
+
+def _forget_figures(case: dict[str, Any], part: str) -> None:
     case["finished"].pop(part, None)
-    case["refused"].pop(part, None)
     mode, size = mode_and_size(part)
     if size is None:
         case["rows"] = [row for row in case["rows"] if row["mode"] != mode]
         case["checks"].pop(mode, None)
     elif mode in case["crossover"]:
         crossed = case["crossover"][mode]
-        crossed["left_out"].pop(size, None)
         crossed["rows"] = [row for row in crossed["rows"] if row["size"] != size]
         crossed["gains_from"] = gains_from(crossed["rows"])
-        if not (crossed["rows"] or crossed["left_out"]):
-            del case["crossover"][mode]
+        _end_empty(case, mode)
+
+
+def _forget_refusal(case: dict[str, Any], part: str) -> None:
+    """Forget why a part gave no figures."""
+    case["refused"].pop(part, None)
+    case["tried"].pop(part, None)
+    mode, size = mode_and_size(part)
+    if size is not None and mode in case["crossover"]:
+        case["crossover"][mode]["left_out"].pop(size, None)
+        _end_empty(case, mode)
+
+
+def _end_empty(case: dict[str, Any], mode: str) -> None:
+    """Take out the crossover of a mode of which nothing is left."""
+    crossed = case["crossover"][mode]
+    if not (crossed["rows"] or crossed["left_out"]):
+        del case["crossover"][mode]
 
 
 GAIN = 1.05

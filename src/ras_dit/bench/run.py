@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,6 +20,7 @@ from ras_dit.bench.overhead import overhead
 from ras_dit.bench.profiling import profile_step
 from ras_dit.bench.results import Results, mode_and_size, part_of
 from ras_dit.config import RASConfig
+from ras_dit.errors import is_out_of_memory
 from ras_dit.remarks import AdviceWarning, RASWarning
 
 Advance = Callable[[str], None]
@@ -78,6 +80,27 @@ class Settings:
         texts = self.sizes if self.sizes is not None else case.sizes
         return list(dict.fromkeys(Size.parse(text, case.size) for text in texts))
 
+    def with_parts(self, cases: list[Case], is_named: bool) -> list[Case]:
+        """The cases of which there is something to measure.
+
+        Args:
+            cases: any.
+            is_named: somebody asked for picture sizes of these very cases: those that have none are not left out.
+
+        Raises:
+            ValueError: they are not to be left out.
+        """
+        without = [case for case in cases if not self.sizes_of(case)] if self.has_crossover and is_named else []
+        if without:
+            flag = "--sizes" if self.sizes is not None else "--crossover" if self.has_loops else "--no-loops"
+            names = ", ".join(case.name for case in without)
+            if any(case.dimensions is None for case in without):
+                why = "the model in the box is timed at its own size; take another case"
+            else:
+                why = "it has no picture sizes of its own; give --sizes"
+            raise ValueError(f"{flag}: got it for {names}, but {why}, or leave {flag} out.")
+        return [case for case in cases if self.parts(case)]
+
     def least_of(self, case: Case, parts: list[str]) -> Case:
         """The case at the size at which RAS is checked before these parts are measured: its own, or where no whole
         loops are among them, the smallest of all sizes asked for."""
@@ -122,28 +145,40 @@ class Benchmark:
         """Measure all that is not there yet.
 
         Returns:
-            Whether every part that ran was green.
+            Whether no part of these cases was refused, now or, by the same code with the same options, before.
         """
         with _on(self.settings.device):
-            return self._run(cases)
+            is_green = True
+            for case in cases:
+                is_green &= self._measure(case)
+            return is_green
 
-    def _run(self, cases: list[Case]) -> bool:
-        for case in cases:
-            due = [part for part in self.settings.parts(case) if not self._is_finished(case, part)]
-            if not due:
+    def _measure(self, case: Case) -> bool:
+        parts = self.settings.parts(case)
+        due = [part for part in parts if not self._is_finished(case, part)]
+        known = {part: self._why_refused(case, part) for part in parts if part not in due}
+        for part, why in known.items():
+            if why is not None:
+                self.say(f"{case.name}, {part}: refused before, by the same code with the same options. {why}")
+        is_green = not any(known.values())
+        if not due:
+            if None in known.values():
                 self.say(f"{case.name}: measured already, with the same code and options.")
-            elif reason := self.settings.least_of(case, due).why_skipped(self.settings.device):
-                self.say(f"{case.name}: left out, {reason}.")
-            else:
-                try:
-                    self._run_case(case, due)
-                finally:
-                    _free(self.settings.device)
-        refused = [found["refused"] for found in self.results.cases.values()]
-        return not any(refused)
+        elif reason := self.settings.least_of(case, due).why_skipped(self.settings.device):
+            self.say(f"{case.name}: left out, {reason}.")
+        else:
+            try:
+                self._run_case(case, due)
+            finally:
+                _free(self.settings.device)
+            is_green &= not any(self._why_refused(case, part) for part in due)
+        return is_green
 
     def _is_finished(self, case: Case, part: str) -> bool:
         return self.results.is_finished(case.name, part, self.settings.options(case, part))
+
+    def _why_refused(self, case: Case, part: str) -> str | None:
+        return self.results.why_refused(case.name, part, self.settings.options(case, part))
 
     def _run_case(self, case: Case, due: list[str]) -> None:
         import torch
@@ -152,7 +187,7 @@ class Benchmark:
         try:
             pipe = case.make(settings.device)
             call = settings.least_of(case, due).call(pipe, settings.device, settings.steps_of(case))
-            checks, eager = eager_checks(pipe, call, case.dtype)
+            checks, eager = eager_checks(pipe, call, case.dtype, case.has_kernels)
         except torch.OutOfMemoryError as error:
             for part in due:
                 self._keep(case, part, self._refused(case, part, error))
@@ -169,20 +204,25 @@ class Benchmark:
                 result = self._refused(case, part, error)
             self._keep(case, part, result)
 
-    def _refused(self, case: Case, part: str, error: Exception) -> dict[str, str]:
+    def _refused(self, case: Case, part: str, error: Exception) -> dict[str, Any]:
         reason = f"{type(error).__name__}: {first_line(error)}"
         self.say(f"{case.name}, {part}: {reason}")
-        return {"refused": reason}
+        is_final = isinstance(error, (RefusedError, RASWarning))  # what else went wrong may be the machine's fault
+        if not is_final and not is_out_of_memory(error):
+            self.say("".join(traceback.format_exception(error)))
+        return {"refused": reason, "is_final": is_final}
 
     def _keep(self, case: Case, part: str, result: Mapping[str, Any]) -> None:
         about = _about(case, self.settings)
-        self.results.keep(case.name, part, self.settings.options(case, part), {"about": about, **result})
+        dropped = self.results.keep(case.name, part, self.settings.options(case, part), {"about": about, **result})
+        if dropped:
+            self.say(f"{case.name}: dropped what other code, options or machines measured ({', '.join(dropped)}).")
 
     def _part(
         self, case: Case, pipe: Any, call: dict[str, Any], part: str, checks: list[Check], eager: Probe
     ) -> dict[str, Any]:
         mode, size = mode_and_size(part)[0], _size_of(part)
-        require(checks)
+        require(checks, eager.rounding)
         num_before = num_without_graphs()
         if size is None:
             result = self._loops(case, pipe, call, mode, checks, eager)
@@ -199,7 +239,7 @@ class Benchmark:
             if mode != "eager":
                 settle(pipe, call)
                 checks = compiled_checks(pipe, call, case.dtype, eager, config_in(mode, PROBE))
-                require(checks)
+                require(checks, eager.rounding)
             rows = self._rows(case, pipe, call, mode)
         return {"rows": rows, "checks": [check.to_dict() for check in checks]}
 

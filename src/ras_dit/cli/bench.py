@@ -43,7 +43,9 @@ def bench(
     dtype: Annotated[
         str | None, typer.Option(help="bfloat16, float16 or float32, instead of the case's own (bfloat16).")
     ] = None,
-    tiny: Annotated[bool, typer.Option(help="The same architectures at toy size, to try the command.")] = False,
+    tiny: Annotated[
+        bool, typer.Option(help="The same architectures at toy size, as mid-tiny, to try the command.")
+    ] = False,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="JSON; parts that are finished in it are not measured again.")
     ] = Path("outputs/bench.json"),
@@ -56,7 +58,7 @@ def bench(
 
     Models are built from their published dimensions with random weights: nothing is downloaded. No figure is given
     unless, in the same process, region steps over fresh keys equal dense ones and compiled blocks equal eager ones.
-    Leaves with 3 if a figure was refused.
+    Leaves with 3 if a figure was refused, and says which and why.
     """
     from rich.console import Console
 
@@ -85,6 +87,7 @@ def bench(
         if tiny and value is not None:
             raise ValueError(f"{flag}: got it with --tiny, whose models have toy sizes, in float32; leave one out.")
     chosen = chosen_cases(tuple(case or ()), where, dtype, size, depth)
+    chosen = [one.tiny() for one in chosen] if tiny else chosen
     settings = Settings(
         device=where,
         modes=modes,
@@ -97,19 +100,24 @@ def bench(
         has_loops=loops,
         backend=backend,
     )
-    results = Results(output, environment(where))
+    chosen = settings.with_parts(chosen, is_named=bool(case))
     speak = Console(stderr=True, highlight=False, soft_wrap=True)
-    benchmark = Benchmark(settings, results, described_progress, lambda text: speak.print(text, markup=False))
-    is_green = benchmark.run([one.tiny() for one in chosen] if tiny else chosen)
+    with Results.opened(output, environment(where)) as results:
+        benchmark = Benchmark(settings, results, described_progress, lambda text: speak.print(text, markup=False))
+        is_green = benchmark.run(chosen)
     shown = {one.name: results.cases[one.name] for one in chosen if one.name in results.cases}
     for table in tables(shown):
         console.print(table, markup=False, soft_wrap=isinstance(table, str))
     for name, found in shown.items():
         for line in profile_lines(found):
             console.print(f"{name}, {line}", markup=False, soft_wrap=True)
-    if plot is not None:
-        draw(shown, plot)
-    console.print(f"Wrote {output}" + (f" and {plot}" if plot else ""), markup=False, soft_wrap=True)
+    written = [str(output)] if results.is_written else []
+    if plot is not None and draw(shown, plot):
+        written.append(str(plot))
+    elif plot is not None:
+        speak.print(f"--plot: there are no figures, and so no {plot}.", markup=False)
+    if written:
+        console.print(f"Wrote {' and '.join(written)}", markup=False, soft_wrap=True)
     if not is_green:
         raise typer.Exit(EXIT_VERDICT)
 

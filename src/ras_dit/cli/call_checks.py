@@ -184,9 +184,14 @@ def check_picture(pipe: Any, picture: Picture, config: RASConfig | None) -> None
         return
     if config.rules == "reference":
         config = config.replace(skip_num_step=0, skip_num_step_length=0)  # how many may be dropped goes by the tokens
+    build_plan(config, num_evaluations(pipe, picture.steps), num_tokens=4096)  # the steps are checked, not those
+
+
+def num_evaluations(pipe: Any, steps: int) -> int:
+    """How often a call of so many steps evaluates its transformer for the whole picture, as far as can be told before
+    it."""
     order = getattr(pipe.scheduler, "order", 1)
-    steps = _num_steps(pipe, picture.steps)
-    build_plan(config, steps * order - (order - 1), num_tokens=4096)  # the steps are checked, not those
+    return _num_steps(pipe, steps) * order - (order - 1)
 
 
 def _num_steps(pipe: Any, steps: int) -> int:

@@ -109,11 +109,12 @@ def comparison_pictures(result: Comparison, is_video: bool) -> list[Image.Image]
 def _print(result: Comparison, files: list[Path]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from ras_dit.cli.measure import decibels, times
 
     summary = result.summary
-    table = Table(title=f"{result.picture.prompt} (seed {result.picture.seed})", title_justify="left")
+    table = Table(title=Text(f"{result.picture.prompt} (seed {result.picture.seed})"), title_justify="left")
     for name in ("", "dense", "RAS"):
         table.add_column(name, justify="left" if not name else "right")
     table.add_row("time of the whole call, median", f"{result.dense_median:.3f} s", f"{result.ras_median:.3f} s")

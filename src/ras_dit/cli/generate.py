@@ -202,10 +202,10 @@ def _check_calls(pipeline_class: Any, pictures: Mapping[Picture, Origin]) -> Non
 
 
 def _paint_all(batch: Batch, pictures: Mapping[Picture, Origin], device: str, offload: str, console: Console) -> None:
-    from ras_dit.cli.call_checks import check_picture
+    from ras_dit.cli.call_checks import check_picture, num_evaluations
     from ras_dit.cli.pictures import resolved
     from ras_dit.cli.pipelines import load_pipeline
-    from ras_dit.cli.progress import runs_progress
+    from ras_dit.cli.progress import runs_progress, share_of
 
     def check_class(pipeline_class: Any) -> None:
         _check_calls(pipeline_class, pictures)
@@ -217,10 +217,11 @@ def _paint_all(batch: Batch, pictures: Mapping[Picture, Origin], device: str, of
     for picture, origin in pictures.items():  # a mistake in the last one is known before the first is painted
         with origin.named(check):
             check(picture)
-    with runs_progress(f"{len(pictures)} picture(s)", sum(picture.steps for picture in pictures)) as advance:
-        for picture, origin in pictures.items():
-            with origin.named():
-                files, summary = _paint_one(pipe, batch, picture, advance)
+    counts = [num_evaluations(pipe, picture.steps) for picture in pictures]
+    with runs_progress(f"{len(pictures)} picture(s)", sum(counts)) as advance:
+        for (picture, origin), count in zip(pictures.items(), counts, strict=True):
+            with origin.named(), share_of(advance, count) as on_step:
+                files, summary = _paint_one(pipe, batch, picture, on_step)
             for file in files:
                 console.print(f"Wrote {file}", markup=False)
             if summary is not None:
@@ -228,7 +229,7 @@ def _paint_all(batch: Batch, pictures: Mapping[Picture, Origin], device: str, of
 
 
 def _paint_one(
-    pipe: Any, batch: Batch, picture: Picture, advance: Callable[[], None]
+    pipe: Any, batch: Batch, picture: Picture, on_step: Callable[[], None]
 ) -> tuple[list[Path], Summary | None]:
     """Paint and write; the files of the picture, and what RAS did (None of a dense run)."""
     from ras_dit.cli.outputs import painted_maps, save_painted
@@ -242,10 +243,10 @@ def _paint_one(
     asked = resolved(pipe, batch.model, picture)
     summary = None
     if batch.config is None:
-        frames = paint(pipe, asked, advance)
+        frames = paint(pipe, asked, on_step)
     else:
         with accelerate(pipe, batch.config) as handle:
-            frames = paint(pipe, asked, advance)
+            frames = paint(pipe, asked, on_step)
             summary = handle.summary()
         if batch.saves_trace:  # before the picture, which is what says that all is there
             trace, heatmap = _trace_files(path)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ras_dit.cli import options
 from ras_dit.config import RASConfig
@@ -69,7 +70,7 @@ def plan(
 
 
 def _plan_table(result: Plan, title: str) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     for name, side in (("step", "right"), ("kind", "left"), ("tokens", "right"), ("share", "right"), ("", "left")):
         table.add_column(name, justify="right" if side == "right" else "left", no_wrap=True)
     colours = {"dense": "bright_red", "region": "bright_green", "skip": "bright_black"}

@@ -45,7 +45,9 @@ def build(
         int | None, typer.Option(help="Scale larger pictures and videos down to so many pixels.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="To draw the same study again. Voters must not know it.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another study and its key.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace another study; its key and votes are moved aside.")
+    ] = False,
 ) -> None:
     """Build a page for blind votes from pairs of pictures, or of videos (animated PNG or WebP).
 
@@ -71,11 +73,13 @@ def build(
     pairs = find_pairs(folder, ours, against, prompts)
     with runs_progress("reading pairs", num_pairs or len(pairs)) as advance:
         study = build_study(pairs, ours, against, config, advance)
-    study.save(output, overwrite)
+    moved = study.save(output, overwrite)
     if study.num_bytes > LARGE_PAGE:
         size = f"{study.num_bytes / 2**20:.0f} MB"
         _note(f"the page has {size}, much for a phone; --num-pairs or --max-side make it smaller.")
     console = Console(soft_wrap=True, highlight=False)
+    if moved:
+        console.print(f"Of the study that was there: {' and '.join(map(str, moved))}.", markup=False)
     screens = f"{len(study.key.pairs)} pairs on {len(study.key.trials)} screens"
     console.print(f"Wrote {output / PAGE}: {screens}; give it to voters.", markup=False)
     console.print(f"Wrote {output / KEY}: tells the sides apart; keep it to yourself.", markup=False)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ras_dit.arena import Scene
     from ras_dit.tune import Metric
 
+FIRST_SEED = 5000
+"""Of prompts without a seed of their own. Far from those of the arena, which is to judge a config by other pictures."""
 TARGET, PICTURES, SEARCH = "Target", "Pictures", "Search"
 
 
@@ -124,19 +126,20 @@ def tune(
     from ras_dit.files import check_folder
     from ras_dit.remarks import AdviceWarning
     from ras_dit.tune import Floor, Target, Tuning, write_report
-    from ras_dit.tune.report import preset_path
+    from ras_dit.tune.report import check_name, preset_path
     from ras_dit.tune.search import load_optuna
 
     warnings.simplefilter("ignore", AdviceWarning)  # every config's cost is measured, or counted as asked
     load_optuna()
     check_folder("--output", output)
+    check_name(name)
     bounds = {"psnr": min_psnr, "ssim": min_ssim, "lpips": max_lpips}
     metrics = _metrics(max_lpips is not None or maximise == "lpips", lpips_weights, resolve_device(device))
     if maximise not in metrics:
         raise ValueError(f"--maximise: got {maximise!r}; allowed: psnr, ssim, lpips.")
     floors = tuple(Floor(metrics[name], bound) for name, bound in bounds.items() if bound is not None)
     target = Target(floors, max_cost, cost, metrics[maximise], quantile)  # type: ignore[arg-type]
-    first, second = _scenes(prompts_file, calibration, validation, is_embedded=model in EMBEDDED)
+    first, second = _scenes(prompts_file, calibration, validation, model in EMBEDDED, output)
     base = RASConfig() if config is None else RASConfig.load(config)
     if frames is not None and frames < 1:
         raise ValueError(f"--frames: got {frames}; allowed: at least 1.")
@@ -185,17 +188,22 @@ def _metrics(needs_lpips: bool, lpips_weights: Path | None, device: str) -> dict
 
 
 def _scenes(
-    prompts_file: Path | None, calibration: int, validation: int, is_embedded: bool
+    prompts_file: Path | None, calibration: int, validation: int, is_embedded: bool, folder: Path
 ) -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:
     from ras_dit.cli.scenes import read_scenes
+    from ras_dit.tune.tuning import scenes_of
 
     for flag, count in (("--calibration", calibration), ("--validation", validation)):
         if count < 2:
             raise ValueError(f"{flag}: got {count}; allowed: at least 2.")
-    scenes = read_scenes(prompts_file, calibration + validation, is_embedded)
-    if len(scenes) < calibration + validation:
+    count = calibration + validation
+    scenes = read_scenes(prompts_file, count, is_embedded, FIRST_SEED)
+    if len(scenes) < count:
         raise ValueError(
-            f"--prompts-file: got {len(scenes)} prompts; allowed: at least {calibration + validation}, {calibration} "
+            f"--prompts-file: got {len(scenes)} prompts; allowed: at least {count}, {calibration} "
             f"for --calibration and {validation} others for --validation."
         )
-    return tuple(scenes[:calibration]), tuple(scenes[calibration : calibration + validation])
+    of_before, begun = read_scenes(prompts_file, count, is_embedded), scenes_of(folder)
+    if any(scene in begun for scene in of_before if scene not in scenes):
+        scenes = of_before  # a folder that was begun with the seeds of the arena goes on with them
+    return tuple(scenes[:calibration]), tuple(scenes[calibration:count])

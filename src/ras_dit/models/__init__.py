@@ -116,7 +116,10 @@ def token_plan_of(transformer: Any) -> TokenPlan:
     """
     for cls in type(transformer).__mro__:
         if cls.__name__ in TOKEN_PLANS:
-            return TOKEN_PLANS[cls.__name__]
+            plan = TOKEN_PLANS[cls.__name__]
+            if cls is not type(transformer):
+                _check_blocks(transformer, plan)
+            return plan
     name = type(transformer).__name__
     for cls in type(transformer).__mro__:
         if cls.__name__ in REFUSED:
@@ -127,6 +130,26 @@ def token_plan_of(transformer: Any) -> TokenPlan:
     raise ValueError(
         f"transformer: got {name}; supported: {', '.join(TOKEN_PLANS)}.{hint} How to add one: docs/adding-a-model.md."
     )
+
+
+def _check_blocks(transformer: Any, plan: TokenPlan) -> None:
+    """Refuse a subclass with blocks of its own (those of quantised engines hold many in one): RAS would pass them by.
+
+    Raises:
+        ValueError: a list of blocks has no attention modules where the plan looks for them.
+    """
+    names, found = [name for name, _ in transformer.named_modules()], list(plan.attention_modules(transformer))
+    paths = dict.fromkeys(pattern.partition(".*")[0] + "." for pattern in plan.attention)
+    lost = [path for path in paths if _any_under(path, names) and not _any_under(path, found)]
+    if lost or not found:
+        raise ValueError(
+            f"transformer: got {type(transformer).__name__}, a {plan.transformer} with other blocks; allowed: "
+            f"attention modules at {', '.join(plan.attention)}. How to add a class of its own: docs/adding-a-model.md."
+        )
+
+
+def _any_under(path: str, names: list[str]) -> bool:
+    return any(name.startswith(path) for name in names)
 
 
 def check_uncached(transformer: Any) -> None:

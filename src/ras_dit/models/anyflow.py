@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from ras_dit.geometry import TokenGrid
 from ras_dit.models.plan import Arguments, TokenPlan, TokenSelect
 
@@ -13,7 +15,18 @@ def grid(transformer: Any, arguments: Arguments) -> TokenGrid:
     return TokenGrid.of_video(arguments["hidden_states"], transformer.config.patch_size[1], channel_dim=2)
 
 
-ANYFLOW = TokenPlan(
+class AnyFlowPlan(TokenPlan):
+    """Timesteps are per frame, and 0 for given ones, which the pipeline puts back after every step."""
+
+    def given_tokens(self, arguments: Arguments, grid: TokenGrid, num_extra: int = 0) -> torch.Tensor | None:
+        timestep = arguments[self.timestep]
+        if timestep.ndim < 2 or timestep.shape[1] != grid.num_frames:
+            return None
+        is_given = timestep[:1].cpu() == 0
+        return is_given.repeat_interleave(grid.tokens_per_frame, dim=1) if bool(is_given.any()) else None
+
+
+ANYFLOW = AnyFlowPlan(
     transformer="AnyFlowTransformer3DModel",
     family="AnyFlow",
     pipelines=("AnyFlowPipeline",),

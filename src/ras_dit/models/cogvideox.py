@@ -20,6 +20,12 @@ def flat_frames_grid(transformer: Any, arguments: Arguments) -> TokenGrid:
     return TokenGrid.of_video(arguments["hidden_states"], transformer.config.patch_size, channel_dim=2)
 
 
+def can_drop_text(transformer: Any) -> bool:
+    """Positions that are added, fixed or learned, are added to text and picture as one sequence of full length."""
+    config = transformer.config
+    return bool(config.use_rotary_positional_embeddings and not config.use_learned_positional_embeddings)
+
+
 COGVIDEOX = TokenPlan(
     transformer="CogVideoXTransformer3DModel",
     family="CogVideoX, CogVideoX 1.5",
@@ -34,7 +40,7 @@ COGVIDEOX = TokenPlan(
     grid=grid,
     patch=lambda transformer: (transformer.config.patch_size_t or 1, transformer.config.patch_size),
     text_rows={"encoder_hidden_states": 1},
-    can_drop_text=lambda transformer: transformer.config.use_rotary_positional_embeddings,  # else places are added
+    can_drop_text=can_drop_text,
     linears={
         "*.norm*": "row",
         "transformer_blocks.*": "joint",
@@ -43,7 +49,7 @@ COGVIDEOX = TokenPlan(
         "proj_out": "image",
     },
     caveats=(
-        "`text_reuse` needs rotary positions: not CogVideoX-2B.",
+        "`text_reuse` needs rotary positions alone: not CogVideoX-2B, nor CogVideoX-5B-I2V.",
         "CogVideoXDPMScheduler adds fresh noise at every step and runs dense; use CogVideoXDDIMScheduler.",
     ),
 )
@@ -55,6 +61,7 @@ CONSISID = dataclasses.replace(
     pipelines=("ConsisIDPipeline",),
     grid=flat_frames_grid,
     patch=lambda transformer: (1, transformer.config.patch_size),
+    caveats=COGVIDEOX.caveats[1:],
     linears={
         **COGVIDEOX.linears,
         "perceiver_cross_attention.*.to_q": "image",

@@ -79,6 +79,7 @@ CHROMA = replace(
     family="Chroma",
     pipelines=("ChromaPipeline", "ChromaImg2ImgPipeline"),
     text_rows={"encoder_hidden_states": 1, "txt_ids": 0},  # its attention mask covers the image, too, and stays whole
+    mask_query=0,  # every block makes one for all queries of its own
     reuses_references=False,
     caveats=(
         "Its modulations come from one network of their own, worked out once per row, which the cost leaves out.",

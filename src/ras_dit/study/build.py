@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import random
+import re
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -74,19 +76,49 @@ class Study:
         """Size of the page."""
         return len(self.html.encode())
 
-    def save(self, folder: Path, overwrite: bool = False) -> None:
+    def save(self, folder: Path, overwrite: bool = False) -> list[Path]:
         """Write ``study.html`` and ``key.json``.
+
+        Args:
+            folder: where.
+            overwrite: take the place of another study, whose votes and key are moved aside together.
+
+        Returns:
+            Where they are now; empty if there was no other study.
 
         Raises:
             ValueError: the folder holds the key of another study, whose votes could no longer be read.
         """
         path = folder / KEY
-        if path.exists() and not overwrite and path.read_text(encoding="utf-8") != self.key.to_json():
-            raise ValueError(
-                f"{folder}: holds another study, whose votes need its key; give another folder, or --overwrite."
-            )
+        moved: list[Path] = []
+        if path.exists() and path.read_text(encoding="utf-8", errors="replace") != self.key.to_json():
+            if not overwrite:
+                raise ValueError(
+                    f"{folder}: holds another study, whose votes need its key; give another folder, or --overwrite, "
+                    "which moves both aside."
+                )
+            moved = _put_aside(folder)
         save_text(self.key.to_json(), path)
         save_text(self.html, folder / PAGE)
+        return moved
+
+
+def _put_aside(folder: Path) -> list[Path]:
+    """Move the votes and the key of a study to names with its id, which are free for both; where they are now."""
+    path = folder / KEY
+    try:
+        study = re.sub(r"\W", "-", str(Key.load(path).study))
+    except ValueError:
+        study = "unreadable"
+    for number in itertools.count(1):
+        ending = f"-{study}" if number == 1 else f"-{study}-{number}"
+        places = {folder / VOTES: folder / f"{VOTES}{ending}", path: path.with_stem(f"{path.stem}{ending}")}
+        if not any(place.exists() for place in places.values()):
+            break
+    moved = {source: place for source, place in places.items() if source.exists()}
+    for source, place in moved.items():  # votes first: the key says that they are still to be moved
+        source.rename(place)
+    return list(moved.values())
 
 
 def build_study(

@@ -90,7 +90,10 @@ def parse_ballot(text: str | bytes, study: str, trials: Collection[str], source:
     if not isinstance(values, dict) or (values.get("format"), values.get("version")) != (FORMAT, VERSION):
         raise ValueError(f"{source}: holds no votes; give a file that the page's download button made.")
     if values.get("study") != study:
-        raise ValueError(f"{source}: holds votes of study {_short(values.get('study'))}; allowed: those of {study!r}.")
+        raise ValueError(
+            f"{source}: holds votes of study {_short(values.get('study'))}; allowed: those of {study!r}. Read it "
+            "with the key of its own study, or move it away."
+        )
     voter, name, saved, votes = (values.get(name) for name in ("voter", "name", "saved", "votes"))
     if not isinstance(voter, str) or not re.fullmatch("[0-9a-f]{32}", voter):
         raise ValueError(f"{source}: voter: got {voter!r}; allowed: 32 hexadecimal digits.")

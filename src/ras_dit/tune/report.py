@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,26 @@ from typing import Any
 from ras_dit.files import save_text
 from ras_dit.tune.plot import plot
 from ras_dit.tune.trial import Trial, best_of, front_of, key_of
-from ras_dit.tune.tuning import Outcome, Tuning
+from ras_dit.tune.tuning import CLAIM, Outcome, Tuning, claim_of
 from ras_dit.tune.validate import Validated
 from ras_dit.versions import versions
+
+REPORT = ".report"
+"""Ends the name of the report of a preset."""
+
+
+def check_name(name: str) -> None:
+    """Refuse a name of a preset that is none of a file, or of a file that a tuning keeps.
+
+    Raises:
+        ValueError: says which.
+    """
+    if not re.fullmatch(r"[\w-][\w.-]*", name):
+        raise ValueError(f"--name: got {name!r}; allowed: letters, digits, _, - and ., which does not come first.")
+    if name.lower() == Path(CLAIM).stem:  # some file systems take both for one
+        raise ValueError(f"--name: got {name!r}; allowed: any but that of {CLAIM}, which the folder keeps.")
+    if name.lower().endswith(REPORT):
+        raise ValueError(f"--name: got {name!r}; allowed: no name ending in {REPORT}, as the reports of others do.")
 
 
 def write_report(tuning: Tuning, outcome: Outcome, name: str = "tuned", has_plot: bool = True) -> dict[str, Any]:
@@ -22,9 +40,13 @@ def write_report(tuning: Tuning, outcome: Outcome, name: str = "tuned", has_plot
 
     Returns:
         What the report holds.
+
+    Raises:
+        ValueError: a name that `check_name` refuses.
     """
+    check_name(name)
     result = report(tuning, outcome)
-    save_text(json.dumps(result, indent=1) + "\n", tuning.folder / f"{name}.report.json")
+    save_text(json.dumps(result, indent=1) + "\n", tuning.folder / f"{name}{REPORT}.json")
     preset = preset_path(tuning, name)
     if outcome.verdict.chosen is None:
         preset.unlink(missing_ok=True)
@@ -66,6 +88,7 @@ def report(tuning: Tuning, outcome: Outcome) -> dict[str, Any]:
         "front": [{**_outline(trial), "config": trial.config.to_dict()} for trial in front_of(outcome.trials, target)],
         "trials": [trial.to_dict() for trial in outcome.trials],
         "versions": {**versions(), "optuna": version("optuna")},
+        "versions_of_trials": claim_of(tuning.folder).get("versions", []),  # None: of before they were kept
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -13,23 +14,29 @@ from typing import Any, Literal, get_args
 import torch
 
 from ras_dit.arena.methods import Method, Solver, why_unfit
+from ras_dit.arena.origins import described
 from ras_dit.arena.run import CONVERGED, DENSE, Scene, identity_of
 from ras_dit.config import RASConfig
 from ras_dit.engine import check_reuse
-from ras_dit.files import alone_in, claim_folder
+from ras_dit.files import alone_in, claim_folder, save_text
 from ras_dit.models import token_plan_of
 from ras_dit.pipeline import device_of
+from ras_dit.remarks import RASWarning
 from ras_dit.schedule import is_euler, why_stochastic
 from ras_dit.tune.measure import Bench, SceneSet
 from ras_dit.tune.search import Search, known_for, load_optuna
 from ras_dit.tune.space import Run, Space
 from ras_dit.tune.target import Target
 from ras_dit.tune.trial import Trial, best_of, candidates_of
-from ras_dit.tune.validate import Validated, Validation, Verdict
+from ras_dit.tune.validate import NUM_AT_LEAST, Validated, Validation, Verdict
+from ras_dit.versions import versions
 
 Reference = Literal["dense", "converged"]
 Progress = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
-"""From a title and a number of units to a context whose function counts one and says how things stand."""
+"""From a title and a number of units, which may turn out to be more, to a context whose function counts one and says
+how things stand."""
+CLAIM = "tuning.json"
+"""What a folder was begun for, and the versions that worked there since."""
 
 
 @contextmanager
@@ -142,11 +149,15 @@ class Tuning:
             self._search(search, trials, plan_trials, progress)
             judge = Validation(self.folder / "validation", bench, validation, self.target)
             candidates = candidates_of(search.trials, self.target)
-            with progress("validating", min(3, len(candidates))) as advance:
+            with progress("validating", min(NUM_AT_LEAST, len(candidates))) as advance:
                 verdict = judge.choose(candidates, lambda: advance("validating"))
-            with progress("dense runs at this cost", 3) as advance:
-                baselines = self._baselines(judge, verdict, advance)
-        return Outcome(verdict, tuple(search.trials), baselines)
+            methods = self._baselines(bench, verdict)
+            with progress("dense runs at this cost", len(methods)) as advance:
+                baselines = []
+                for method in methods:
+                    baselines.append(judge.validate(method.name, method))
+                    advance("dense runs at this cost")
+        return Outcome(verdict, tuple(search.trials), tuple(baselines))
 
     def _check(self, pipe: Any) -> None:
         if reason := why_stochastic(pipe.scheduler):
@@ -159,6 +170,7 @@ class Tuning:
             )
 
     def _claim(self, bench: Bench) -> None:
+        before, now = claim_of(self.folder), versions()
         purpose = {
             "model": self.model,
             **identity_of(bench.pipe),
@@ -177,10 +189,26 @@ class Tuning:
         }
         if self.offload != "none" and self.target.cost == "time":  # as in folders begun without a word of it
             purpose["offload"] = self.offload
-        if others := claim_folder(self.folder / "tuning.json", purpose):
+        if "versions" in before or not before:  # likewise; they differ without being refused
+            purpose["versions"] = before.get("versions", [now])
+        if others := claim_folder(self.folder / CLAIM, purpose):
             raise ValueError(
                 f"{self.folder}: holds a tuning with another {', '.join(others)}; give another folder, or remove it "
                 f"({'; '.join(others.values())})."
+            )
+        self._keep_versions(before, now)
+
+    def _keep_versions(self, before: dict[str, Any], now: dict[str, str]) -> None:
+        """Keep all versions that worked in the folder, and say so if these are not the only ones."""
+        kept: list[dict[str, str] | None] = before.get("versions", [None] if before else [now])
+        if now not in kept:
+            save_text(json.dumps({**before, "versions": [*kept, now]}, indent=1) + "\n", self.folder / CLAIM)
+        if others := [described(each) for each in kept if each != now]:
+            warnings.warn(
+                f"{self.folder}: was worked on with {' and with '.join(others)}, and goes on with {described(now)}: "
+                "trials of different versions are compared with each other. Another folder begins anew.",
+                RASWarning,
+                stacklevel=4,
             )
 
     def _references(self, bench: Bench, progress: Progress) -> tuple[SceneSet, SceneSet]:
@@ -206,28 +234,37 @@ class Tuning:
             missed = "" if best.is_met(self.target) else " (misses the target)"
             return f"best so far: {self.target.cost} {best.cost:.3f}, {self.target.main.name} {value:.4g}{missed}"
 
-        with progress("searching", trials + plan_trials) as advance:
+        changed = 0 if "step_ratios" in self.without else plan_trials
+        with progress("searching", trials + changed) as advance:
             for _ in search.trials:
                 advance(standing())
             search.search_options(trials, lambda trial: advance(standing()))
             search.search_plans(plan_trials, lambda trial: advance(standing()))
 
-    def _baselines(self, judge: Validation, verdict: Verdict, advance: Callable[[str], None]) -> tuple[Validated, ...]:
+    def _baselines(self, bench: Bench, verdict: Verdict) -> list[Method]:
         """What anybody gets by taking fewer steps: as many as the choice's cost pays for, rounded up."""
         if verdict.validated is None:
-            return ()
+            return []
         steps = max(1, math.ceil(self.steps * verdict.validated.cost - 1e-6))
         methods = [Method(f"{steps} dense steps", "dense", steps)]
-        scheduler = judge.bench.pipe.scheduler
         solvers: tuple[tuple[str, Solver], ...] = (("AB2", "ab2"), ("UniPC", "unipc"))
         for name, solver in solvers:
-            if not why_unfit(scheduler, solver):
+            if not why_unfit(bench.pipe.scheduler, solver):
                 methods.append(Method(f"{steps} dense steps, second order ({name})", "dense", steps, solver=solver))
-        found = []
-        for method in methods:
-            found.append(judge.validate(method.name, method))
-            advance("dense runs at this cost")
-        return tuple(found)
+        return methods
+
+
+def claim_of(folder: Path) -> dict[str, Any]:
+    """What the tuning that was begun in a folder is for; empty where none was."""
+    path = folder / CLAIM
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
+
+
+def scenes_of(folder: Path) -> list[Scene]:
+    """The scenes of the tuning that was begun in a folder; none where none was."""
+    claim = claim_of(folder)
+    return [Scene(**values) for name in ("calibration", "validation") for values in claim.get(name, ())]
 
 
 def _machine(device: torch.device) -> list[object]:
