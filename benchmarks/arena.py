@@ -303,6 +303,7 @@ def merged(earlier: dict[str, Any], added: dict[str, Any], names: Sequence[str])
         "rows": [rows[name] for name in (*REFERENCES, *names) if name in rows],
         "failures": {name: why for name, why in failures.items() if name in names},
         "sensitivity": added["sensitivity"] or earlier["sensitivity"],
+        "notes": list(dict.fromkeys([*earlier.get("notes", []), *added.get("notes", [])])),
     }
 
 

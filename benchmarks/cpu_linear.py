@@ -1,13 +1,19 @@
 """How fast bf16 linear layers are by their number of rows, in one call and in several: why region steps on a CPU split
 them.
 
-``python -m benchmarks.cpu_linear`` writes ``benchmarks/results/cpu_linear.json``.
+``python -m benchmarks.cpu_linear`` writes ``benchmarks/results/cpu_linear.json``, with ``--machine avx512_bf16``
+``cpu_linear_avx512_bf16.json``. Two ways that the library does not take are timed as well: oneDNN's product that adds
+the bias itself (``fused``), and the same with weights laid out for it beforehand (``packed``), which takes their memory
+once more.
 """
 
 from __future__ import annotations
 
+import argparse
+import functools
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional
@@ -22,24 +28,38 @@ REPEATS = 31
 
 @torch.no_grad()
 def rates(rows: int, inputs: int, outputs: int) -> dict[str, float]:
-    """10^12 FLOP per second of one layer by its number of calls, from median times taken in turns."""
+    """10^12 FLOP per second of one layer by its number of calls, and ``fused`` and ``packed`` in one, from median times
+    taken in turns."""
     x = torch.randn(rows, inputs, dtype=torch.bfloat16)
     weight, bias = torch.randn(outputs, inputs, dtype=torch.bfloat16), torch.randn(outputs, dtype=torch.bfloat16)
 
     def layer(part: torch.Tensor) -> torch.Tensor:
         return functional.linear(part, weight, bias)
 
-    seconds: dict[int, list[float]] = {num_parts: [] for num_parts in PARTS}
+    def product(weights: torch.Tensor) -> Callable[[], torch.Tensor]:
+        return lambda: torch.ops.mkldnn._linear_pointwise(x, weights, bias, "none", [], "")
+
+    ways: dict[str, Callable[[], torch.Tensor]] = {
+        str(num_parts): functools.partial(in_parts, layer, x, num_parts) for num_parts in PARTS[1:]
+    }
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    ways = {"1": lambda: layer(x), **ways, "fused": product(weight), "packed": product(packed)}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for way in ways.values():
+        torch.testing.assert_close(way(), layer(x), rtol=0.02, atol=0.02)
     for _ in range(REPEATS):
-        for num_parts in PARTS:
+        for name, way in ways.items():
             start = time.perf_counter()
-            layer(x) if num_parts == 1 else in_parts(layer, x, num_parts)
-            seconds[num_parts].append(time.perf_counter() - start)
+            way()
+            seconds[name].append(time.perf_counter() - start)
     flops = 2 * rows * inputs * outputs
-    return {str(num_parts): flops / statistics.median(times) / 1e12 for num_parts, times in seconds.items()}
+    return {name: flops / statistics.median(times) / 1e12 for name, times in seconds.items()}
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--machine", help="ends the name of the result, beside that of another kind of machine")
+    machine = parser.parse_args().machine
     torch.manual_seed(0)
     table = [
         {"in": inputs, "out": outputs, "rates": {str(rows): rates(rows, inputs, outputs) for rows in ROWS}}
@@ -49,7 +69,8 @@ def main() -> None:
         print(row["in"], row["out"])
         for rows, by_parts in row["rates"].items():
             print(f"{rows:>8} rows", {parts: round(value, 2) for parts, value in by_parts.items()})
-    print("wrote", record.write("cpu_linear", {**record.environment(), "layers": table}).name)
+    name = "_".join(filter(None, ("cpu_linear", machine)))
+    print("wrote", record.write(name, {**record.environment(), "layers": table}).name)
 
 
 if __name__ == "__main__":

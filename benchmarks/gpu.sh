@@ -13,7 +13,8 @@
 # FOLDER keeps what the speed cases and the kernels have finished (outputs/bench), MINUTES is how long to train (60), MODES are those of
 # sd3 and lumina, RAS_COMMIT names the commit where there is no git, PYTHON is an interpreter with what the project
 # needs; the project itself is taken from here. On a machine that is taken away after ten minutes, with its disk:
-#   FOLDER=kept timeout 560 bash benchmarks/gpu.sh tests sd3 2>&1 | tee kept/log      and bring "kept" along next time
+#   mkdir -p kept && FOLDER=kept timeout 560 bash benchmarks/gpu.sh tests sd3 2>&1 | tee -a kept/log
+# and bring "kept" along next time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHON=${PYTHON:-$(command -v python3 || command -v python)} PYTHONUNBUFFERED=1 TORCH_LOGS=${TORCH_LOGS:-perf_hints}

@@ -484,9 +484,11 @@ def runnable(ways: dict[str, Run], row: dict[str, Any]) -> dict[str, Run]:
 
 
 def finished_cases(path: Path, claim: dict[str, Any]) -> list[dict[str, Any]]:
-    """What an earlier run measured with the same code on the same machine."""
+    """What an earlier run measured with the same code on the same machine. Where something failed, which may have been
+    the machine's fault, it is measured again."""
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return list(found["cases"]) if found.get("claim") == claim else []
+    rows = found["cases"] if found.get("claim") == claim else []
+    return [row for row in rows if row["wrong"] is None and "left out" not in row]
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from benchmarks import api_page, arena_tables, experiment_tables, preset_table, record, speed_tables
 from benchmarks.fit_gain import Run, committed_runs
@@ -43,13 +44,20 @@ def _worst(runs: list[Run]) -> float:
     return max(abs((run.plan.predicted_speedup or 1.0) / run.speedup - 1) for run in runs)
 
 
+_OTHER_WAYS = "; *fused*: by oneDNN's product that adds the bias itself, *packed*: with weights laid out for it, too"
+
+
 def linear_table() -> str:
     """Rates of bf16 linear layers on a CPU by number of rows: in one call, and in the fastest number of calls."""
-    result = record.read("cpu_linear")
+    return "\n".join(_linear_lines(result) for result in record.read_all("cpu_linear*").values())
+
+
+def _linear_lines(result: dict[str, Any]) -> str:
     rows = list(result["layers"][0]["rates"])
+    has_others = "packed" in result["layers"][0]["rates"][rows[0]]
     lines = [
         "10^12 FLOP per second of one bf16 linear layer, by its number of rows: in one call, and (where that is more "
-        f"than a tenth faster) in 2 or 4 calls ({record.origin(result)})",
+        f"than a tenth faster) in 2 or 4 calls{_OTHER_WAYS if has_others else ''} ({record.origin(result)})",
         "",
         "| in x out | " + " | ".join(f"{int(count):,} rows" for count in rows) + " |",
         "| --- |" + " --- |" * len(rows),
@@ -86,8 +94,10 @@ def _times(milliseconds: float, plain: float) -> str:
 
 
 def _rate(by_parts: dict[str, float]) -> str:
-    whole, parts = by_parts["1"], max(by_parts, key=lambda count: by_parts[count])
-    return f"{whole:.2f}" + (f", {parts} calls: **{by_parts[parts]:.2f}**" if by_parts[parts] > 1.1 * whole else "")
+    whole, parts = by_parts["1"], max(filter(str.isdigit, by_parts), key=lambda count: by_parts[count])
+    text = f"{whole:.2f}" + (f", {parts} calls: **{by_parts[parts]:.2f}**" if by_parts[parts] > 1.1 * whole else "")
+    others = [f"{name} {by_parts[name]:.2f}" for name in ("fused", "packed") if name in by_parts]
+    return ", ".join([text, *others])
 
 
 def filled(text: str, blocks: dict[str, str]) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,11 +46,17 @@ def measured(case: dict[str, Any]) -> set[str]:
     return loops | {part_of(mode, row["size"]) for mode, found in crossed for row in found["rows"]}
 
 
-def why_kept(name: str, case: dict[str, Any]) -> str | None:
-    """Why a result that is there should not be written over by these; None if nothing speaks against it."""
+def why_kept(name: str, case: dict[str, Any], environment: Mapping[str, Any]) -> str | None:
+    """Why a result that is there should not be written over by these; None if nothing speaks against it.
+
+    Args:
+        name: of the result.
+        case: what was measured.
+        environment: code, machine and versions of today, which its figures are going to be given as.
+    """
     claims = [*case["finished"].values(), *(one["claim"] for one in case.get("tried", {}).values())]
-    if len({claim["code"] for claim in claims}) > 1:
-        return "its parts are of different code: measure them again"
+    if any(claim.get(name) != value for claim in claims for name, value in environment.items()):
+        return "parts of it are of different code, versions or machines: measure them again"
     there = record.RESULTS / f"{name}.json"
     lost = measured(record.read(name)) - measured(case) if there.is_file() else set()
     return f"the one that is there has {', '.join(sorted(lost))} too" if lost else None
@@ -114,7 +120,7 @@ def main() -> None:
         for row in found["rows"]:
             limit = f"  limit {row['limit']:.2f}x  {row['share_of_limit']:.0%} of it" if "limit" in row else ""
             print(f"{row['mode']:<16} {row['name']:<12} {row['median']:8.3f} s  {row['speedup']:.2f}x{limit}")
-        if reason := path and not a.replace and why_kept(name, found):
+        if reason := path and not a.replace and why_kept(name, found, results.environment):
             print(f"{name}.json is left as it is: {reason}. What was measured is in {path}; --replace takes it.")
             is_green = False
         elif path is not None:

@@ -378,7 +378,10 @@ def test_a_refusal_drops_no_older_figures() -> None:
     assert [row["size"] for row in case["crossover"]["eager"]["rows"]] == ["64x64"]
     assert (case["title"], case["steps"]) == ("old", 28)
     assert case["crossover"]["eager"]["about"] == old
-    assert "of different code" in str(speed.why_kept("speed_mid", case)), "old figures are not those of this commit"
+    today = results.environment
+    assert "of different code" in str(speed.why_kept("speed_mid", case, today)), (
+        "old figures are not those of this commit"
+    )
     assert not {"finished", "tried"} & set(speed.published(case, "cpu"))
     shown = [text for text in tables({"mid": {**case, "crossover": {}}}) if isinstance(text, str)]
     assert shown[0] == "mid, eager: no new figures; those that are shown are of other code or options. not green"
@@ -403,6 +406,21 @@ def test_loops_and_sizes_have_facts_of_their_own() -> None:
     for case in results.cases.values():
         assert case["steps"] == 28
         assert case["crossover"]["eager"]["about"] == sizes
+
+
+def test_a_refusal_of_other_code_in_between_does_not_count() -> None:
+    results = Results(None, {"code": "a"})
+    results.keep("mid", "eager", {}, {"about": {}, "rows": [dense_row("eager")]})
+    results.environment = {"code": "b"}
+    results.keep("mid", "eager", {}, {"about": {}, "refused": "a bad edit"})
+    results.forget_later_refusal("mid", "eager", {})
+    assert results.cases["mid"]["refused"] == {"eager": "a bad edit"}, "these figures are not of this code"
+    results.environment = {"code": "a"}
+    assert results.is_finished("mid", "eager", {})
+    assert "of different code" in str(speed.why_kept("none", results.cases["mid"], results.environment))
+    results.forget_later_refusal("mid", "eager", {})
+    assert results.cases["mid"]["refused"] == {}
+    assert speed.why_kept("none", results.cases["mid"], results.environment) is None
 
 
 def test_refusals_are_told_again_and_memory_is_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -739,6 +757,8 @@ def test_presets_alone_or_beside_ratios() -> None:
     ]
     with pytest.raises(ValueError, match=r"preset: got 'blanced'.*balanced"):
         Settings(presets=("blanced",))
+    with pytest.raises(ValueError, match="--presets: got them with --no-loops"):
+        Settings(presets=("balanced",), has_loops=False)
 
 
 def test_cases_of_another_size_and_depth() -> None:

@@ -78,13 +78,15 @@ def test_the_benchmark_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     claim, path = {"code": "1", "triton": "3"}, tmp_path / "kernels_cuda.json"
     assert benchmark.finished_cases(path, claim) == []
     made = benchmark.measure("cpu", kernels.REFERENCE, "merge_rows")
-    first = {**next(made), "wrong": "as it was"}
-    path.write_text(json.dumps({"claim": claim, "cases": [first]}))
+    first = {**next(made), "milliseconds": {"kernel": 7.0}}
+    failed = [{**next(made), "wrong": "out of memory"}, {**next(made), "left out": "torch compiled: no compiler"}]
+    path.write_text(json.dumps({"claim": claim, "cases": [first, *failed]}))
     assert benchmark.finished_cases(path, {**claim, "code": "2"}) == []
     rows = list(benchmark.measure("cpu", kernels.REFERENCE, "merge_rows", benchmark.finished_cases(path, claim)))
     assert rows[0] == first
     assert [row["wrong"] for row in rows[1:]] == [None] * (len(rows) - 1)
-    assert len(rows) > 1
+    assert not [row for row in rows[1:] if "left out" in row]
+    assert len(rows) > 2
 
 
 def test_the_benchmark_sees_a_kernel_that_is_wrong() -> None:

@@ -144,19 +144,24 @@ def test_results_that_hold_more_are_not_written_over(tmp_path, monkeypatch):
 
     def found(modes, sizes, codes=("a",)):
         crossed = {"eager": {"rows": [{"size": size} for size in sizes]}}
-        claims = {str(place): {"code": code} for place, code in enumerate(codes)}
+        claims = {str(place): {"code": code, "device": "H200"} for place, code in enumerate(codes)}
         rows = [{"mode": mode, "name": "dense"} for mode in modes]
         return {"rows": rows, "crossover": crossed, "finished": claims}
 
-    assert speed.why_kept("speed", found(["eager"], ["64x64"])) is None
+    today = {"code": "a", "device": "H200"}
+    assert speed.why_kept("speed", found(["eager"], ["64x64"]), today) is None
     record.write("speed", found(["eager", "compiled"], ["64x64"]))
-    assert speed.why_kept("speed", found(["eager", "compiled"], ["64x64", "96x96"])) is None
-    assert speed.why_kept("speed", found(["eager"], ["96x96"])) == (
+    assert speed.why_kept("speed", found(["eager", "compiled"], ["64x64", "96x96"]), today) is None
+    assert speed.why_kept("speed", found(["eager"], ["96x96"]), today) == (
         "the one that is there has compiled, crossover eager 64x64 too"
     )
-    assert "of different code" in speed.why_kept("speed", found(["eager", "compiled"], ["64x64"], ("a", "b")))
+    assert "of different code" in speed.why_kept("speed", found(["eager", "compiled"], ["64x64"], ("a", "b")), today)
+    both = found(["eager", "compiled"], ["64x64"], ("a", "a"))
+    assert speed.why_kept("speed", both, today) is None
+    for other in ({"code": "b"}, {"device": "L4"}):  # are not published as those of today's commit and machine
+        assert "of different code" in speed.why_kept("speed", both, {**today, **other})
     record.write("speed", {"rows": [{"name": "dense"}]})  # of the first form
-    assert speed.why_kept("speed", found([], ["64x64"])) == "the one that is there has eager too"
+    assert speed.why_kept("speed", found([], ["64x64"]), today) == "the one that is there has eager too"
 
 
 def test_versions_name_the_build_of_pytorch(monkeypatch):

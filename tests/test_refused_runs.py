@@ -300,6 +300,12 @@ def test_a_modular_pipeline_that_leaves_the_transformer_out_is_told_of() -> None
         run(pipe, **inputs())
         assert handle.summary().num_steps == 10
         pipe.scheduler.set_timesteps(4)
+        with warnings.catch_warnings():  # somebody else's loop, for all that is known
+            warnings.simplefilter("error", ras_dit.RASWarning)
+            pipe.scheduler.step(call["latents"], pipe.scheduler.timesteps[0], call["latents"], return_dict=False)
+        assert handle.summary().num_steps == 10
+        modular.transformer_ref = object()
+        pipe.scheduler.set_timesteps(4)
         with pytest.warns(ras_dit.RASWarning, match="did not call the transformer"):
             pipe.scheduler.step(call["latents"], pipe.scheduler.timesteps[0], call["latents"], return_dict=False)
         assert handle.summary().num_steps == 0

@@ -315,6 +315,37 @@ def test_noise_of_another_prompt_is_no_ground_for_a_forecast(config: RASConfig, 
         assert torch.equal(run(pipe, **inputs()), plain)
 
 
+@pytest.mark.parametrize("is_wholly_dense", [True, False])
+def test_a_second_order_step_takes_no_slope_from_another_prompt(is_wholly_dense: bool) -> None:
+    pipe = tiny_pipeline()
+    config = RASConfig(sample_ratio=1.0, skip_steps=() if is_wholly_dense else (8,), solver_order=2)
+    raw: list[torch.Tensor] = []
+    given: list[torch.Tensor] = []
+    pipe.transformer.register_forward_hook(lambda module, args, output: raw.append(output[0].clone()))
+    with ras_dit.accelerate(pipe, config):
+        pipe.transformer.register_forward_hook(lambda module, args, output: given.append(output[0].clone()))
+        run(pipe, **replaced_text(index=4))
+    assert not torch.equal(given[4], raw[4])
+    assert torch.equal(given[5], raw[5]), "the first noise of the new prompt stands alone"
+    assert not torch.equal(given[6], raw[6])
+
+
+def test_a_prompt_that_is_replaced_by_copies_of_one_is_one() -> None:
+    """A callback that hands out the same new text in tensors of its own, step after step."""
+    pipe, other = tiny_pipeline(), inputs(seed=9)
+
+    def replace(_pipe: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if step >= 4:
+            tensors["prompt_embeds"] = torch.cat([other["negative_prompt_embeds"], other["prompt_embeds"]])
+        return tensors
+
+    call = inputs(callback_on_step_end=replace, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+    with ras_dit.accelerate(pipe, REGION) as handle:
+        run(pipe, **call)
+    kinds = [step.kind for step in handle.trace.steps]
+    assert kinds == ["dense"] * 2 + ["region"] * 3 + ["dense"] + ["region"] * 4
+
+
 def test_text_that_is_made_anew_for_every_call_is_not_taken_for_another() -> None:
     pipe = tiny_pipeline()
 

@@ -61,9 +61,18 @@ class Branch:
         return is_known
 
     def is_replaced_by(self, texts: Sequence[torch.Tensor]) -> bool:
-        """Whether a call is given another text than those before. (Pipelines that lay out their text anew for every
-        call are never told to have replaced it.)"""
-        return self.is_steady and not self._knows(texts)
+        """Whether a call is given another text than those before. Pipelines that lay out their text anew for every call
+        are never told to have replaced it; where one text lay in one place, another place is looked into."""
+        return self.is_steady and not self._knows(texts) and not self._equals(texts)
+
+    def _equals(self, texts: Sequence[torch.Tensor]) -> bool:
+        """Whether texts elsewhere say the same. (A GPU is waited for.)"""
+        return len(self.texts) == len(texts) and all(
+            _version_of(before) == version
+            and (text.device, text.dtype, text.shape) == (before.device, before.dtype, before.shape)
+            and torch.equal(text, before)
+            for text, (before, version) in zip(texts, self.texts, strict=True)
+        )
 
     def _knows(self, texts: Sequence[torch.Tensor]) -> bool:
         return len(self.texts) == len(texts) > 0 and all(

@@ -55,9 +55,13 @@ class TokenChooser:
 
     def forget(self) -> None:
         """Free everything that was learned."""
-        self._guided = TokenHistory(depth=2)
+        self.forget_noise()
         self._age: torch.Tensor | None = None  # evaluations since a token was computed [images, N]
         self._drop_count: torch.Tensor | None = None  # [images, N], reference rules
+
+    def forget_noise(self) -> None:
+        """What comes is of another text. The next evaluation to learn from has to be a dense one."""
+        self._guided = TokenHistory(depth=2)
 
     @property
     def has_learned(self) -> bool:

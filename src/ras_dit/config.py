@@ -235,7 +235,8 @@ class RASConfig:
         skip_num_step: int = 0,
         skip_num_step_length: int = 0,
     ) -> RASConfig:
-        """The authors' implementation exactly, the wrong sign of its starvation term included.
+        """The authors' rules, the wrong sign of their starvation term included; two accidents of their code are not
+        copied (docs/architecture.md, "Reference rules").
 
         Args:
             sample_ratio: share of tokens computed in a region step, in (0, 1].

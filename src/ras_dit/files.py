@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -197,7 +197,12 @@ def alone_with(option: str, path: Path, what: str) -> Iterator[None]:
 @contextmanager
 def _alone(lock: Path, busy: str) -> Iterator[None]:
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a+b") as stream:
+    stream: IO[bytes]
+    try:
+        stream = lock.open("a+b")
+    except PermissionError:
+        stream = lock.open("rb")  # somebody else's, in a folder that is shared
+    with stream:
         try:
             _lock(stream.fileno())
         except (BlockingIOError, PermissionError) as error:

@@ -72,9 +72,9 @@ class InpaintMask:
         def prepare_mask_latents(*args: Any, **kwargs: Any) -> Any:
             given = inspect.signature(original).bind(*args, **kwargs).arguments
             mask = given.get("mask")
-            if "mask_image" in given:  # as the user gave it (FLUX.1 Control)
-                size = {name: given.get(name) for name in ("height", "width")}
-                mask = self._pipe.mask_processor.preprocess(given["mask_image"], **size)
+            processor = getattr(self._pipe, "mask_processor", None)
+            if "mask_image" in given and processor is not None:  # as the user gave it (FLUX.1 Control)
+                mask = processor.preprocess(given["mask_image"], given.get("height"), given.get("width"))
             self._mask = mask if isinstance(mask, torch.Tensor) else None
             return original(*args, **kwargs)
 

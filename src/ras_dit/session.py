@@ -190,7 +190,8 @@ class Session:
 
     def _observe(self, model_output: torch.Tensor, sample: torch.Tensor) -> None:
         generation = self._followed()
-        is_in_loop = self._is_in_loop or not hasattr(self._pipe, "progress_bar")  # (modular pipelines have none)
+        # (MiniMax-H3's pipeline is modular, and has no progress bar)
+        is_in_loop = self._is_in_loop or getattr(self._pipe, "transformer_ref", None) is not None
         if self._is_due and is_in_loop and self.config.has_savings:
             if self._pipe.transformer is self.transformer:
                 self._leave("The run did not call the transformer that RAS is on: it was dense.")
@@ -234,9 +235,8 @@ class Session:
             return None
         latents = arguments[self.token_plan.latents]
         num_rows, device = len(latents), latents[0].device
-        num_text, reason, texts = 0, None, []
+        num_text, reason, texts = 0, None, self.token_plan.texts(arguments)
         if generation.plan.has_savings:
-            texts = self.token_plan.texts(arguments)
             num_text = self.token_plan.count_text(module, arguments, generation.grid)
             reason = self.token_plan.check(module, arguments)
         if records_gradients(arguments):

@@ -130,12 +130,14 @@ class Generation:
             reason = reason or self._why_dense(branch, num_rows, num_text) or TEXT_REPLACED
             self._put_away(position, branch)
             branch = self._fitted = None
+            if position == 0:  # so that all tokens of this evaluation are computed
+                self._chooser.forget_noise()
         if kind != "dense" and (reason := reason or self._why_dense(branch, num_rows, num_text)):
             self.note(reason)
             kind = "dense"
         if kind == "dense" and needs_memory and (branch is None or branch.num_rows != num_rows):
-            depth = max(self.config.solver_order, self.config.forecast_order + 1)
-            branch = Branch(num_rows, source, TokenHistory(depth))
+            history = TokenHistory(depth=max(self.config.solver_order, self.config.forecast_order + 1))
+            branch = Branch(num_rows, source, history)
             branch.layers = self._memory.pop((position, source), {})
             branch.is_steady = is_replaced
             self._branches[position] = branch
@@ -205,8 +207,8 @@ class Generation:
         num_before, beside = self.grid.num_before, (0, 0)
         if self.config.reference_reuse and self.num_extra:
             beside = (num_before, self.num_extra - num_before)
-        fixed = self._fixed
-        return RowIndex(fixed(active), self.grid.num_tokens, is_shared, num_before, beside, fixed=fixed), mask
+        size, fixed = self.grid.num_tokens, self._fixed
+        return RowIndex(fixed(active), size, is_shared, num_before, beside, fixed=fixed), mask
 
     def _mask(self, kind: StepKind) -> torch.Tensor | None:
         if kind == "dense" or not self._chooser.has_learned:
@@ -227,8 +229,7 @@ class Generation:
         branch = call.branch
         if branch is None:
             return None
-        sigma = self.sigmas[self.index]
-        branch.last_index = self.index
+        sigma, branch.last_index = self.sigmas[self.index], self.index
         if call.kind == "dense":
             assert output is not None
             tokens = self.grid.patchify(output)
@@ -336,8 +337,7 @@ class Generation:
             if self._next_selects() and self._why_all_dense is None:
                 self._active = self._chooser.choose(model_output, self.index + 1)
                 self._members = selection.membership(self._active, self.grid.num_tokens)
-        self.index += 1
-        self._made_rows = {}
+        self.index, self._made_rows = self.index + 1, {}
         self._is_refresh = self._exceeds_tolerance()
         self.num_calls = 0
         if self._why_all_dense or all(step.kind != "region" for step in self.plan.steps[self.index :]):

@@ -57,7 +57,10 @@ def why_split(transformer: Any) -> str | None:
 
 def why_chunked(root: torch.nn.Module) -> str | None:
     """Why region steps cannot run where feed-forward layers take tokens in chunks of one size; None if they do not."""
-    if all(getattr(module, "_chunk_size", None) is None or module._chunk_dim == 0 for module in root.modules()):
+    if all(
+        getattr(module, "_chunk_size", None) is None or getattr(module, "_chunk_dim", 0) == 0
+        for module in root.modules()
+    ):
         return None
     return (
         "Feed-forward layers take the tokens in chunks of one size (enable_forward_chunking with dim=1), which those "

@@ -314,6 +314,6 @@ def compiled_checks(
     checks.append(fresh_check(still, dtype))
     if config.static_memory and device.type == "cuda":
         is_missing = num_recorded(device) - before < 2  # asking takes a number itself
-        name = "region steps are recorded as CUDA graphs (TORCH_LOGS=perf_hints says why not)"
+        name = "region steps are recorded as CUDA graphs (PyTorch's warnings, or TORCH_LOGS=perf_hints, say why not)"
         checks.append(Check(name, float(is_missing), 0.0))
     return checks

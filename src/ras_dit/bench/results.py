@@ -126,6 +126,14 @@ class Results:
         is_refused = found.get("tried", {}).get(part) == {"claim": claim, "is_final": True}
         return bool(is_refused or found.get("finished", {}).get(part) == claim)
 
+    def forget_later_refusal(self, case: str, part: str, options: Mapping[str, Any]) -> None:
+        """Of a part that was measured so, why other code or options gave no figures after that does not count."""
+        found, claim = self.cases.get(case, {}), self._claim(options)
+        tried = found.get("tried", {}).get(part)
+        if tried and tried["claim"] != claim and found.get("finished", {}).get(part) == claim:
+            _forget_refusal(found, part)
+            self.write()
+
     def why_refused(self, case: str, part: str, options: Mapping[str, Any]) -> str | None:
         """The reason for which the same code on the same machine with the same options gave no figures of a part."""
         found = self.cases.get(case, {})

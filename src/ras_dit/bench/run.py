@@ -60,6 +60,10 @@ class Settings:
                 f"--device: got {self.device!r}; allowed: cpu, cuda. The work of others is not waited for, so that its "
                 "time cannot be taken."
             )
+        if self.presets and not self.has_loops:
+            raise ValueError(
+                "--presets: got them with --no-loops, which measures picture sizes against ratios alone; leave one out."
+            )
         for name in self.presets or ():
             RASConfig.preset(name)  # an unknown one is an error now, not after an hour
 
@@ -158,6 +162,7 @@ class Benchmark:
         due = [part for part in parts if not self._is_finished(case, part)]
         known = {part: self._why_refused(case, part) for part in parts if part not in due}
         for part, why in known.items():
+            self.results.forget_later_refusal(case.name, part, self.settings.options(case, part))
             if why is not None:
                 self.say(f"{case.name}, {part}: refused before, by the same code with the same options. {why}")
         is_green = not any(known.values())
@@ -207,7 +212,8 @@ class Benchmark:
     def _refused(self, case: Case, part: str, error: Exception) -> dict[str, Any]:
         reason = f"{type(error).__name__}: {first_line(error)}"
         self.say(f"{case.name}, {part}: {reason}")
-        is_final = isinstance(error, (RefusedError, RASWarning))  # what else went wrong may be the machine's fault
+        # what else went wrong, but for what torch.compile does not take, may be the machine's fault
+        is_final = isinstance(error, (RefusedError, RASWarning)) or type(error).__name__ == "Unsupported"
         if not is_final and not is_out_of_memory(error):
             self.say("".join(traceback.format_exception(error)))
         return {"refused": reason, "is_final": is_final}
@@ -229,7 +235,9 @@ class Benchmark:
         else:
             result = self._crossed(case.at(size), pipe, mode)
         if num_without_graphs() > num_before:
-            raise RefusedError("PyTorch ran compiled blocks without CUDA graphs (TORCH_LOGS=perf_hints says why).")
+            raise RefusedError(
+                "PyTorch ran compiled blocks without CUDA graphs: its warnings, or TORCH_LOGS=perf_hints, say why."
+            )
         return result
 
     def _loops(
