@@ -39,11 +39,13 @@ def rates(rows: int, inputs: int, outputs: int) -> dict[str, float]:
     def product(weights: torch.Tensor) -> Callable[[], torch.Tensor]:
         return lambda: torch.ops.mkldnn._linear_pointwise(x, weights, bias, "none", [], "")
 
-    ways: dict[str, Callable[[], torch.Tensor]] = {
-        str(num_parts): functools.partial(in_parts, layer, x, num_parts) for num_parts in PARTS[1:]
-    }
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-    ways = {"1": lambda: layer(x), **ways, "fused": product(weight), "packed": product(packed)}
+    ways: dict[str, Callable[[], torch.Tensor]] = {
+        "1": lambda: layer(x),
+        **{str(num_parts): functools.partial(in_parts, layer, x, num_parts) for num_parts in PARTS[1:]},
+        "fused": product(weight),
+        "packed": product(packed),
+    }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():
         torch.testing.assert_close(way(), layer(x), rtol=0.02, atol=0.02)

@@ -10,9 +10,9 @@
 # CUDA graphs); kernels (each by itself, and all of them in Stable Diffusion 3); speed (every case that fits, with
 # presets and the crossover); all-tests (kernels on drawn inputs, too); model (training of the embedded model at
 # 256 x 256 goes on, and is evaluated); arena (both sizes).
-# FOLDER keeps what the speed cases and the kernels have finished (outputs/bench), MINUTES is how long to train (60), MODES are those of
-# sd3 and lumina, RAS_COMMIT names the commit where there is no git, PYTHON is an interpreter with what the project
-# needs; the project itself is taken from here. On a machine that is taken away after ten minutes, with its disk:
+# FOLDER keeps what the speed cases and the kernels have finished (outputs/bench), MINUTES is how long to train (60),
+# MODES are those of sd3 and lumina, RAS_COMMIT names the commit where there is no git, PYTHON is an interpreter with
+# what the project needs; the project itself is taken from here. On a machine that is taken away after ten minutes, with its disk:
 #   mkdir -p kept && FOLDER=kept timeout 560 bash benchmarks/gpu.sh tests sd3 2>&1 | tee -a kept/log
 # and bring "kept" along next time.
 set -euo pipefail

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks import record
+from benchmarks.cells import row_named
 from ras_dit.bench import case_named
 from ras_dit.presets import PRESETS
 
@@ -48,11 +49,8 @@ def preset_table() -> str:
 
 def _both(method: str, against: str) -> str:
     """A PSNR on both models."""
-    found = []
-    for name in ("arena_embedded", "arena_embedded_256"):
-        row = next(row for row in record.read(name)["rows"] if row["name"] == method)
-        found.append(f"{row['metrics'][against][0]:.0f}")
-    return " and ".join(found)
+    rows = (row_named(record.read(name), method) for name in ("arena_embedded", "arena_embedded_256"))
+    return " and ".join(f"{row['metrics'][against][0]:.0f}" for row in rows)
 
 
 def _decibels(estimate: list[float]) -> str:

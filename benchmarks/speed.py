@@ -55,7 +55,7 @@ def why_kept(name: str, case: dict[str, Any], environment: Mapping[str, Any]) ->
         environment: code, machine and versions of today, which its figures are going to be given as.
     """
     claims = [*case["finished"].values(), *(one["claim"] for one in case.get("tried", {}).values())]
-    if any(claim.get(name) != value for claim in claims for name, value in environment.items()):
+    if any(claim.get(key) != value for claim in claims for key, value in environment.items()):
         return "parts of it are of different code, versions or machines: measure them again"
     there = record.RESULTS / f"{name}.json"
     lost = measured(record.read(name)) - measured(case) if there.is_file() else set()

@@ -66,7 +66,7 @@ def the_long_way(pipe: Any) -> Any:
 def test_every_family_takes_the_short_way(name: str) -> None:
     case = one_case_per_class()[name]
     with watched() as seen, ras_dit.accelerate(case.build(), REGION) as handle:
-        handle._pipe(**case.call())
+        handle._pipe()(**case.call())
     assert any(step.kind == "region" for step in handle.trace.steps)
     assert any(is_short for _, is_short in seen)
     assert {way for way, is_short in seen if not is_short} <= {"_dispatch"}, "an attention module went the long way"

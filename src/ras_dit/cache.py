@@ -25,7 +25,7 @@ class Like:
         return cls(tuple(tensor.shape), tensor.dtype, tensor.device)
 
 
-def is_at(place: torch.device, device: torch.device) -> bool:
+def is_device(place: torch.device, device: torch.device) -> bool:
     """Whether a device is the one named (``cuda`` names any of them)."""
     return place.type == device.type and place.index in (None, device.index)
 
@@ -55,7 +55,7 @@ class KVStorage:
 
     def is_as_computed(self, tensor: torch.Tensor | Like) -> bool:
         """Whether a key or value is kept in the type and at the place of computing."""
-        is_there = self.device is None or is_at(self.device, tensor.device)
+        is_there = self.device is None or is_device(self.device, tensor.device)
         return is_there and self.dtype in (None, tensor.dtype)
 
     def fixed(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -147,7 +147,7 @@ class KVCache:
 
     def fits(self, key: torch.Tensor | Like, value: torch.Tensor | Like) -> bool:
         """Whether `refill` can take these."""
-        is_alike = self.dtype == key.dtype and is_at(self.storage.device or key.device, self.key.device)
+        is_alike = self.dtype == key.dtype and is_device(self.storage.device or key.device, self.key.device)
         return not self.keeps or (is_alike and self.key.shape == key.shape and self.value.shape == value.shape)
 
     def refill(

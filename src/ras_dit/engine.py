@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,7 +71,7 @@ class Handle:
     """RAS enabled on a pipeline. Call the pipeline as always; ask here what happened; `disable` to undo."""
 
     def __init__(self, pipe: Any, config: RASConfig, rates: DeviceRates | None = None) -> None:
-        self._pipe = pipe
+        self._pipe: Callable[[], Any] = lambda: pipe
         self._session = Session(pipe, config, token_plan_of(pipe.transformer), rates)
         self._is_enabled = True
         self._has_controlnet = getattr(pipe, "controlnet", None) is not None
@@ -131,7 +131,7 @@ class Handle:
                 proportions than the region of interest; a step of the config outside the run.
         """
         size = (height, width, max_sequence_length, num_frames, num_images, num_references)
-        pipe = self._pipe if self._is_enabled else self._pipe()
+        pipe = self._pipe()
         if pipe is None:
             raise ValueError("plan: got a disabled handle whose pipeline is gone; call ras_dit.plan_for(pipe, config).")
         return plan_for(pipe, self.config, num_inference_steps, *size, rates=self._session.rates)
@@ -187,7 +187,7 @@ class Handle:
         self._session.close()
         for owner in self._marked:
             del vars(owner)[_MARK]
-        self._marked, self._pipe = [], weakly(self._pipe)  # a handle that is kept holds no model
+        self._marked, self._pipe = [], weakly(self._pipe())  # a handle that is kept holds no model
 
     def __repr__(self) -> str:
         state = "enabled" if self._is_enabled else "disabled"
@@ -358,7 +358,7 @@ def _handle_of(pipe: Any) -> Handle | None:
     """The handle that RAS is enabled with on a pipeline (whatever transformer it had then), or on one of its
     transformers."""
     own: Handle | None = vars(pipe).get(_MARK)
-    if own is not None and own._pipe is pipe:  # a copy of the pipeline has its attributes, too
+    if own is not None and own._pipe() is pipe:  # a copy of the pipeline has its attributes, too
         return own
     marks = [getattr(transformer, _MARK, None) for transformer in transformers_of(pipe)]
     return next((mark for mark in marks if mark is not None), None)

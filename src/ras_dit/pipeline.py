@@ -48,6 +48,11 @@ def transformers_of(pipe: Any) -> list[torch.nn.Module]:
     return [transformer for transformer in (first, second) if transformer is not None]
 
 
+def has_another_transformer(pipe: Any) -> bool:
+    """Whether a pipeline has one besides those, for some of its calls (MiniMax-H3, with references)."""
+    return getattr(pipe, "transformer_ref", None) is not None
+
+
 def output_of(sample: torch.Tensor | None, rest: tuple[object, ...], is_object: bool) -> Any:
     """What a transformer returns: an object that holds the noise, or a tuple of that and whatever else there is."""
     if not is_object:

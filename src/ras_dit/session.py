@@ -26,6 +26,7 @@ from ras_dit.observed import ObservedScheduler
 from ras_dit.pipeline import (
     controlnet_of,
     device_of,
+    has_another_transformer,
     noise_of,
     output_of,
     pass_of,
@@ -190,9 +191,8 @@ class Session:
 
     def _observe(self, model_output: torch.Tensor, sample: torch.Tensor) -> None:
         generation = self._followed()
-        # (MiniMax-H3's pipeline is modular, and has no progress bar)
-        is_in_loop = self._is_in_loop or getattr(self._pipe, "transformer_ref", None) is not None
-        if self._is_due and is_in_loop and self.config.has_savings:
+        is_its_own = self._is_in_loop or has_another_transformer(self._pipe)  # not a step of somebody else's
+        if self._is_due and is_its_own and self.config.has_savings:
             if self._pipe.transformer is self.transformer:
                 self._leave("The run did not call the transformer that RAS is on: it was dense.")
             self._is_due = False

@@ -307,7 +307,7 @@ def test_layers_are_pictures_of_their_own(ras_dit: Run, tmp_path: Path, monkeypa
     assert [path.name[-11:] for path in layers] == ["-layer0.png", "-layer1.png"]
     assert all(f"Wrote {path}" in out for path in layers)
     with library.accelerate(of_layers(), CONFIG) as handle:
-        expected_layers = handle._pipe("a fox", 6, None).images[0]
+        expected_layers = handle._pipe()("a fox", 6, None).images[0]
         counts = handle.trace.times_computed()[0]
     assert len(counts) == 3, "the whole picture, then its layers"
     for number, (path, layer) in enumerate(zip(layers, expected_layers, strict=True)):

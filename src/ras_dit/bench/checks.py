@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ras_dit.bench.loops import device_of, run_loop, short_call
 from ras_dit.bench.modes import blocks_of, num_recorded
 from ras_dit.config import RASConfig
+from ras_dit.pipeline import noise_of
 from ras_dit.seams import PatchedMethod
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def probe(pipe: Any, call: dict[str, Any], factor: float = STILL, config: RASCon
     with _not_following(pipe, factor):
         handle = enable(pipe, config if config is not None else RASConfig(sample_ratio=1.0))
         raw: list[torch.Tensor] = []
-        hook = pipe.transformer.register_forward_hook(lambda module, args, output: raw.append(_noise_of(output)))
+        hook = pipe.transformer.register_forward_hook(lambda module, args, output: raw.append(noise_of(output).clone()))
         try:
             for _ in range(3 if config is not None and config.static_memory else 1):  # until graphs are recorded
                 raw.clear()
@@ -210,12 +211,6 @@ def rounding_error(pipe: Any, call: dict[str, Any], still: Probe) -> float:
         for hook in hooks:
             hook.remove()
     return error if math.isfinite(error) else 0.0
-
-
-def _noise_of(output: Any) -> torch.Tensor:
-    sample = output[0] if isinstance(output, tuple) else output.sample
-    copied: torch.Tensor = sample.detach().clone()
-    return copied
 
 
 @contextmanager

@@ -173,12 +173,14 @@ def _draw_speed(axes: Any, name: str, case: Mapping[str, Any]) -> None:
     _set_labels(axes, [index + 0.4 - width / 2 for index in range(len(names))], names)
     axes.set_ylabel("speed-up over the best dense")
     axes.set_title(name, fontsize=10)
+    axes.set_ylim(0, 1.35 * axes.get_ylim()[1])  # the legend stands over the bars
     axes.legend(fontsize=8)
 
 
 def _set_labels(axes: Any, places: list[float], names: list[str]) -> None:
-    """Names below bars, slanted where they are many."""
-    slant: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(names) > 4 else {}
+    """Names below bars, slanted where they would run into each other."""
+    is_wide = len(names) > 4 or len("".join(names)) > 72
+    slant: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if is_wide else {}
     axes.set_xticks(places, names, fontsize=8, **slant)
 
 
