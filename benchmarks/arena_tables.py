@@ -272,11 +272,13 @@ def quality_digest() -> str:
         f"{digest_table(result['goals'])}\n"
         f"PSNR, the mean over {result['num_pictures']} pictures of 256 tokens ({record.origin(result)}): nearer to the "
         "dense picture of 28 Euler steps / to the converged picture. Of each kind of rival the best that costs as much "
-        "(a step cache may take 1.15 times as long). Bold: the 95 % bootstrap interval is clear of 0. "
-        "Ours are presets: `quality`, `regions`, `regions_fast`, `regions_faster`; but at T = 6, and against the "
-        "converged picture at T = 17 and 11.5, plans that are none (the latter with `solver_order=2`). "
+        "(a step cache may take 1.15 times as long, or as many FLOPs). Bold: the 95 % bootstrap interval is clear of "
+        "0. Ours are presets: `quality`, `regions`, `regions_fast`, `regions_faster`; but at T = 6, and against the "
+        "converged picture at T = 17 and 11.5, plans that are none: the two numbers of a cell there are of two plans. "
+        "(At T = 11.5 the second is `regions` with `solver_order=2`; at T = 17 it is no option of a preset.) "
         f"{_digest_of_goals(result, large)} The rivals by name, intervals, and what to make of it: "
-        f"[docs/quality.md](docs/quality.md). All {len(contestants(result))} methods: [docs/arena.md](docs/arena.md).\n"
+        f"[docs/quality.md](docs/quality.md). All {len(contestants(result))} rows, the dense run and some plans under "
+        "two names among them: [docs/arena.md](docs/arena.md).\n"
     )
 
 

@@ -22,8 +22,8 @@ OURS = {
 
 
 AS_LONG = 1.15
-"""A step cache that takes up to so many times our time counts as equally fast: the clock is not better than that, and
-the doubt is theirs."""
+"""A step cache that takes up to so many times our time, or our FLOPs, counts as equally fast: the clock is not better
+than that, and the doubt is theirs."""
 
 
 def _is_as_cheap(row: Row, token_steps: float) -> bool:
@@ -51,7 +51,7 @@ def _is_second_order(row: Row) -> bool:
 def _as_fast(rows: list[Row], ours: Row, token_steps: float) -> list[Row]:
     """Step caches that take about as long as ours, or less; if none is as fast, the fastest one."""
     caches = [row for row in rows if row["group"] == "cache"]
-    found = [row for row in caches if row["time_share"] <= AS_LONG * ours["time_share"]]
+    found = [row for row in caches if any(row[of] <= AS_LONG * ours[of] for of in ("time_share", "flops_share"))]
     return found or sorted(caches, key=lambda row: row["time_share"])[:1]
 
 

@@ -21,7 +21,7 @@ NOTE = (
     "tokens. `ratio` rows use the paper's schedule (of 28 steps, 0-3, 12 and 20 dense). Whole denoising loop, text "
     "encoding included, without the VAE. Small pictures are held back by the fixed cost of every operation. "
     "Shares are good to a few per cent, as loops repeat; above 100 %, dense steps presumably ran at a lower rate than "
-    "region steps, as the profile of one model shows (docs/performance.md)."
+    "region steps, as the profile of the mid-size model shows."
 )
 FORMER_NOTE = " *former plan*: the preset computed other steps when this was timed; another table has today's."
 

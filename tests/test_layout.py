@@ -50,6 +50,7 @@ ORDER = [
     "gain",
     "blocks",
     "tokens",
+    "by_image",
     "session",
     "quality",
     "viz",

@@ -211,15 +211,24 @@ def test_every_option_is_searched_or_said_not_to_be() -> None:
 
 def test_every_suggestion_is_a_config() -> None:
     for num_steps, is_euler in ((1, True), (2, True), (9, False), (28, True)):
-        space = Space(Run(num_steps, NUM_TOKENS, is_euler, has_text_reuse=is_euler), RASConfig(kv_cache_layers=0.5))
+        space = Space(
+            Run(num_steps, NUM_TOKENS, is_euler, has_text_reuse=is_euler), RASConfig(kv_cache_dtype="bfloat16")
+        )
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
         found = [space.config(space.suggest(study.ask())) for _ in range(60)]
         for config in found:
             assert len(build_plan(config, num_steps, NUM_TOKENS)) == len(config.step_ratios) == num_steps
-            assert config.kv_cache_layers == 0.5, "what is not searched is the base's"
+            assert config.kv_cache_dtype == "bfloat16", "what is not searched is the base's"
             assert is_euler or (config.solver_order, config.text_reuse) == (1, False)
         assert any(config.text_reuse for config in found) == is_euler, "only where the model can"
         assert any(config.forecast_below < 1 for config in found)
+
+
+def test_text_is_not_reused_where_only_some_layers_keep_it() -> None:
+    space = Space(Run(9, NUM_TOKENS, is_euler=True, has_text_reuse=True), RASConfig(kv_cache_layers=0.5))
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    found = [space.config(space.suggest(study.ask())) for _ in range(60)]
+    assert {(config.kv_cache_layers, config.text_reuse) for config in found} == {(0.5, False)}
 
 
 def test_known_configs_have_a_place_in_the_space() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -180,9 +182,23 @@ class KVCache:
         self.key.copy_(self.storage.bounded(key))
         self.value.copy_(self.storage.bounded(value))
 
+    _KEPT = ("key", "value", "key_slope", "value_slope")
+
+    def of_rows(self, which: slice) -> KVCache:
+        """The same for some rows of the batch, for one step: views, so that what is written to them is written here."""
+        part = copy.copy(self)
+        for name in self._KEPT:
+            if (tensor := getattr(self, name)) is not None:
+                setattr(part, name, view := tensor[which])
+                if self.storage.is_static:  # and so is what is seen of it
+                    torch._dynamo.mark_static_address(view, guard=False)
+        if self.mask is not None and self.mask.ndim == 4 and self.mask.shape[0] == self.key.shape[0]:
+            part.mask = self.mask[which]
+        return part
+
     def settle(self) -> None:
         """Move keys and values that a block made to memory that stays where it is."""
-        for name in ("key", "value", "key_slope", "value_slope"):
+        for name in self._KEPT:
             tensor = getattr(self, name)
             if tensor is not None and tensor.numel():
                 setattr(self, name, lasting(tensor.shape, tensor.dtype, tensor.device).copy_(tensor))
@@ -352,6 +368,19 @@ def as_little_as(mask: torch.Tensor) -> torch.Tensor:
     """A mask [..., keys] without what it repeats: dimensions before the last along which it is expanded have one entry,
     which broadcasts."""
     return mask[tuple(slice(None) if stride else slice(0, 1) for stride in mask.stride()[:-1])]
+
+
+def rows_kept(caches: Sequence[KVCache], num_rows: int) -> list[range]:
+    """Rows of the batch that each of a module's caches holds: all, or one, where the module attends row by row.
+
+    Args:
+        caches: of the module's attention calls, one after the other.
+        num_rows: batch size R.
+    """
+    return [
+        range(num_rows) if len(cached.key) != 1 else range(number % num_rows, number % num_rows + 1)
+        for number, cached in enumerate(caches)
+    ]
 
 
 def reserved(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from ras_dit.cache import KVCache, Like
+from ras_dit.cache import KVCache, Like, rows_kept
 from ras_dit.forecast import TokenHistory
 from ras_dit.kv_forecast import KVAdvance, KVProgress
 from ras_dit.plan import StepKind
@@ -104,6 +104,8 @@ class Call:
         stopwatch: times it.
         num_image_rows: tokens of the grid and reference tokens beside it, N + M.
         num_before: those of the reference tokens that stand in front of the grid.
+        num_images: images of the batch; 0 until that is known.
+        num_parts: images that go through the transformer one after the other (`ras_dit.by_image`); 1 for all at once.
         forecasts: keys and values are forecast.
         advance: how they are carried from the branch's last step to this one.
         whole: all tokens of the grid, where a dense step follows keys and values that were kept.
@@ -121,6 +123,8 @@ class Call:
     stopwatch: Stopwatch
     num_image_rows: int
     num_before: int = 0
+    num_images: int = 0
+    num_parts: int = 1
     forecasts: bool = False
     advance: KVAdvance | None = None
     whole: RowIndex | None = None
@@ -131,6 +135,38 @@ class Call:
     def take_in(self, texts: Sequence[torch.Tensor]) -> bool:
         """Whether the branch's last computed call was given the same text (see `Branch.take_in`)."""
         return self.kind != "skip" and self.branch is not None and self.branch.take_in(texts)
+
+    @property
+    def num_batch_rows(self) -> int:
+        """Batch size R of a region step."""
+        assert self.rows is not None
+        return len(self.rows.active)
+
+    def rows_of(self, image: int) -> slice:
+        """The rows of the batch that belong to an image: pipelines put all images side by side, once per guidance
+        row."""
+        return slice(image, None, self.num_images)
+
+    def of_image(self, image: int) -> Call:
+        """A region step of one image. Its keys and values are views of those of the batch."""
+        assert self.branch is not None
+        assert self.rows is not None
+        own, num_rows = self.rows_of(image), self.num_batch_rows
+        layers = {
+            name: [
+                cached if len(kept) < num_rows else cached.of_rows(own)
+                for cached, kept in zip(caches, rows_kept(caches, num_rows), strict=True)
+                if len(kept) == num_rows or kept[0] % self.num_images == image
+            ]
+            for name, caches in self.branch.layers.items()
+        }
+        return replace(
+            self,
+            rows=self.rows.of_image(image, self.num_images),
+            branch=replace(self.branch, layers=layers),
+            advance=None if self.advance is None else self.advance.of_batch_rows(own),
+            num_parts=1,
+        )
 
     def num_rows_of(self, batch_size: int, num_text: int) -> dict[str, int]:
         """Rows that the linear layers of a region step work on, by their stream, all rows of the batch together.

@@ -173,10 +173,8 @@ class TokenChooser:
         """The mean score for all images [images, N] where they can have one set of tokens only."""
         if self.is_per_image or score.shape[0] == 1:
             return score
-        self.note(
-            "The position tables of this transformer serve all images of a batch: they share one active set.",
-            is_warning=False,
-        )
+        if not self.config.shared_active_set:
+            self.note("The images of this batch cannot be told apart: they share one active set.", is_warning=False)
         return score.mean(dim=0, keepdim=True).expand_as(score)
 
     def _anchors(self, index: int, device: torch.device) -> torch.Tensor | None:

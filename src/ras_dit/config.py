@@ -182,6 +182,11 @@ class RASConfig:
         "(torch.compile mode 'reduce-overhead'). Without 2 dense steps to warm up (3 with kv_forecast), the first run "
         "needs twice their memory under CUDA graphs.",
     )
+    shared_active_set: bool = _option(
+        False,
+        "All images of a batch share one active set, chosen by their mean score. Otherwise each has its own; models "
+        "whose position tables have no batch dimension then compute one image after the other in region steps.",
+    )
     seed: int = _option(0, "Seed of random selection and of round_robin's tie-break.")
     rules: Rules = _option(
         "ras_dit",

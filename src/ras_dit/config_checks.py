@@ -65,6 +65,7 @@ def check(config: RASConfig) -> None:
     _check_steps(config)
     _check_step_ratios(config)
     _check_fit(config)
+    _check_reuse(config)
     _check_choices(config)
     _check_rules(config)
 
@@ -166,6 +167,16 @@ def _refuse_changed(config: RASConfig, names: tuple[str, ...], why: str) -> None
     for name in names:
         if getattr(config, name) != defaults[name]:
             raise ValueError(f"{name}: got {getattr(config, name)!r}; {why}")
+
+
+def _check_reuse(config: RASConfig) -> None:
+    """Layers that keep no keys and values have none of text or references, either."""
+    for name in ("text_reuse", "reference_reuse"):
+        if getattr(config, name) and config.kv_cache_layers < 1:
+            raise ValueError(
+                f"{name}: got True with kv_cache_layers={config.kv_cache_layers}: layers that keep nothing would go "
+                "without what is reused; allowed: kv_cache_layers=1. Leave one of them out."
+            )
 
 
 def _check_choices(config: RASConfig) -> None:

@@ -28,6 +28,10 @@ NEARLY = 1.15
 """Times within this factor count as alike."""
 
 
+LayerTimings = dict[tuple[torch.dtype, int, int, int], int]
+"""Type, rows, inputs and outputs of a linear layer -> how many calls are fastest."""
+
+
 @dataclass
 class SplitLayer:
     """One linear layer, and the number of calls that its rows take in the step under way. It may be traced into a
@@ -61,10 +65,11 @@ class CPULayers:
         root: the transformer. Only its layers on a CPU and in 16-bit types are touched: plain ``nn.Linear``, and patch
             embeddings (``nn.Conv2d`` whose kernel is its stride).
         stream_of: the name of a layer -> what it works on, one of those in `TokenPlan.linears`.
+        timings: what is known already, to be added to.
     """
 
-    def __init__(self, root: nn.Module, stream_of: Callable[[str], str]) -> None:
-        self._fastest: dict[tuple[int, int, int], int] = {}
+    def __init__(self, root: nn.Module, stream_of: Callable[[str], str], timings: LayerTimings | None = None) -> None:
+        self._fastest = {} if timings is None else timings
         self._splits: list[SplitLayer] = []
         self._patches: list[PatchedMethod] = []
         self._is_channels_last = False
@@ -78,7 +83,7 @@ class CPULayers:
     @property
     def parts(self) -> dict[tuple[int, int, int], int]:
         """Calls by (rows, inputs, outputs), as measured so far."""
-        return dict(self._fastest)
+        return {size[1:]: count for size, count in self._fastest.items()}
 
     def aim(self, num_rows: Mapping[str, int], device: torch.device) -> None:
         """A region step begins.
@@ -100,7 +105,7 @@ class CPULayers:
             split.parts = 1
 
     def _parts_of(self, layer: nn.Linear, num_rows: int) -> int:
-        size = (num_rows, layer.in_features, layer.out_features)
+        size = (layer.weight.dtype, num_rows, layer.in_features, layer.out_features)
         is_small = 2 * num_rows * layer.in_features * layer.out_features < MIN_FLOPS
         if (
             not num_rows or is_small or not _is_half_on_cpu(layer.weight)

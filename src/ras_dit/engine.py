@@ -110,7 +110,7 @@ class Handle:
         num_images: int = 1,
         num_references: int = 0,
     ) -> Plan:
-        """What a call with these arguments would compute, with its cost per image and guidance branch.
+        """What a call with these arguments would compute, with its cost per image and guidance row.
 
         What only the call shows is not in it: the mask of ``region_of_interest="inpaint"``, given frames, a second
         transformer.
@@ -209,7 +209,7 @@ def _as_ran(trace: Trace, plan: Plan) -> Plan:
 
 def plan_for(
     pipe: Any,
-    config: RASConfig,
+    config: RASConfig | str | Path | None = None,
     num_inference_steps: int = 28,
     height: int | None = None,
     width: int | None = None,
@@ -221,10 +221,11 @@ def plan_for(
     rates: DeviceRates | None = None,
     device: torch.device | str | None = None,
 ) -> Plan:
-    """`Handle.plan` for a pipeline that RAS need not be enabled on; ``rates`` as for `enable`.
+    """`Handle.plan` for a pipeline that RAS need not be enabled on; ``config`` and ``rates`` as for `enable`.
 
     The prediction is for ``device``, a kind that need not be here, or without one for where the pipeline runs.
     """
+    config = resolve_config(config)
     for name, count in (("num_inference_steps", num_inference_steps), ("num_images", num_images)):
         check_count(name, count)
     check_count("num_references", num_references, least=0)
@@ -240,7 +241,8 @@ def plan_for(
     cost = plan_cost(plan, token_plan, layers, num_text, num_references, config)
     place = device_of(pipe) if device is None else torch.device(device)
     num_rows = num_images * default_rows(pipe)
-    return with_prediction(replace(plan, cost=cost), config, Model.of(layers, place), num_rows, rates)
+    num_parts = 1 if token_plan.is_per_image or config.shared_active_set else num_images
+    return with_prediction(replace(plan, cost=cost), config, Model.of(layers, place), num_rows, rates, num_parts)
 
 
 def resolve_config(config: RASConfig | str | Path | None) -> RASConfig:

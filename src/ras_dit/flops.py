@@ -220,7 +220,7 @@ def plan_cost(
     has_timestep_per_token: bool = False,
     num_padding: int = 0,
 ) -> Cost:
-    """The cost of a plan for one row of the batch (one image, one guidance branch).
+    """The cost of a plan for one row of the batch (one image, one guidance row).
 
     Region steps count attention over full-length keys, and the text stream and reference tokens in full where they are
     computed; text tokens and the time embedding of a skipped step are not.

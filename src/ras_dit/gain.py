@@ -209,7 +209,7 @@ class Model:
 
 
 def with_prediction(
-    plan: Plan, config: RASConfig, model: Model, num_rows: int, rates: DeviceRates | None = None
+    plan: Plan, config: RASConfig, model: Model, num_rows: int, rates: DeviceRates | None = None, num_parts: int = 1
 ) -> Plan:
     """A plan whose cost says how long its steps will take.
 
@@ -219,12 +219,15 @@ def with_prediction(
         model: see there.
         num_rows: rows R of the transformer's batch: images times guidance rows of one call.
         rates: of the device; None takes the constants of its kind.
+        num_parts: images that region steps compute one after the other (`ras_dit.by_image`).
     """
     cost = plan.cost
     assert cost is not None
     rates = rates or DeviceRates.of(model.device, model.dtype)
     loads = {
-        count: evaluation_load(config, cost, model, num_rows, "dense" if count == plan.num_tokens else "region", work)
+        count: evaluation_load(config, cost, model, num_rows, "dense", work)
+        if count == plan.num_tokens
+        else evaluation_load(config, cost, model, num_rows, "region", work, num_parts)
         for count, work in cost.work_of.items()
     }
     loads[0] = Load(steps=1)
@@ -233,11 +236,13 @@ def with_prediction(
     return replace(plan, cost=replace(cost, seconds_of=seconds, capture_seconds=capture))
 
 
-def evaluation_load(config: RASConfig, cost: Cost, model: Model, num_rows: int, kind: StepKind, work: Work) -> Load:
-    """What one evaluation that computes tokens has to pay for, all rows of the batch."""
+def evaluation_load(
+    config: RASConfig, cost: Cost, model: Model, num_rows: int, kind: StepKind, work: Work, num_calls: int = 1
+) -> Load:
+    """What one evaluation that computes tokens has to pay for, all rows of the batch, in so many transformer calls."""
     moved, transferred, layers = work.num_moved * model.element_size, 0.0, 0
     if kind == "region":
-        layers = model.num_layers
+        layers = num_calls * model.num_layers
         moved += _moved_of_cache(config, cost, work)
         transferred = cost.kv_cache_bytes if config.kv_cache_device and model.device.type != "cpu" else 0.0
     return Load(
@@ -245,7 +250,7 @@ def evaluation_load(config: RASConfig, cost: Cost, model: Model, num_rows: int, 
         attention_flops=num_rows * work.attention_flops,
         moved_bytes=num_rows * moved,
         transferred_bytes=num_rows * transferred,
-        operations=model.num_operations,
+        operations=num_calls * model.num_operations,
         region_layers=layers,
         steps=1,
     )

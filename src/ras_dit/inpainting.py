@@ -23,14 +23,18 @@ class InpaintMask:
     def __init__(self, pipe: Any) -> None:
         self._pipe = pipe
         self._mask: torch.Tensor | None = None  # of the call under way
+        self._is_due, self._is_of_due = False, False
         self._of_run: torch.Tensor | None = None
         has_method = hasattr(pipe, "prepare_mask_latents")
         self._patch = PatchedMethod(pipe, "prepare_mask_latents", self._observed) if has_method else None
 
-    def ensure(self) -> None:
-        """Watch again if somebody took the wrapper out."""
-        if self._patch is not None:
+    def expect_run(self) -> None:
+        """A run is due. The mask of one that was due before, and never began, was that of a call that failed."""
+        if self._patch is not None:  # somebody may have taken the wrapper out
             self._patch.ensure()
+        if self._is_of_due:
+            self._mask = None
+        self._is_due, self._is_of_due = True, False
 
     def release(self) -> None:
         """The pipeline is as it was."""
@@ -41,6 +45,7 @@ class InpaintMask:
     def begin_run(self) -> None:
         """The run of the call under way begins. A mask serves one call: the next one may come without."""
         self._of_run, self._mask = self._mask, None
+        self._is_due, self._is_of_due = False, False
 
     def take(self, grid: TokenGrid, note: Callable[[str], None]) -> torch.Tensor | None:
         """Tokens that the mask of the run touches, bool [images, N]; None without a mask.
@@ -75,8 +80,10 @@ class InpaintMask:
             processor = getattr(self._pipe, "mask_processor", None)
             if "mask_image" in given and processor is not None:  # as the user gave it (FLUX.1 Control)
                 mask = processor.preprocess(given["mask_image"], given.get("height"), given.get("width"))
+            result = original(*args, **kwargs)
             self._mask = mask if isinstance(mask, torch.Tensor) else None
-            return original(*args, **kwargs)
+            self._is_of_due = self._is_due
+            return result
 
         return prepare_mask_latents
 

@@ -27,6 +27,10 @@ class KVAdvance:
         """The same for two grids side by side."""
         return KVAdvance(*(torch.cat([each, each], dim=1) for each in (self.change, self.followed, self.per_sigma)))
 
+    def of_batch_rows(self, which: slice) -> KVAdvance:
+        """The same for some rows of the batch."""
+        return KVAdvance(self.change[which], self.followed[which], self.per_sigma[which])
+
     def of_rows(
         self, rows: RowIndex, num_heads: int, length: int, is_flat: bool, dtype: torch.dtype
     ) -> tuple[torch.Tensor, ...]:

@@ -160,7 +160,7 @@ class Plan:
             head += (
                 f"\n{self.cost.total_flops / 1e9:,.1f} GFLOP instead of {self.cost.dense_flops * len(self) / 1e9:,.1f}"
                 f"; K/V cache {self.cost.kv_cache_bytes / 2**20:,.1f} MiB"
-                " per image and guidance branch"
+                " per image and guidance row"
             )
         rows = [f"{'step':>5}  {'kind':<6}  {'active':>7}  {'share':>6}"]
         for step in self.steps:

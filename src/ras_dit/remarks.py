@@ -113,8 +113,8 @@ def why_short(plan: Plan, config: RASConfig) -> str | None:
     if not plan.has_savings or (count > SHORT_RUN and (count >= LONG_RUN or not is_sparse)):
         return None
     return (
-        f"The run has {count} evaluations, in which {plan.token_steps / count:.0%} of the tokens are computed. Where "
-        "presets were measured in runs so short, none came nearer to the dense picture than as many steps without RAS. "
-        "Take more steps with it, or fewer without: in 15 presets 'quality' and 'regions' held, in 20 all, though "
-        "'fast' and 'regions_fast' were level with as many steps."
+        f"The run has {count} evaluations, in which {plan.token_steps / count:.0%} of the tokens are computed. Of the "
+        "presets that were measured in runs so short, none that computes so little came nearer to the dense picture "
+        "than as many steps without RAS. Take more steps with it, or fewer without: in 15 presets 'quality' and "
+        "'regions' held, in 20 all, though 'fast' and 'regions_fast' were level with as many steps."
     )

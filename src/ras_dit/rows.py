@@ -76,6 +76,14 @@ class RowIndex:
         active = torch.cat([self.active, self.active + self.num_tokens], dim=1)
         return RowIndex(self.fixed(active), 2 * self.num_tokens, self.is_shared, fixed=self.fixed)
 
+    def of_image(self, image: int, num_images: int) -> RowIndex:
+        """Those of one image: every ``num_images``-th row of the batch, which have the same tokens."""
+        key = ("image", image, num_images)
+        if key not in self._placed:
+            active = self.fixed(self.active[image::num_images])
+            self._placed[key] = replace(self, active=active, is_shared=True, _made={}, _placed={}, _sent={}, _taken={})
+        return self._placed[key]
+
     def at(self, offset: int | torch.Tensor, hole: tuple[int, int] = (0, 0)) -> RowIndex:
         """The same tokens in a sequence whose grid begins elsewhere, and whose text is there, or not computed."""
         if isinstance(offset, torch.Tensor):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import torch
 
 from ras_dit.addresses import FixedAddresses
+from ras_dit.by_image import count_parts, own_forward
 from ras_dit.calls import Call
 from ras_dit.chooser import TokenChooser
 from ras_dit.config import RASConfig
 from ras_dit.controlnets import IdleControlNet
-from ras_dit.cpu_layers import CPULayers
+from ras_dit.cpu_layers import CPULayers, LayerTimings
 from ras_dit.fitted import FittedForecast
 from ras_dit.flops import Layers, plan_cost
 from ras_dit.gain import DeviceRates, Model, is_small, why_small, with_prediction
@@ -36,7 +38,7 @@ from ras_dit.pipeline import (
 )
 from ras_dit.plan import Plan, build_plan
 from ras_dit.remarks import OUTSIDE, AdviceWarning, ShortRunWarning, Warner, unused_options, why_short
-from ras_dit.schedule import as_steps_allow, first_index, first_of_second, forecast_levels, is_at, noise_levels
+from ras_dit.schedule import as_steps_allow, first_index, first_of_second, forecast_levels, noise_levels
 from ras_dit.seams import KeptResults, NoCopies, PatchedMethod, WatchedLoop
 from ras_dit.state import Generation, StaticMemory
 from ras_dit.tokens import TokenSeams, storages_of
@@ -78,6 +80,7 @@ class Session:
         self._memory: StaticMemory = {}
         self._addresses = FixedAddresses() if config.static_memory else None
         self._cpu_layers: dict[torch.nn.Module, CPULayers] = {}
+        self.layer_timings: LayerTimings = {}
         self._layers: dict[torch.nn.Module, Layers] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         try:
@@ -105,10 +108,12 @@ class Session:
         self._seams[root] = TokenSeams(root, self.token_plan, lambda: self._call, kept)
         self._seams[root].attach()
         streams = self.token_plan.linear_streams(root)
-        self._cpu_layers[root] = CPULayers(root, lambda name: stream_of(name, streams))
+        self._cpu_layers[root] = CPULayers(root, lambda name: stream_of(name, streams), self.layer_timings)
         self._layers[root] = Layers.of(self.token_plan, root)
-        if self.config.skips:
-            self._patches.append(PatchedMethod(root, "forward", self._skipping_forward))
+        if self.config.skips or not self.token_plan.is_per_image:
+            enter = functools.partial(setattr, self, "_call")
+            wrap = functools.partial(own_forward, self._seams[root], enter, self._skipped)
+            self._patches.append(PatchedMethod(root, "forward", wrap))
         self._patches.append(NoCopies(root, "copy: RAS is on this transformer; ras_dit.disable(pipe) first."))
 
     def _attach_scheduler(self, scheduler: Any) -> None:
@@ -141,9 +146,10 @@ class Session:
         """A new run begins: whatever an interrupted one left behind is dropped."""
         self._drop_generation()
         self._is_due, self._is_in_loop, self._is_left = True, False, False
-        inpaint = [] if self._inpaint is None else [self._inpaint]
-        for part in (*self._patches, *self._cpu_layers.values(), *self._seams.values(), *inpaint):
+        for part in (*self._patches, *self._cpu_layers.values(), *self._seams.values()):
             part.ensure()
+        if self._inpaint is not None:
+            self._inpaint.expect_run()
         self._controlnet.attach(controlnet_of(self._pipe) if self.config.skips else None)
         for transformer in (self._pipe.transformer, *self._seams):
             check_uncompiled(transformer)
@@ -231,7 +237,9 @@ class Session:
         elif self._is_outside(module, arguments):
             self.warn(OUTSIDE)
         generation = self._followed()
-        if generation is None or not self._is_expected(arguments[self.token_plan.timestep]):
+        if generation is None or not self.token_plan.is_due(
+            self._scheduler, arguments[self.token_plan.timestep], self._first + generation.index
+        ):
             return None
         latents = arguments[self.token_plan.latents]
         num_rows, device = len(latents), latents[0].device
@@ -253,11 +261,14 @@ class Session:
         if placed is not None and self.token_plan.joint_offset is not None:
             call.joint_rows = placed.at(self.token_plan.joint_offset(arguments))
         self._call = call
+        if call.rows is not None and not call.rows.is_shared and not self.token_plan.is_per_image:
+            call.num_parts = call.num_images
+        if call.rows is not None:
+            self._cpu_layers[module].aim(call.num_rows_of(num_rows // call.num_parts, num_text), device)
+        if call.num_parts > 1:
+            return None  # see `own_forward`
         seams.begin(call)
-        if call.rows is None:
-            return None
-        self._cpu_layers[module].aim(call.num_rows_of(num_rows, num_text), device)
-        return seams.gather_root(args, kwargs)
+        return None if call.rows is None else seams.gather_root(args, kwargs)
 
     def _is_outside(self, transformer: torch.nn.Module, arguments: dict[str, Any]) -> bool:
         """Whether a call that RAS could accelerate belongs to no run, and nobody was told why."""
@@ -291,14 +302,17 @@ class Session:
         plan = build_plan(self.config, len(sigmas) - 1, grid.num_tokens, num_first, None, second)
         num_text = token_plan.count_text(transformer, arguments, grid)
         reason = why_dense(self._pipe, transformer, token_plan, arguments, plan.num_region_steps > 0)
+        if any(other not in self._seams for other in transformers_of(self._pipe)):
+            reason = "A transformer was replaced after `enable`: the run was dense. Disable and enable again."
         if reason is None and num_first and self.config.rules == "reference":
             reason = "The authors' rules would leave out the given first frame: the whole run was dense."
-        allowed = None
+        can_differ = token_plan.is_per_image or token_plan.can_split(arguments)
+        is_per_image, allowed = can_differ and not self.config.shared_active_set, None
         if reason is None and self.config.has_savings:
             given = token_plan.given_tokens(arguments, grid, num_extra)
             allowed = allowed_tokens(self.config.region_of_interest, self._inpaint, grid, given, self.note)
         if allowed is not None:
-            allowed = allowed if token_plan.is_per_image else allowed.any(dim=0, keepdim=True)
+            allowed = allowed if is_per_image else allowed.any(dim=0, keepdim=True)
             num_allowed = max(num_first + 1, int(allowed.sum(dim=1).max()))
             plan = build_plan(self.config, len(plan), grid.num_tokens, num_first, num_allowed, second)
         config = self.config.dense if reason else self.config
@@ -318,10 +332,11 @@ class Session:
         num_padding = token_plan.count_padding(transformer, arguments, grid)
         layers = self._layers[transformer] = self._layers[transformer].updated(token_plan, transformer)
         model, num_rows = Model.of(layers, latents[0].device), len(latents)  # (what `costed` keeps holds no tensors)
+        num_parts = count_parts(token_plan, plan, latents) if is_per_image else 1
 
         def costed(plan: Plan) -> Plan:
             cost = plan_cost(plan, token_plan, layers, num_text, num_extra, self.config, is_timed, num_padding)
-            return with_prediction(replace(plan, cost=cost), self.config, model, num_rows, self.rates)
+            return with_prediction(replace(plan, cost=cost), self.config, model, num_rows, self.rates, num_parts)
 
         if latents[0].device.type != "cpu":  # the pipeline was moved after `enable`
             self._cpu_layers[transformer].close()
@@ -336,7 +351,7 @@ class Session:
             fitted = self.fitting(grid, sigmas)
         notes, self._early_notes = self._early_notes, []
         chooser = TokenChooser(
-            config, self.plan, grid, sigmas, self.note, num_first, token_plan.is_per_image, allowed, self._operations
+            config, self.plan, grid, sigmas, self.note, num_first, is_per_image, allowed, self._operations
         )
         levels, more = forecast_levels(scheduler, sigmas), (self._memory, fitted, self._addresses)
         self._generation = Generation(config, self.plan, grid, sigmas, levels, self.note, chooser, num_extra, *more)
@@ -350,18 +365,6 @@ class Session:
             return False
         self.note(f"auto: the run was left dense, {why_small(plan)}", is_warning=False)
         return True
-
-    def _is_expected(self, timestep: Any) -> bool:
-        """Whether a call belongs to the run: its timestep is that of the evaluation due. On an accelerator it is taken
-        to be, so that the device need not be waited for."""
-        generation = self._generation
-        assert generation is not None
-        if isinstance(timestep, torch.Tensor) and timestep.device.type != "cpu":
-            return True
-        given = (
-            self.token_plan.timestep_in(self._scheduler, timestep) if isinstance(timestep, torch.Tensor) else timestep
-        )
-        return is_at(given, self._scheduler.timesteps[self._first + generation.index], like=timestep)
 
     def _after_transformer(
         self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -379,15 +382,11 @@ class Session:
         full = generation.end_call(call, torch.stack(sample) if is_needed else sample)
         return None if full is None else with_noise(output, full)
 
-    def _skipping_forward(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            call, generation = self._call, self._generation
-            if call is None or generation is None or call.kind != "skip":
-                return original(*args, **kwargs)
-            rest = () if call.branch is None else call.branch.rest
-            return output_of(generation.end_call(call, None), rest, kwargs.get("return_dict", True))
-
-        return forward
+    def _skipped(self, call: Call, return_dict: bool) -> Any:
+        """What the transformer returns in a skipped step."""
+        assert self._generation is not None
+        rest = () if call.branch is None else call.branch.rest
+        return output_of(self._generation.end_call(call, None), rest, return_dict)
 
     # ------------------------------------------------------------------ saying what happened
 

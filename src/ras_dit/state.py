@@ -67,7 +67,7 @@ class Generation:
         self.trace = Trace(grid)
         self.index = 0
         self.num_calls = 0  # of the transformer, in the evaluation due
-        self._num_images = 0  # known once the first evaluation was observed
+        self.num_images = 0  # known once the first evaluation was observed
         self._branches: dict[int, Branch] = {}
         self._active: torch.Tensor | None = None  # [images, K]
         self._is_active: torch.Tensor | None = None  # [images, N], of the evaluation under way; None: all
@@ -153,15 +153,14 @@ class Generation:
             if kind == "region":
                 step.active = self._active
             elif kind == "skip":
-                step.active = torch.zeros(self._num_images, 0, dtype=torch.long)
+                step.active = torch.zeros(self.num_images, 0, dtype=torch.long)
             self._is_active = self._mask(kind)
             self.trace.steps.append(step)
         else:
             step = self.trace.steps[-1]
         captures = kind == "dense" and needs_memory and self.plan.captures_at(self.index)
-        num_image_rows = self.grid.num_tokens + self.num_extra
-        num_before = self.grid.num_before
-        call = Call(kind, branch, rows, is_active, captures, Stopwatch(step, device), num_image_rows, num_before)
+        stopwatch, size = Stopwatch(step, device), (self.grid.num_tokens + self.num_extra, self.grid.num_before)
+        call = Call(kind, branch, rows, is_active, captures, stopwatch, *size, self.num_images)
         if self.config.kv_forecast and branch is not None and (captures or kind == "region"):
             self._carry(call, branch, device)
         return call
@@ -191,7 +190,7 @@ class Generation:
             return "The length of the text changed in the middle of the run: one step was dense."
         if branch.num_rows != num_rows:
             return "The batch size of the transformer's call changed in the middle of the run: one step was dense."
-        if self._num_images == 0 or num_rows % self._num_images:
+        if self.num_images == 0 or num_rows % self.num_images:
             return "The transformer's batch is no multiple of the number of images: its steps were dense."
         if self.plan[self.index].kind == "region" and self._active is None:
             return "No selection was made before the first region step: it was dense."
@@ -327,9 +326,9 @@ class Generation:
             model_output, sample = model_output[None], sample[None]
         if self.index == 0 and self.plan.has_savings and self.grid.samples_references(sample, self.num_extra):
             self.refuse("The scheduler steps more tokens than those of the picture: the run was dense.")
-        if self._num_images not in (0, model_output.shape[0]):
+        if self.num_images not in (0, model_output.shape[0]):
             self._why_all_dense = "The number of images changed in the middle of the run: the rest of it was dense."
-        self._num_images = model_output.shape[0]
+        self.num_images = model_output.shape[0]
         if self.plan.has_savings and self._why_all_dense is None:
             if not self._finite.add(model_output, sample):
                 self._why_all_dense = "The noise held values that are not finite: the rest of the run was dense."

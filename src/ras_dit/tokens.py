@@ -12,7 +12,7 @@ import torch
 from ras_dit.addresses import FixedAddresses
 from ras_dit.attention import LayerSeam
 from ras_dit.blocks import BlockSeam, TextSeam, attention_seam, drop_text
-from ras_dit.cache import AS_COMPUTED, KVCache, KVStorage, reserved
+from ras_dit.cache import AS_COMPUTED, KVCache, KVStorage, reserved, rows_kept
 from ras_dit.calls import Call
 from ras_dit.config import RASConfig
 from ras_dit.flops import keeping_layers
@@ -42,7 +42,7 @@ class TokenSeams:
     ) -> None:
         self.root = root
         self.token_plan = token_plan
-        self._current = current
+        self.current = current
         self._storages = storages
         self._is_static = storages[0].is_static
         self._root_signature = inspect.signature(type(root).forward)
@@ -151,10 +151,11 @@ class TokenSeams:
     def _followed(self, call: Call, earlier: list[KVCache], stream: Stream) -> list[KVCache]:
         """The caches that a capture refills; none where keys and values are neither forecast nor static."""
         if call.forecasts and call.advance is not None and call.whole is not None:
-            for cached in earlier:
+            advance = call.advance.twice if stream == "twice" else call.advance
+            for cached, kept in zip(earlier, rows_kept(earlier, len(call.whole.active)), strict=True):
                 if cached.length >= call.num_image_rows:
-                    advance = call.advance.twice if stream == "twice" else call.advance
-                    cached.aim_whole(advance, self._place(stream, call, call.whole, cached.length))
+                    own = advance if len(kept) > 1 else advance.of_batch_rows(slice(kept.start, kept.stop))
+                    cached.aim_whole(own, self._place(stream, call, call.whole, cached.length))
         return earlier if call.forecasts or self._is_static else []
 
     def _joint_length(self, layers: Mapping[str, list[KVCache]]) -> int:
@@ -183,11 +184,22 @@ class TokenSeams:
         """The arguments of a call of the transformer, by name."""
         return self._root_signature.bind_partial(self.root, *args, **kwargs).arguments
 
-    def gather_root(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Take the rows of the transformer's own arguments; no text rows where those are kept."""
-        call = self._current()
+    def gather_root(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], of_image: Callable[[Any], Any] | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Take the rows of the transformer's own arguments; no text rows where those are kept.
+
+        Args:
+            args, kwargs: of the transformer's call.
+            of_image: takes an argument's rows of one image before that, if the call is of one.
+        """
+        call = self.current()
         assert call is not None
         bound = self._root_signature.bind_partial(self.root, *args, **kwargs)
+        if of_image is not None:
+            unbatched = self.token_plan.unbatched_arguments
+            for argument in bound.arguments.keys() - unbatched:
+                bound.arguments[argument] = of_image(bound.arguments[argument])
         for name, select in self.token_plan.gather.get("", {}).items():
             if name in bound.arguments:
                 bound.arguments[str(name)] = self._rows_of(bound.arguments[str(name)], select, call)
@@ -200,7 +212,7 @@ class TokenSeams:
     def _gather_outputs(
         self, chosen: Mapping[int, TokenSelect], module: torch.nn.Module, args: tuple[Any, ...], output: Any
     ) -> Any:
-        call = self._current()
+        call = self.current()
         if call is None or call.rows is None:
             return None
         if isinstance(output, torch.Tensor):
@@ -212,7 +224,7 @@ class TokenSeams:
 
     def _gather_result(self, select: TokenSelect, original: Callable[..., Any]) -> Callable[..., Any]:
         def method(*args: Any, **kwargs: Any) -> Any:
-            result, call = original(*args, **kwargs), self._current()
+            result, call = original(*args, **kwargs), self.current()
             return result if call is None or call.rows is None else self._rows_of(result, select, call)
 
         return method
@@ -258,7 +270,7 @@ class TokenSeams:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        call = self._current()
+        call = self.current()
         if call is None or call.rows is None:
             return None
         bound = signature.bind_partial(module, *args, **kwargs)
@@ -266,7 +278,7 @@ class TokenSeams:
         return bound.args[1:], bound.kwargs
 
     def _scatter(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        call = self._current()
+        call = self.current()
         if call is None or call.rows is None:
             return None
         if isinstance(output, tuple):

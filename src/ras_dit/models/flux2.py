@@ -33,6 +33,7 @@ FLUX2 = TokenPlan(
     scheduler_timestep=lambda timestep: timestep * 1000,
     check=check,
     has_shared_positions=True,
+    unbatched=("img_ids", "txt_ids"),
     text_rows={"encoder_hidden_states": 1, "txt_ids": -2},
     linears={
         "transformer_blocks.*.attn.add_*": "text",

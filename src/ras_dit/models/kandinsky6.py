@@ -31,6 +31,7 @@ KANDINSKY6 = Kandinsky6Plan(
         "visual_transformer_blocks.*.av_cross_attention": "image",
     },
     grid=grid,
+    unbatched=("visual_rope_pos",),
     patch=lambda transformer: tuple(transformer.config.patch_size[:2]),
     linears={
         "*modulation*": "row",

@@ -16,6 +16,8 @@ OMNIGEN = TokenPlan(
     scatter_stream="joint",
     attention={"layers.*.self_attn": "joint"},
     layout="text_first",
+    unbatched=("position_ids",),  # the model reads the first row's for all
+    can_split=lambda arguments: not arguments["input_img_latents"],  # input pictures go by the number of their row
     grid=picture_grid,
     count_others=lambda transformer, arguments, grid: arguments["input_ids"].shape[1] + 1,  # a time token
     linears={
@@ -23,5 +25,8 @@ OMNIGEN = TokenPlan(
         "patch_embedding.output_image_proj": "all_image",
         "proj_out": "all_image",
     },
-    caveats=("Input pictures are part of the text: they are computed in every step.",),
+    caveats=(
+        "Input pictures are part of the text: they are computed in every step.",
+        "With input pictures the images of a batch share one active set, and `summary()` says so.",
+    ),
 )

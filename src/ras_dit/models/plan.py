@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from ras_dit.geometry import TokenGrid
+from ras_dit.schedule import is_at
 
 Arguments = Mapping[str, Any]
 """Arguments of the transformer's forward by name, as the pipeline called it."""
@@ -30,10 +31,10 @@ token has its own)."""
 class TokenSelect:
     """A tensor (or list of them) with one row per token along ``dim``; others of the same name are left alone.
 
-    ``dim`` 0 is a table without a batch dimension (rotary tables, mostly): all images then share one active set. A
-    negative one counts from the end. ``is_picture`` is one with the tokens in the last two dimensions, [R, D, height,
-    width]; what is taken of it is a column, [R, D, K, 1]. ``is_common`` is one that all
-    modules of a pattern are given alike: its rows are taken once per step (in compiled blocks: once per block).
+    ``dim`` 0 is a table without a batch dimension (rotary tables, mostly): region steps then compute one image after
+    the other. A negative one counts from the end. ``is_picture`` is one with the tokens in the last two dimensions,
+    [R, D, height, width]; what is taken of it is a column, [R, D, K, 1]. ``is_common`` is one that all modules of a
+    pattern are given alike: its rows are taken once per step (in compiled blocks: once per block).
     """
 
     dim: int = 1
@@ -88,6 +89,9 @@ class TokenPlan:
             (padding): (transformer, arguments, grid) -> int.
         count_padding: how many of those are padding, which stands between picture and text: likewise.
         has_shared_positions: the model reads the first image's positions for all of them.
+        unbatched: arguments without a batch dimension, beside those that are gathered or dropped along dimension 0;
+            where all images go through one call, that need not be said.
+        can_split: whether the rows of one image can be taken out of a call's arguments: arguments -> bool.
         patch: latent frames and latent pixels per token side: transformer -> (frames, pixels).
         num_text: text tokens per prompt, (pipeline, max_sequence_length) -> int, for estimates made before a run.
         joint_offset: where the grid begins in a joint sequence, by row of the batch, where the model makes that depend
@@ -136,6 +140,8 @@ class TokenPlan:
     count_others: Callable[[Any, Arguments, TokenGrid], int] | None = None
     count_padding: Callable[[Any, Arguments, TokenGrid], int] = lambda transformer, arguments, grid: 0
     has_shared_positions: bool = False
+    unbatched: tuple[str, ...] = ()
+    can_split: Callable[[Arguments], bool] = lambda arguments: True
     patch: Callable[[Any], tuple[int, int]] = lambda transformer: (1, transformer.config.patch_size)
     num_text: Callable[[Any, int], int] = lambda pipe, max_sequence_length: max_sequence_length
     joint_offset: Callable[[Arguments], torch.Tensor] | None = None
@@ -168,6 +174,20 @@ class TokenPlan:
         levels = scheduler.sigmas[: len(timesteps)]
         levels = levels / (1 + levels) if float(levels[0]) > 1 else levels
         return timesteps[(levels - timestep.flatten()[-1].to(levels.device)).abs().argmin()]
+
+    def is_due(self, scheduler: Any, timestep: Any, index: int) -> bool:
+        """Whether a call belongs to an evaluation, by its timestep. On an accelerator it is taken to, so that the
+        device need not be waited for.
+
+        Args:
+            scheduler: of the pipeline.
+            timestep: the transformer's timestep argument.
+            index: of the evaluation, among the scheduler's timesteps.
+        """
+        if isinstance(timestep, torch.Tensor) and timestep.device.type != "cpu":
+            return True
+        given = self.timestep_in(scheduler, timestep) if isinstance(timestep, torch.Tensor) else timestep
+        return is_at(given, scheduler.timesteps[index], like=timestep)
 
     def count_text(self, transformer: Any, arguments: Arguments, grid: TokenGrid) -> int:
         """Text, register and padding tokens of a call."""
@@ -219,10 +239,18 @@ class TokenPlan:
 
     @property
     def is_per_image(self) -> bool:
-        """Whether the images of a batch can have active sets of their own."""
+        """Whether the images of a batch can have active sets of their own in one call. (Where they cannot, they go
+        through it one after the other: `ras_dit.by_image`.)"""
         if self.has_shared_positions:
             return False
         return all(select.dim != 0 for chosen in self.gather.values() for select in chosen.values())
+
+    @property
+    def unbatched_arguments(self) -> frozenset[str]:
+        """Arguments of the transformer that have no batch dimension."""
+        tables = {str(name) for name, select in self.gather.get("", {}).items() if select.dim == 0}
+        tables |= {name for name, dim in (self.text_rows or {}).items() if dim == 0}
+        return frozenset({*tables, *self.unbatched})
 
     def attention_modules(self, transformer: torch.nn.Module) -> dict[str, tuple[torch.nn.Module, Stream]]:
         """The attention modules by their dotted path, in the order of the layers."""

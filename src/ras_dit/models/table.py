@@ -29,18 +29,19 @@ def markdown() -> str:
         "gives the dense result with difference 0.0 (HiDream: 5e-6). A pipeline is listed when it was run so. A",
         "subclass of a listed transformer takes its row. How to add one: [adding-a-model.md](adding-a-model.md).",
         "",
-        "*Sets*: whether every image of a batch has an active set of its own. Where position tables have no batch",
-        "dimension all images share one set, chosen by their mean score, and `summary()` says so.",
+        "*Images*: how region steps compute a batch whose images have an active set each: *together*, in one call of",
+        "the transformer, or, where position tables have no batch dimension, *in turn*, one call per image. With",
+        "`shared_active_set=True` all images have one set, chosen by their mean score, and go together.",
         "",
         "*Reuse*: what region steps can do without computing: text (`text_reuse`), reference pictures",
         "(`reference_reuse`).",
         "",
-        "| transformer | models | pipelines | attention over | sets | reuse | caveats |",
+        "| transformer | models | pipelines | attention over | images | reuse | caveats |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, plan in TOKEN_PLANS.items():
-        sets = "per image" if plan.is_per_image else "shared"
-        cells = [f"`{name}`", plan.family, ", ".join(plan.pipelines), layout_of(plan), sets, reuse_of(plan)]
+        images = "together" if plan.is_per_image else "in turn"
+        cells = [f"`{name}`", plan.family, ", ".join(plan.pipelines), layout_of(plan), images, reuse_of(plan)]
         cells.append(" ".join(plan.caveats))
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "## Refused", "", "| transformer | reason |", "| --- | --- |"]

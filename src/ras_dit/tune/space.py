@@ -148,7 +148,7 @@ _OWN = "the user's own business (memory, compiling, masks)"
 _LITTLE = "changed little on the models it was tried on"
 UNSEARCHED: Mapping[str, str] = {
     **dict.fromkeys(("token_multiple", "kv_cache_dtype", "kv_cache_device", "kv_cache_layers"), _OWN),
-    **dict.fromkeys(("region_of_interest", "seed", "auto", "kernels", "static_memory"), _OWN),
+    **dict.fromkeys(("region_of_interest", "seed", "auto", "kernels", "static_memory", "shared_active_set"), _OWN),
     **dict.fromkeys(
         ("score_filter", "anchor_stride", "neighbor_update", "forecast_reach", "forecast_midpoint"), _LITTLE
     ),
@@ -184,7 +184,10 @@ class Space:
 
     @property
     def knobs(self) -> list[Knob]:
-        return [knob for knob in SPACE if knob.option not in self.without]
+        keeps_text = self.base.kv_cache_layers == 1  # in all layers, as its reuse demands
+        return [
+            knob for knob in SPACE if knob.option not in self.without and (keeps_text or knob.option != "text_reuse")
+        ]
 
     @property
     def kept(self) -> dict[str, Any]:
