@@ -35,6 +35,8 @@ REUSING = {
 }
 CASES |= {case.name: case for case in all_cases() if case.name in REUSING}
 WITH_FORECAST = ("SD3Transformer2DModel", "FluxTransformer2DModel", "LuminaNextDiT2DModel", "ZImageTransformer2DModel")
+COMPILED_BEFORE = ("WanTransformer3DModel", "ZImageTransformer2DModel", "Lumina2Transformer2DModel")
+"""Models with hooks on their blocks that run dense once, compiled, before RAS puts those on."""
 THOROUGH = {*WITH_FORECAST, *REUSING}
 """Traced down to the operations, with dense steps that keep nothing too, and once more after RAS is gone; the graphs of
 the others run as Python gave them. Every block is compiled of those with a forecast, of the rest one of every kind."""
@@ -77,6 +79,8 @@ def test_blocks_compile_whole_and_once_per_shape(name: str) -> None:
         blocks = blocks_of(pipe.transformer)
         for block in blocks if name in WITH_FORECAST else one_of_every_kind(blocks):
             block.compile(fullgraph=True, backend=counter)
+        if name in COMPILED_BEFORE:
+            assert torch.allclose(run(case, pipe), dense, atol=1e-4)
         with ras_dit.accelerate(pipe, config):
             assert torch.allclose(run(case, pipe), fast, atol=1e-4)
             num_graphs = counter.frame_count

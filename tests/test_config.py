@@ -205,3 +205,10 @@ def test_text_that_is_no_config() -> None:
 def test_marks_at_the_start_of_a_file(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "a.json").write_text(RASConfig(sample_ratio=0.5).to_json(), encoding=encoding)
     assert RASConfig.load(tmp_path / "a.json") == RASConfig(sample_ratio=0.5)
+
+
+@pytest.mark.parametrize("option", ["text_reuse", "reference_reuse"])
+def test_layers_without_keys_have_none_to_reuse(option: str) -> None:
+    assert RASConfig(kv_cache_layers=0.5).kv_cache_layers == 0.5
+    with pytest.raises(ValueError, match=f"{option}: got True with kv_cache_layers=0.5.*allowed: kv_cache_layers=1"):
+        RASConfig(kv_cache_layers=0.5, **{option: True})

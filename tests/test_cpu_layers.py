@@ -194,3 +194,22 @@ def test_a_run_with_split_layers(monkeypatch: pytest.MonkeyPatch) -> None:
         dense = run(pipe, **call)
     assert torch.equal(dense, run(pipe, **call))
     assert all("forward" not in vars(module) for module in pipe.transformer.modules())
+
+
+def test_layers_are_timed_once_however_often_a_picture_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is timed is the picture, not the timing of its layers."""
+    timed: list[int] = []
+    monkeypatch.setattr(cpu_layers, "MIN_FLOPS", 0)
+    monkeypatch.setattr(cpu_layers, "fastest", lambda forward, rows: timed.append(len(rows)) or 1)
+    pipe, known = tiny_pipeline(), {}
+    pipe.transformer.bfloat16()
+    call = {name: value.bfloat16() if isinstance(value, torch.Tensor) else value for name, value in inputs().items()}
+    counts = []
+    for _ in range(2):
+        with torch.no_grad(), ras_dit.accelerate(pipe, REGION) as handle:
+            handle._session.layer_timings.update(known)
+            run(pipe, **call)
+            known = handle._session.layer_timings
+        counts.append(len(timed))
+    assert counts[0] > 0
+    assert counts[1] == counts[0]

@@ -99,3 +99,17 @@ def test_default_arguments_work_too(pipe: Any) -> None:
         image = pipe("a fox in the snow", num_inference_steps=5).images[0]
     assert image.size == (128, 128)
     assert handle.trace.num_tokens == 256
+
+
+FLOORS = {"quality": 43, "regions": 25, "balanced": 25, "fast": 21, "regions_fast": 29, "regions_faster": 20}
+"""PSNR to the dense picture in dB: some 3 dB below what two pictures of 28 steps had."""
+
+
+def test_presets_come_as_near_to_dense_as_they_did(pipe: Any) -> None:
+    dense, scores = paint(pipe, num_inference_steps=28), {}
+    for name in FLOORS:
+        with ras_dit.accelerate(pipe, preset=name):
+            scores[name] = mean_psnr(paint(pipe, num_inference_steps=28), dense)
+    assert {name: score for name, score in scores.items() if score < FLOORS[name]} == {}
+    assert scores["quality"] > scores["balanced"] > scores["fast"]
+    assert scores["quality"] > scores["regions_fast"] > scores["regions_faster"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -9,10 +11,12 @@ import torch
 from diffusers import FlowMatchHeunDiscreteScheduler, UniPCMultistepScheduler
 
 import ras_dit
+from families import hunyuan_image
 from ras_dit import RASConfig
 from ras_dit.cache import KVCache, KVStorage
 from ras_dit.kv_forecast import KVProgress
 from ras_dit.rows import RowIndex
+from ras_dit.seams import PatchedMethod
 from ras_dit.selection import membership
 from tiny import REGION, inputs, run, tiny_pipeline
 
@@ -212,3 +216,97 @@ def test_forecasts_stay_finite_with_heun_skips_and_half_precision(dtype: torch.d
         assert run(pipe, **call).isfinite().all()
     assert [step.kind for step in handle.trace.steps][4:10] == ["region", "skip", "skip", "region", "region", "dense"]
     assert handle.summary().notes == ()
+
+
+def test_forecasts_of_keys_come_nearer_to_fresh_ones() -> None:
+    """On inputs that move alike whatever the noise, tokens of region steps are nearer to those of dense steps the
+    better the other tokens' keys and values are known."""
+    pipe, call = tiny_pipeline(), inputs(batch=2, num_inference_steps=12)
+    for parameter in pipe.transformer.time_text_embed.timestep_embedder.parameters():
+        parameter.data.zero_()  # random ones make every step another model's
+    missed: dict[float | None, float] = {}
+    dense: list[torch.Tensor] = []
+    for kv_forecast in (None, 0.0, 0.5, 1.0):
+        config = RASConfig(sample_ratio=0.25, warmup_steps=2, importance="random", kv_forecast=kv_forecast or 0.0)
+        config = config.dense if kv_forecast is None else config
+        with moving_by(pipe), ras_dit.accelerate(pipe, config) as handle:
+            seen: list[torch.Tensor] = []
+            hook = pipe.transformer.register_forward_hook(lambda *call, into=seen: into.append(call[-1][0].clone()))
+            run(pipe, **call)
+            hook.remove()
+        if kv_forecast is None:
+            dense = seen
+            continue
+        grid = handle.trace.grid
+        assert grid is not None
+        errors = []
+        for step, ours, theirs in zip(handle.trace.steps, seen, dense, strict=True):
+            if step.kind == "region":
+                assert step.active is not None
+                active = step.active.repeat(2, 1)[..., None]
+                difference = (grid.patchify(ours) - grid.patchify(theirs)).take_along_dim(active, 1)
+                errors.append(float(difference.square().mean()))
+        missed[kv_forecast] = sum(errors) / len(errors)
+    assert missed[1.0] < missed[0.5] < missed[0.0]
+    assert missed[1.0] < 0.8 * missed[0.0]
+
+
+@contextmanager
+def moving_by(pipe: Any) -> Iterator[None]:
+    """A scheduler that moves the latents by the same line in sigma whatever the noise."""
+
+    def step(original: Any) -> Any:
+        def along(model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, **_: Any) -> tuple[torch.Tensor]:
+            at = int((pipe.scheduler.timesteps == timestep).nonzero()[0])
+            passed = pipe.scheduler.sigmas[at + 1] - pipe.scheduler.sigmas[at]
+            direction = 0.3 * torch.randn(sample.shape, generator=torch.Generator().manual_seed(5))
+            return (sample + passed * direction,)
+
+        return along
+
+    patch = PatchedMethod(pipe.scheduler, "step", step)
+    try:
+        yield
+    finally:
+        patch.release()
+
+
+@pytest.mark.parametrize("is_midpoint", [False, True])
+def test_the_forecast_is_of_the_steps_beginning_or_of_its_middle(is_midpoint: bool) -> None:
+    """A skipped step's noise, by hand, of noise that hears nothing of the latents."""
+    pipe, call = tiny_pipeline(), inputs(num_inference_steps=8, guidance_scale=1.0)
+    pattern = torch.randn(2, 4, 16, 24, generator=torch.Generator().manual_seed(0))
+    seen: list[torch.Tensor] = []
+
+    def forward(hidden_states: torch.Tensor, timestep: torch.Tensor, **_: Any) -> tuple[torch.Tensor]:
+        at = timestep.flatten()[0] / 1000
+        return ((pattern[0] + at**2 * pattern[1]).expand_as(hidden_states).clone(),)
+
+    pipe.transformer.forward = forward
+    config = RASConfig(
+        step_ratios=(1, 1, 1, 0, 1, 1, 1, 1),
+        forecast_order=1,
+        forecast_damping=0.7,
+        forecast_reach=None,
+        forecast_midpoint=is_midpoint,
+    )
+    with ras_dit.accelerate(pipe, config) as handle:
+        hook = pipe.transformer.register_forward_hook(lambda *called: seen.append(called[-1][0].clone()))
+        run(pipe, **call)
+        hook.remove()
+    assert handle.trace.steps[3].kind == "skip"
+    sigmas = pipe.scheduler.sigmas
+    at = (sigmas[3] + sigmas[4]) / 2 if is_midpoint else sigmas[3]
+    slope = (seen[2] - seen[1]) / (sigmas[2] - sigmas[1])
+    assert torch.allclose(seen[3], seen[2] + 0.7 * slope * (at - sigmas[2]), atol=1e-5)
+
+
+def test_a_mean_velocity_is_not_taken_for_one_at_a_point() -> None:
+    """Distilled transformers that predict the mean of a whole step (``use_meanflow``)."""
+    pipe, call = hunyuan_image.build(use_meanflow=True), hunyuan_image.call(height=6, width=8)
+    plain = RASConfig(sample_ratio=0.25, warmup_steps=2)
+    with ras_dit.accelerate(pipe, plain):
+        expected = pipe(**call).images
+    with ras_dit.accelerate(pipe, plain.replace(solver_order=2)) as handle:
+        assert torch.equal(pipe(**call).images, expected)
+    assert any("use_meanflow" in note for note in handle.summary().notes)

@@ -153,3 +153,19 @@ def test_no_more_results_are_kept_than_needed(asked: list[dict[str, Any]]) -> No
     function(16, 4, 4)
     function(16, 4, 4)
     assert len(asked) == 6, "released, it asks every time"
+
+
+@torch.no_grad()
+def test_keys_of_one_rotary_table_are_not_attended_to_by_another() -> None:
+    """With `scaling_watershed` the pipeline changes the table midway: the step that first sees it is computed whole."""
+    pipe = lumina_next.build()
+    call = lumina_next.call(height=6, width=8, scaling_watershed=0.3, num_inference_steps=10)
+    with ras_dit.accelerate(pipe, RASConfig(sample_ratio=0.25, warmup_steps=2)) as handle:
+        pipe(**call)
+    kinds = [step.kind for step in handle.trace.steps]
+    times = 1 - pipe.scheduler.timesteps / pipe.scheduler.config.num_train_timesteps
+    switch = int((times >= 0.3).nonzero()[0])
+    assert 2 < switch < 9
+    expected = ["region"] * 10
+    expected[0] = expected[1] = expected[switch] = "dense"
+    assert kinds == expected

@@ -22,6 +22,7 @@ ORDER = [
     "geometry",
     "plan",
     "forecast",
+    "outputs",
     "importance",
     "selection",
     "kernels",

@@ -319,3 +319,30 @@ def test_an_empty_mask_is_told_of_and_leaves_all_tokens() -> None:
     tokens, notes = inpaint_mask(torch.zeros(1, 1, 8, 8), TokenGrid(4, 4, 2))
     assert tokens is None
     assert "empty" in notes[0]
+
+
+def test_a_mask_of_a_call_that_failed_serves_no_other() -> None:
+    pipe, call = inpainting()
+    plain = StableDiffusion3Pipeline(**pipe.components)
+    plain.set_progress_bar_config(disable=True)
+    config = RASConfig(sample_ratio=0.2, warmup_steps=2, region_of_interest="inpaint")
+    without = {**inputs(), "latents": None, "height": 64, "width": 16}  # the mask would not fit
+    original = {"encode": pipe.vae.encode, "progress_bar": pipe.progress_bar}
+    failures = {"encode": 2, "progress_bar": 1}  # which call fails: as the masked picture is encoded, and behind that
+    for name, at in failures.items():
+        calls: list[str] = []
+
+        def fail(*args: Any, name: str = name, at: int = at, calls: list[str] = calls, **options: Any) -> Any:
+            calls.append(name)
+            if len(calls) == at:
+                raise MemoryError
+            return original[name](*args, **options)
+
+        with ras_dit.accelerate(pipe, config) as handle:
+            setattr(pipe.vae if name == "encode" else pipe, name, fail)
+            with pytest.raises(MemoryError):
+                run(pipe, **call, generator=torch.Generator().manual_seed(0))
+            with pytest.warns(ras_dit.RASWarning, match="no inpainting mask"):
+                run(plain, **without, generator=torch.Generator().manual_seed(0))
+            assert "no inpainting mask" in " ".join(handle.summary().notes)
+        setattr(pipe.vae if name == "encode" else pipe, name, original[name])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import inspect
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -68,20 +68,16 @@ def test_two_pipelines_interleaved_and_in_threads() -> None:
 
     assert torch.equal(run(first, **inputs(seed=0, callback_on_step_end=nested)), alone[0])
     assert torch.equal(inner[0], alone[1])
-    results: dict[int, torch.Tensor] = {}
 
-    def work(index: int, pipe: Any) -> None:
+    def work(index: int, pipe: Any) -> list[torch.Tensor]:
         torch.set_num_threads(1)
-        for _ in range(3):
-            results[index] = run(pipe, **inputs(seed=index))
+        return [run(pipe, **inputs(seed=index)) for _ in range(3)]
 
-    threads = [threading.Thread(target=work, args=(i, pipe)) for i, pipe in enumerate((first, second))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert torch.equal(results[0], alone[0])
-    assert torch.equal(results[1], alone[1])
+    with ThreadPoolExecutor(2) as threads:
+        results = list(threads.map(work, (0, 1), (first, second)))
+    for pictures, expected in zip(results, alone, strict=True):
+        assert len(pictures) == 3
+        assert all(torch.equal(picture, expected) for picture in pictures)
 
 
 def test_a_scheduler_swapped_while_enabled_is_observed() -> None:

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import CogVideoXImageToVideoPipeline
+from diffusers import CogVideoXImageToVideoPipeline, Cosmos2TextToImagePipeline
 
 import ras_dit
-from families import anyflow, cogvideox, cosmos3, hunyuan_video, kandinsky5, ltx, wan
+from families import anyflow, cogvideox, cosmos, cosmos3, hunyuan_video, joyimage, kandinsky5, ltx, ltx2, wan
 from families.case import normals
 from ras_dit import RASConfig, build_plan
 from ras_dit.geometry import TokenGrid
+from ras_dit.models.cosmos import COSMOS
 from ras_dit.models.ltx import grid_of_coordinates
 from ras_dit.schedule import first_of_second
 
@@ -196,3 +197,96 @@ def test_a_grid_from_coordinates(num_before: int) -> None:
     rows, columns = 32.0 * torch.arange(4), 32.0 * torch.arange(6)
     coordinates = torch.stack([axis.flatten() for axis in torch.meshgrid(times, rows, columns, indexing="ij")])
     assert grid_of_coordinates(coordinates, 1, 1) == TokenGrid(4, 6, 1, 3, num_before=24 * num_before)
+
+
+@pytest.mark.parametrize("is_object", [False, True])
+def test_sound_is_carried_on_in_skipped_steps(is_object: bool) -> None:
+    """By hand, as the video's noise is: not as the last computed step left it."""
+    case = next(case for case in ltx2.CASES if case.name == "ltx2")
+    pipe, seen = case.build(), []
+    if is_object:
+        pipe.transformer.__class__ = type("WithObjects", (type(pipe.transformer),), {"__call__": returning_tuples})
+    config = RASConfig(step_ratios=(1, 1, 1, 0, 1, 1), forecast_order=1, forecast_damping=0.7, forecast_reach=None)
+    with ras_dit.accelerate(pipe, config) as handle:
+        hook = pipe.transformer.register_forward_hook(lambda *called: seen.append(sound_of(called[-1])))
+        pipe(**case.call(height=6, width=8))
+        hook.remove()
+    assert [step.kind for step in handle.trace.steps] == ["dense"] * 3 + ["skip"] + ["dense"] * 2
+    first, second, skipped = (seen[case.num_calls * index] for index in (1, 2, 3))
+    sigmas = pipe.scheduler.sigmas
+    slope = (second - first) / (sigmas[2] - sigmas[1])
+    assert not torch.allclose(skipped, second, atol=1e-3)
+    assert torch.allclose(skipped, second + 0.7 * slope * (sigmas[3] - sigmas[2]), atol=1e-4)
+
+
+def sound_of(output: Any) -> torch.Tensor:
+    return (output[1] if isinstance(output, tuple) else output.audio_sample).clone()
+
+
+def returning_tuples(transformer: Any, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+    """The transformer is asked for an object, the pipeline is given its parts."""
+    output = torch.nn.Module.__call__(transformer, *args, **{**kwargs, "return_dict": True})
+    return output.sample, output.audio_sample
+
+
+@torch.no_grad()
+def test_a_transformer_that_returns_the_noise_itself() -> None:
+    """Kandinsky 5's does without ``return_dict``, which its pipelines always ask for."""
+    case = next(case for case in kandinsky5.CASES if case.name == "kandinsky5")
+    pipe, call = case.build(), case.call(height=6, width=8)
+    config = RASConfig(step_ratios=(1, 1, 0.25, 0, 1, 1))
+    with ras_dit.accelerate(pipe, config):
+        expected = case.output(pipe(**call))
+
+    def bare(transformer: Any, *args: Any, **kwargs: Any) -> Any:
+        noise = torch.nn.Module.__call__(transformer, *args, **{**kwargs, "return_dict": False})
+        assert isinstance(noise, torch.Tensor)
+        return SimpleNamespace(sample=noise)
+
+    pipe.transformer.__class__ = type("Bare", (type(pipe.transformer),), {"__call__": bare})
+    with ras_dit.accelerate(pipe, config) as handle:
+        assert torch.equal(case.output(pipe(**call)), expected)
+    assert [step.kind for step in handle.trace.steps] == ["dense", "dense", "region", "skip", "dense", "dense"]
+
+
+def test_a_second_transformer_that_is_swapped_is_reported() -> None:
+    pipe = wan.build_two()
+    with ras_dit.accelerate(pipe, RASConfig(sample_ratio=0.25, warmup_steps=2)) as handle:
+        pipe.transformer_2 = wan.tiny_transformer(2)
+        with pytest.warns(ras_dit.RASWarning, match="replaced after `enable`"):
+            pipe(**wan.call())
+    assert handle.summary().num_dense == handle.summary().num_steps
+    assert any("replaced" in note for note in handle.summary().notes)
+
+
+def test_levels_in_a_short_type_belong_to_their_evaluation() -> None:
+    """Cosmos hands its transformer the noise level itself. In bfloat16 the first ones are one and the same."""
+    scheduler = cosmos.build(Cosmos2TextToImagePipeline, in_channels=4).scheduler
+    scheduler.set_timesteps(35)
+    levels = scheduler.sigmas[:-1] / (1 + scheduler.sigmas[:-1]) if scheduler.sigmas[0] > 1 else scheduler.sigmas[:-1]
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        given = levels.to(dtype)
+        assert all(COSMOS.is_due(scheduler, level.expand(2), index) for index, level in enumerate(given))
+        assert not COSMOS.is_due(scheduler, given[20].expand(2), 3)
+
+
+def test_text_beside_a_pictures_context_is_counted() -> None:
+    text, context = torch.zeros(1, 9, 24), torch.zeros(1, 5, 24)
+    grid = TokenGrid(4, 6, 2)
+    counted = [COSMOS.count_text(None, {"encoder_hidden_states": given}, grid) for given in (text, (text, context))]
+    assert counted == [9, 9]
+
+
+def test_tables_of_picture_and_text_that_cannot_be_told_apart() -> None:
+    case = next(case for case in joyimage.CASES if case.name == "joyimage-mrope")
+    pipe = case.build()
+    call = case.call(height=4, width=4)
+    texts = {name: value for name, value in call.items() if "prompt_embeds" in name and "mask" not in name}
+    for name, text in texts.items():
+        call[name] = text.repeat(1, 4, 1)[:, :32]
+        call[f"{name}_mask"] = torch.ones(1, 32)
+    config = RASConfig(sample_ratio=0.25, warmup_steps=2)
+    told = pytest.warns(ras_dit.RASWarning, match="as many text tokens as image tokens")
+    with told, ras_dit.accelerate(pipe, config) as handle:
+        assert case.output(pipe(**call)).isfinite().all()
+    assert handle.summary().num_dense == handle.summary().num_steps

@@ -10,6 +10,7 @@ import torch
 from ras_dit.cache import KVCache, Like, rows_kept
 from ras_dit.forecast import TokenHistory
 from ras_dit.kv_forecast import KVAdvance, KVProgress
+from ras_dit.outputs import Beside
 from ras_dit.plan import StepKind
 from ras_dit.rows import RowIndex
 from ras_dit.trace import Stopwatch
@@ -34,7 +35,7 @@ class Branch:
         num_text: text tokens of the last dense call.
         texts: what they were made of, in the last computed call, and how often these tensors had been written to.
         is_steady: one text was given more than once, so that another one is not the same one made anew.
-        rest: whatever the transformer returned beside the noise (LTX-2's audio); a skipped step returns it again.
+        beside: whatever the transformer returned beside the noise (LTX-2's audio), where steps are skipped.
     """
 
     num_rows: int
@@ -47,7 +48,7 @@ class Branch:
     noise_shape: tuple[int, ...] = ()
     noise_dtype: torch.dtype = torch.float32
     kv_progress: KVProgress | None = None
-    rest: tuple[object, ...] = ()
+    beside: Beside = field(default_factory=Beside)
     num_text: int = 0
     texts: tuple[tuple[torch.Tensor, int], ...] = ()
     is_steady: bool = False

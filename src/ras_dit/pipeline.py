@@ -53,29 +53,6 @@ def has_another_transformer(pipe: Any) -> bool:
     return getattr(pipe, "transformer_ref", None) is not None
 
 
-def output_of(sample: torch.Tensor | None, rest: tuple[object, ...], is_object: bool) -> Any:
-    """What a transformer returns: an object that holds the noise, or a tuple of that and whatever else there is."""
-    if not is_object:
-        return (sample, *rest)
-    from diffusers.models.modeling_outputs import Transformer2DModelOutput
-
-    return Transformer2DModelOutput(sample=sample)
-
-
-def noise_of(output: Any) -> Any:
-    """The noise in what a transformer returned: a tensor, or a list of one per picture."""
-    return output[0] if isinstance(output, tuple) else output.sample
-
-
-def with_noise(output: Any, noise: torch.Tensor) -> Any:
-    """What a transformer returned, with other noise in it, in the same form."""
-    given = list(noise.unbind()) if isinstance(noise_of(output), list) else noise
-    if isinstance(output, tuple):
-        return (given, *output[1:])
-    output.sample = given
-    return output
-
-
 def controlnet_of(pipe: Any) -> torch.nn.Module | None:
     """The ControlNet that a pipeline calls in every step; None without one, or where it is compiled as a whole."""
     controlnet = getattr(pipe, "controlnet", None)

@@ -109,15 +109,24 @@ def why_stochastic_step(options: Mapping[str, Any]) -> str | None:
     return None
 
 
-def as_steps_allow(config: RASConfig, scheduler: Any, note: Callable[[str], None]) -> RASConfig:
-    """A config without the options that take Euler's steps for granted, where a scheduler makes others.
+def as_steps_allow(config: RASConfig, scheduler: Any, transformer: Any, note: Callable[[str], None]) -> RASConfig:
+    """A config without the options that take Euler's steps along a velocity for granted, where steps are others.
 
     Args:
         config: of the run.
         scheduler: of the run.
+        transformer: of the run.
         note: called if there is one that cannot be heeded.
     """
-    if not (config.solver_order == 2 or config.forecast_midpoint) or is_euler(scheduler):
+    if not (config.solver_order == 2 or config.forecast_midpoint):
+        return config
+    if getattr(getattr(transformer, "config", None), "use_meanflow", False):
+        note(
+            "solver_order=2 and forecast_midpoint do not go with a transformer that predicts the mean of a whole step "
+            "(use_meanflow): its noise was taken as it is."
+        )
+        return config.replace(solver_order=1, forecast_midpoint=False)
+    if is_euler(scheduler):
         return config
     note(
         "solver_order=2 and forecast_midpoint need FlowMatchEulerDiscreteScheduler, this is "

@@ -25,16 +25,14 @@ from ras_dit.kernels import operations_for
 from ras_dit.models import TokenPlan, check_uncached, check_uncompiled
 from ras_dit.models.plan import stream_of
 from ras_dit.observed import ObservedScheduler
+from ras_dit.outputs import noise_of, with_noise
 from ras_dit.pipeline import (
     controlnet_of,
     device_of,
     has_another_transformer,
-    noise_of,
-    output_of,
     pass_of,
     records_gradients,
     transformers_of,
-    with_noise,
 )
 from ras_dit.plan import Plan, build_plan
 from ras_dit.remarks import OUTSIDE, AdviceWarning, ShortRunWarning, Warner, unused_options, why_short
@@ -244,6 +242,7 @@ class Session:
         latents = arguments[self.token_plan.latents]
         num_rows, device = len(latents), latents[0].device
         num_text, reason, texts = 0, None, self.token_plan.texts(arguments)
+        source = (module, pass_of(arguments), self.token_plan.positions(arguments))
         if generation.plan.has_savings:
             num_text = self.token_plan.count_text(module, arguments, generation.grid)
             reason = self.token_plan.check(module, arguments)
@@ -251,7 +250,7 @@ class Session:
             generation.refuse(
                 "Gradients are recorded (use torch.no_grad()): the rest of the run was dense.", forgets=True
             )
-        call = generation.begin_call(num_rows, device, (module, pass_of(arguments)), num_text, reason, texts)
+        call = generation.begin_call(num_rows, device, source, num_text, reason, texts)
         call.num_others = num_text
         is_known_text = call.take_in(texts)
         if call.rows is not None and is_known_text and self.config.text_reuse:
@@ -300,7 +299,7 @@ class Session:
         num_first = token_plan.num_first(transformer, arguments, grid)
         second = first_of_second(self._pipe, scheduler, self._first)
         plan = build_plan(self.config, len(sigmas) - 1, grid.num_tokens, num_first, None, second)
-        num_text = token_plan.count_text(transformer, arguments, grid)
+        num_text = token_plan.count_costed_text(transformer, arguments, grid)
         reason = why_dense(self._pipe, transformer, token_plan, arguments, plan.num_region_steps > 0)
         if any(other not in self._seams for other in transformers_of(self._pipe)):
             reason = "A transformer was replaced after `enable`: the run was dense. Disable and enable again."
@@ -328,7 +327,7 @@ class Session:
             self.note(remark, is_warning=False)
             if is_advice:
                 self.warn(remark, AdviceWarning)
-        config = as_steps_allow(config, scheduler, self.note)
+        config = as_steps_allow(config, scheduler, transformer, self.note)
         num_padding = token_plan.count_padding(transformer, arguments, grid)
         layers = self._layers[transformer] = self._layers[transformer].updated(token_plan, transformer)
         model, num_rows = Model.of(layers, latents[0].device), len(latents)  # (what `costed` keeps holds no tensors)
@@ -376,17 +375,19 @@ class Session:
         if call is None or generation is None or call.kind == "skip":
             return None
         sample = noise_of(output)
-        if isinstance(output, tuple) and call.branch is not None and self.config.skips:
-            call.branch.rest = output[1:]
+        if call.branch is not None and self.config.skips:
+            call.branch.beside.take(output, generation.sigmas[generation.index], call.branch.history.depth)
         is_needed = isinstance(sample, list) and call.branch is not None  # (Cosmos 3's controls may differ in size)
         full = generation.end_call(call, torch.stack(sample) if is_needed else sample)
         return None if full is None else with_noise(output, full)
 
     def _skipped(self, call: Call, return_dict: bool) -> Any:
         """What the transformer returns in a skipped step."""
-        assert self._generation is not None
-        rest = () if call.branch is None else call.branch.rest
-        return output_of(self._generation.end_call(call, None), rest, return_dict)
+        generation, branch = self._generation, call.branch
+        assert generation is not None
+        assert branch is not None
+        options = generation.forecast_options()
+        return branch.beside.output(generation.end_call(call, None), options, return_dict)
 
     # ------------------------------------------------------------------ saying what happened
 

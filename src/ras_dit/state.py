@@ -185,7 +185,7 @@ class Generation:
         if self._why_all_dense:
             return self._why_all_dense
         if branch is None or branch.last_index != self.index - 1:
-            return "A guidance branch began (or came back) in the middle of the run: its first call was dense."
+            return "A guidance branch began (or came back, or changed tables) during the run: its first call was dense."
         if branch.num_text != num_text:
             return "The length of the text changed in the middle of the run: one step was dense."
         if branch.num_rows != num_rows:
@@ -274,9 +274,9 @@ class Generation:
         if self.config.rules == "reference":
             assert branch.kept is not None
             return branch.kept
-        return branch.history.forecast(*self._forecast_options())
+        return branch.history.forecast(*self.forecast_options())
 
-    def _forecast_options(self) -> tuple[float, int, float, float | None]:
+    def forecast_options(self) -> tuple[float, int, float, float | None]:
         """Where tokens that are not computed are forecast, the order, the damping and the reach."""
         config, sigma = self.config, self.sigmas[self.index]
         at = self._middle if config.forecast_midpoint or config.solver_order == 2 else sigma
@@ -287,7 +287,7 @@ class Generation:
         """Noise of all tokens after a region or skipped step [R, N, D], by a kernel that records it as well."""
         tokens = None if output is None else self.grid.patchify(output)
         mean_at = self._middle if self.config.solver_order == 2 else None
-        options = (self.sigmas[self.index], *self._forecast_options(), mean_at, branch.noise_dtype)
+        options = (self.sigmas[self.index], *self.forecast_options(), mean_at, branch.noise_dtype)
         return kernels.record_and_fill(branch.history.values, branch.history.sigmas, tokens, call.is_active, *options)
 
     def _step_mean(self, branch: Branch) -> torch.Tensor:

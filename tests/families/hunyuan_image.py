@@ -13,7 +13,7 @@ from families.case import FamilyCase, normals
 from tiny import redraw
 
 
-def build(guider: Any = None, text_embed_2_dim: int | None = 20) -> Any:
+def build(guider: Any = None, text_embed_2_dim: int | None = 20, **changes: Any) -> Any:
     torch.manual_seed(0)
     transformer = HunyuanImageTransformer2DModel(
         in_channels=4,
@@ -26,6 +26,7 @@ def build(guider: Any = None, text_embed_2_dim: int | None = 20) -> Any:
         text_embed_dim=24,
         text_embed_2_dim=text_embed_2_dim,
         rope_axes_dim=(8, 8),
+        **changes,
     ).eval()
     redraw(transformer, 0)
     pipe = HunyuanImagePipeline(

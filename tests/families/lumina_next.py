@@ -63,6 +63,8 @@ CASES = [
     FamilyCase("lumina-next", build, call),
     FamilyCase("lumina-next-no-cfg", build, lambda **size: call(**size, guidance_scale=1.0)),
     FamilyCase(
-        "lumina-next-time-aware", build, lambda **size: call(**size, scaling_watershed=0.3, proportional_attn=False)
+        "lumina-next-plain-attention",
+        build,
+        lambda **size: call(**size, scaling_watershed=0.0, proportional_attn=False),
     ),
 ]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ras_dit.bench.loops import device_of, run_loop, short_call
 from ras_dit.bench.modes import blocks_of, num_recorded
 from ras_dit.config import RASConfig
-from ras_dit.pipeline import noise_of
+from ras_dit.outputs import noise_of
 from ras_dit.seams import PatchedMethod
 
 if TYPE_CHECKING:

@@ -68,5 +68,8 @@ BRIA_FIBO2 = TokenPlan(
     },
     cross_attention=("layers.*.cross_attention",),
     check=check,
-    caveats=("With pictures to edit, or prompts of different length in a batch, the run is dense.",),
+    caveats=(
+        "With pictures to edit, or prompts of different length in a batch, the run is dense.",
+        "The cost counts as many text tokens as the model makes of them for its joint layers.",
+    ),
 )

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
-from ras_dit.models.plan import TokenPlan, TokenSelect, flat_video_grid
+from collections.abc import Mapping
 
-EASYANIMATE = TokenPlan(
+import torch
+
+from ras_dit.models.plan import FlopStream, TokenPlan, TokenSelect, flat_video_grid
+
+
+class EasyAnimatePlan(TokenPlan):
+    """Blocks behind the first ``mmdit_layers`` have one set of layers for text and picture."""
+
+    def linear_streams(self, transformer: torch.nn.Module) -> Mapping[str, FlopStream]:
+        norms: dict[str, FlopStream] = {"*.norm*": "row"}
+        blocks = enumerate(transformer.transformer_blocks)  # type: ignore[arg-type]
+        single = [number for number, block in blocks if block.txt_ff is None]
+        return norms | {f"transformer_blocks.{number}.*": "joint" for number in single} | dict(self.linears)
+
+
+EASYANIMATE = EasyAnimatePlan(
     transformer="EasyAnimateTransformer3DModel",
     family="EasyAnimate 5, 5.1",
     pipelines=("EasyAnimatePipeline",),

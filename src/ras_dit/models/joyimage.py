@@ -18,6 +18,16 @@ def grid(transformer: Any, arguments: Arguments) -> TokenGrid:
     return dataclasses.replace(TokenGrid.of_video(latents[:, -1], patch_size, patch_frames), has_items=True)
 
 
+def check(transformer: Any, arguments: Arguments) -> str | None:
+    """The tables of picture and text come side by side and are told apart by their length."""
+    latents = arguments["hidden_states"]
+    count = grid(transformer, arguments).num_tokens
+    count += grid(transformer, arguments).count_references(latents)
+    if transformer.config.rope_type == "mrope" and arguments["encoder_hidden_states"].shape[1] == count:
+        return f"JoyImage with as many text tokens as image tokens ({count}) is not supported: the run was dense."
+    return None
+
+
 JOYIMAGE = TokenPlan(
     transformer="JoyImageEditTransformer3DModel",
     family="JoyImage Edit",
@@ -30,6 +40,7 @@ JOYIMAGE = TokenPlan(
     attention={"double_blocks.*.attn": "joint"},
     layout="image_first",
     grid=grid,
+    check=check,
     patch=lambda transformer: tuple(transformer.config.patch_size[:2]),
     text_rows={"encoder_hidden_states": 1},
     linears={

@@ -49,5 +49,7 @@ KANDINSKY6 = Kandinsky6Plan(
     },
     queries={"*.av_cross_attention": "row"},  # the sound's, which are few
     cross_attention=("visual_transformer_blocks.*.video_dec_block.cross_attention",),
-    caveats=("The sound is computed in full at every step, which the cost model leaves out.",),
+    caveats=(
+        "Sound is computed in full, but for skipped steps, in which it is forecast; the cost model leaves it out.",
+    ),
 )

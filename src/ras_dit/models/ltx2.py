@@ -48,7 +48,7 @@ LTX2 = TokenPlan(
     cross_attention=("transformer_blocks.*.attn2",),
     check=check,
     caveats=(
-        "The sound is computed in full at every step, which the cost model leaves out.",
+        "Sound is computed in full, but for skipped steps, in which it is forecast; the cost model leaves it out.",
         "With a mask between video tokens (IC-LoRA), or weak conditions in every frame, runs are dense.",
     ),
 )

@@ -28,6 +28,7 @@ LUMINA2 = TokenPlan(
     grid=picture_grid,
     scheduler_timestep=lambda timestep: (1 - timestep) * 1000,
     joint_offset=joint_offset,
+    count_unpadded=lambda arguments: int(joint_offset(arguments).max()),
     repeats_keys=True,
     linears={
         "*.norm1.*": "row",

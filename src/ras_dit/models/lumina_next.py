@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ras_dit.models.plan import TokenPlan, TokenSelect, picture_grid
+import torch
+
+from ras_dit.models.plan import Arguments, TokenPlan, TokenSelect, picture_grid
 from ras_dit.rows import sent
 
 
@@ -17,6 +19,14 @@ def cropped_table(embedder: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     latents, table = arguments
     height, width = (size // embedder.patch_size for size in latents.shape[-2:])
     return latents, sent(table[:height, :width], latents.device)
+
+
+def positions(arguments: Arguments) -> object:
+    """With ``scaling_watershed`` the pipeline changes the table in the middle of a run. (Its own lies on the CPU.)"""
+    table = arguments.get("image_rotary_emb")
+    if not isinstance(table, torch.Tensor) or table.device.type != "cpu" or min(table.shape[:2]) < 2:
+        return None
+    return tuple(table[1, 1].flatten().tolist())
 
 
 LUMINA_NEXT = TokenPlan(
@@ -30,6 +40,7 @@ LUMINA_NEXT = TokenPlan(
     repeated=("get_2d_rotary_pos_embed_lumina",),  # the table, made on the CPU in every step
     grid=picture_grid,
     repeats_keys=True,
+    positions=positions,
     hides_nothing=True,
     linears={
         "*.norm1.*": "row",

@@ -47,7 +47,7 @@ MINIMAX_H3 = TokenPlan(
         "token_refiner.*": "text",
     },
     caveats=(
-        "The sound is computed in full at every step.",
+        "Sound is computed in full, but for skipped steps, in which it is forecast.",
         "Calls with references, which another transformer serves, are dense.",
     ),
 )

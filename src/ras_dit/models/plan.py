@@ -87,8 +87,12 @@ class TokenPlan:
         num_registers: tokens of the model's own that stand with the text.
         count_others: how many tokens stand beside the image tokens, where that is more than text and registers
             (padding): (transformer, arguments, grid) -> int.
+        count_unpadded: how many of them the joint layers have, where padding is cut off in front of those; for the
+            cost, once per run (a GPU is waited for): arguments -> int.
         count_padding: how many of those are padding, which stands between picture and text: likewise.
         has_shared_positions: the model reads the first image's positions for all of them.
+        positions: what tells the position tables of one call from those of another, where a pipeline changes them in
+            the middle of a run (keys of different tables do not go together): arguments -> value.
         unbatched: arguments without a batch dimension, beside those that are gathered or dropped along dimension 0;
             where all images go through one call, that need not be said.
         can_split: whether the rows of one image can be taken out of a call's arguments: arguments -> bool.
@@ -138,8 +142,10 @@ class TokenPlan:
     repeats_keys: bool = False
     num_registers: int = 0
     count_others: Callable[[Any, Arguments, TokenGrid], int] | None = None
+    count_unpadded: Callable[[Arguments], int] | None = None
     count_padding: Callable[[Any, Arguments, TokenGrid], int] = lambda transformer, arguments, grid: 0
     has_shared_positions: bool = False
+    positions: Callable[[Arguments], object] = lambda arguments: None
     unbatched: tuple[str, ...] = ()
     can_split: Callable[[Arguments], bool] = lambda arguments: True
     patch: Callable[[Any], tuple[int, int]] = lambda transformer: (1, transformer.config.patch_size)
@@ -186,6 +192,10 @@ class TokenPlan:
         """
         if isinstance(timestep, torch.Tensor) and timestep.device.type != "cpu":
             return True
+        if self.timestep_is_level and isinstance(timestep, torch.Tensor):
+            rounding = 1e-6 + torch.finfo(timestep.dtype).eps  # levels near 1 lie closer than a short type tells apart
+            given, sigma = float(timestep.flatten()[-1]), float(scheduler.sigmas[index])
+            return min(abs(given - sigma), abs(given - sigma / (1 + sigma))) < rounding
         given = self.timestep_in(scheduler, timestep) if isinstance(timestep, torch.Tensor) else timestep
         return is_at(given, scheduler.timesteps[index], like=timestep)
 
@@ -194,7 +204,13 @@ class TokenPlan:
         if self.count_others is not None:
             return self.count_others(transformer, arguments, grid)
         texts = [arguments.get(name) for name in self.text]
+        texts = [text[0] if isinstance(text, tuple) and text else text for text in texts]  # its context of a picture
         return self.num_registers + sum(text.shape[-2] for text in texts if isinstance(text, torch.Tensor))
+
+    def count_costed_text(self, transformer: Any, arguments: Arguments, grid: TokenGrid) -> int:
+        """The same for the cost, without padding that is cut off."""
+        unpadded = self.count_unpadded
+        return self.count_text(transformer, arguments, grid) if unpadded is None else unpadded(arguments)
 
     def texts(self, arguments: Arguments) -> list[torch.Tensor]:
         """What the text tokens of a call are made of."""
