@@ -17,6 +17,7 @@ def experiment_blocks() -> dict[str, str]:
         "dynamics": dynamics_table(),
         "losses": losses_table(),
         "inpainting": inpainting_table(),
+        "batch": batch_tables(),
     }
 
 
@@ -62,6 +63,31 @@ def losses_table() -> str:
         )
         lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
+
+
+def batch_tables() -> str:
+    """Active sets of every image's own against one for the batch."""
+    lines = []
+    for result in record.read_all("batch_embedded*").values():
+        num_tokens = (result["size"] // 8) ** 2
+        lines += [
+            f"The embedded model, {result['num_pictures']} pictures of {num_tokens:,} tokens in batches of "
+            f"{result['batch']}: PSNR in dB to the dense run with 95 % bootstrap intervals, the difference to one "
+            "shared set picture by picture, and the speed-up over the dense run (median of runs in turns, good to its "
+            f"first digit). ({record.origin(result)})",
+            "",
+            "| plan | T | active sets | PSNR to dense | over one shared set | speed-up |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
+        for row in result["rows"]:
+            mean, low, high = row["psnr"]
+            gained = "" if row["way"] == "one shared set" else difference(row["better_by"])
+            lines.append(
+                f"| {row['name']} | {row['token_steps']:.2f} | {row['way']} | {mean:.1f} ({low:.1f} to {high:.1f}) | "
+                f"{gained} | {row['speedup']:.2f}x |"
+            )
+        lines.append("")
+    return "\n".join(lines)
 
 
 def inpainting_table() -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.hooks import apply_group_offloading
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import ras_dit
@@ -42,6 +43,12 @@ def test_the_rows_of_an_image_are_its_guidance_rows() -> None:
     assert of_image(call, 1, [[(1, 4, 4)], [(1, 4, 6)], [(1, 4, 4)], [(1, 4, 6)]]) == [[(1, 4, 6)], [(1, 4, 6)]]
 
 
+@pytest.mark.parametrize("sizes", [[[(1, 4, 6)]], [[(1, 4, 6), (1, 4, 6), (1, 2, 2)]], [(1, 4, 6)]])
+def test_a_size_is_no_list_with_an_entry_per_row(sizes: Any) -> None:
+    """Qwen-Image's pipelines give sizes (frames, height, width) per prompt, of which there are fewer than pictures."""
+    assert of_image(call_of(3, 3), 1, sizes) == sizes
+
+
 @pytest.mark.parametrize("value", [None, 2.5, "scale", [1, 2], torch.zeros(()), torch.zeros(1, 4), torch.zeros(3, 4)])
 def test_what_has_no_batch_is_of_all_images(value: Any) -> None:
     given = of_image(call_of(4, 2), 0, value)
@@ -69,7 +76,8 @@ def test_outputs_come_back_in_their_order() -> None:
 @pytest.mark.parametrize(("num_images", "num_repeats"), [(1, 1), (1, 2), (3, 1), (2, 2), (2, 3), (5, 2)])
 def test_images_are_counted_by_their_latents(num_images: int, num_repeats: int) -> None:
     latents = torch.randn(num_images, 3, generator=torch.Generator().manual_seed(0))
-    assert count_images(latents.repeat(num_repeats, 1)) == num_images
+    assert count_images(latents.repeat(num_repeats, 1), 3) == num_images
+    assert count_images(latents.repeat(num_repeats, 1), 1) == num_images * num_repeats
 
 
 def test_keys_of_an_image_are_written_in_the_batch() -> None:
@@ -100,12 +108,13 @@ def split(monkeypatch: pytest.MonkeyPatch) -> Any:
     return apply
 
 
-def counted(pipe: Any) -> tuple[list[int], Any]:
+def counted(pipe: Any, blocks: str = "transformer_blocks") -> tuple[list[int], Any]:
     """Batch sizes of the first block's calls, and the hook that counts them."""
     seen: list[int] = []
-    block = pipe.transformer.transformer_blocks[0]
+    block = getattr(pipe.transformer, blocks)[0]
     hook = block.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(len(kwargs["hidden_states"])), with_kwargs=True
+        lambda module, args, kwargs: seen.append(len(kwargs.get("hidden_states", args[0] if args else None))),
+        with_kwargs=True,
     )
     return seen, hook
 
@@ -180,7 +189,16 @@ def rows_of(call: dict[str, Any], image: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", [name for name in ALONE if name in CASES])
-@pytest.mark.parametrize("options", [{}, {"kv_forecast": 0.8}], ids=lambda options: ",".join(options) or "defaults")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"kv_forecast": 0.8},
+        {"static_memory": True, "kv_cache_layers": 0.5},
+        {"kv_cache_device": "cpu", "skip_steps": (3,), "forecast_order": 1},
+    ],
+    ids=lambda options: ",".join(options) or "defaults",
+)
 @torch.no_grad()
 def test_an_image_of_a_batch_is_what_it_is_alone(name: str, options: dict[str, Any]) -> None:
     case: FamilyCase = CASES[name]
@@ -253,3 +271,122 @@ def test_a_run_is_predicted_like_its_plan() -> None:
         planned = handle.plan(6, 128, 128, 8, num_images=3)
     assert handle.latest_plan is not None
     assert handle.latest_plan.predicted_speedup == pytest.approx(planned.predicted_speedup)
+
+
+@torch.no_grad()
+def test_slow_images_in_turn_are_told_of_one_set_for_all() -> None:
+    case = CASES["flux"]
+    pipe, call = case.build(), case.call(batch=3, height=6, width=4)
+    told = []
+    for options, size in (({}, 3), ({}, 1), ({"shared_active_set": True}, 3)):
+        with ras_dit.accelerate(pipe, CONFIG.replace(**options)) as handle:
+            pipe(**{**call, **case.call(batch=size, height=6, width=4)})
+        told.append([advice for advice in handle.summary().advice if "shared_active_set=True" in advice])
+    assert [len(advice) for advice in told] == [1, 0, 0], "a tiny model pays for calls, not for FLOPs"
+    assert "the 3 images one after the other" in told[0][0]
+
+
+@pytest.mark.parametrize("name", ["flux", "flux2-references", "cogview4", "krea2"])
+@torch.no_grad()
+def test_what_is_reused_is_reused_image_by_image(name: str) -> None:
+    case: FamilyCase = CASES[name]
+    pipe = case.build()
+    plan = token_plan_of(pipe.transformer)
+    config = CONFIG.replace(text_reuse=True, reference_reuse=plan.reuses_references)
+    size = min(2, case.max_batch)
+    call = case.call(batch=size, height=6, width=4)
+    with ras_dit.accelerate(pipe, config):
+        both = case.output(pipe(**call))
+        for image in range(size):
+            alone = case.output(pipe(**rows_of(call, image)))
+            assert torch.allclose(alone[0], both[image], atol=1e-4)
+
+
+@torch.no_grad()
+def test_several_images_of_one_prompt() -> None:
+    """Qwen-Image's pipeline gives one size for all of them."""
+    case = CASES["qwen-image"]
+    pipe, call = case.build(), case.call(batch=1, height=6, width=4)
+    call["latents"] = torch.randn(3, *call["latents"].shape[1:], generator=torch.Generator().manual_seed(0))
+    with ras_dit.accelerate(pipe, CONFIG) as handle:
+        three = case.output(pipe(**call, num_images_per_prompt=3))
+        sets = active_sets(handle.trace)
+        for image in range(3):
+            alone = case.output(pipe(**{**call, "latents": call["latents"][image : image + 1]}))
+            assert torch.allclose(alone[0], three[image], atol=1e-4)
+    assert any(not torch.equal(each[0], each[1]) for each in sets)
+
+
+@torch.no_grad()
+def test_an_error_in_one_image_leaves_the_next_run_well() -> None:
+    case = CASES["flux"]
+    pipe, call = case.build(), case.call(batch=2, height=6, width=4)
+    with ras_dit.accelerate(pipe, CONFIG):
+        expected = case.output(pipe(**call))
+        calls = []
+
+        def fail(*_: Any) -> None:
+            calls.append(1)
+            if len(calls) == 4:  # two dense steps, the first image of a region step, and its second
+                raise MemoryError
+
+        hook = pipe.transformer.proj_out.register_forward_pre_hook(fail)
+        with pytest.raises(MemoryError):
+            pipe(**call)
+        hook.remove()
+        assert torch.equal(case.output(pipe(**call)), expected)
+
+
+@torch.no_grad()
+def test_guidance_may_end_midway(split: Any) -> None:
+    pipe, pictures = tiny_pipeline(), []
+
+    def stop_guidance(pipe: Any, index: int, _t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if index == 4:
+            pipe._guidance_scale = 0.0
+            tensors = {name: value[len(value) // 2 :] for name, value in tensors.items() if name != "latents"}
+        return tensors
+
+    names = ["latents", "prompt_embeds", "pooled_prompt_embeds"]
+    call = inputs(batch=2, callback_on_step_end=stop_guidance, callback_on_step_end_tensor_inputs=names)
+    for prepare in (lambda: None, split):
+        prepare()
+        with ras_dit.accelerate(pipe, RASConfig(sample_ratio=0.25, warmup_steps=2)):
+            seen, hook = counted(pipe)
+            with pytest.warns(ras_dit.RASWarning, match="batch size"):
+                pictures.append(run(pipe, **call))
+            hook.remove()
+    assert torch.allclose(*pictures, atol=1e-5)
+    assert set(seen) == {4, 2, 1}
+
+
+@torch.no_grad()
+def test_every_image_keeps_to_its_own_mask() -> None:
+    case = CASES["flux-inpaint"]
+    pipe, call = case.build(), case.call(batch=2, height=6, width=8)
+    call["mask_image"] = torch.zeros(2, 1, *call["mask_image"].shape[-2:])
+    third = call["mask_image"].shape[-2] // 3
+    call["mask_image"][0, :, :third] = 1
+    call["mask_image"][1, :, -third:] = 1
+    config = RASConfig(sample_ratio=0.2, warmup_steps=2, region_of_interest="inpaint")
+    with ras_dit.accelerate(pipe, config) as handle:
+        pipe(**call)
+    assert handle.summary().notes == ()
+    sets = active_sets(handle.trace)
+    assert sets
+    for active in sets:
+        assert int(active[0].max()) < 16, "the first two rows of tokens"
+        assert int(active[1].min()) >= 32, "the last two"
+
+
+@torch.no_grad()
+def test_layers_that_are_offloaded_one_by_one_are_moved_once_for_all_images() -> None:
+    case = CASES["flux"]
+    pipe, call = case.build(), case.call(batch=2, height=6, width=4)
+    apply_group_offloading(pipe.transformer, torch.device("cpu"), torch.device("cpu"), "block_level", 1)
+    with ras_dit.accelerate(pipe, CONFIG) as handle:
+        seen, hook = counted(pipe)
+        pipe(**call)
+        hook.remove()
+    assert set(seen) == {2}
+    assert any("share one active set" in note for note in handle.summary().notes)

@@ -63,11 +63,11 @@ def test_a_solver_that_visits_the_steps_of_our_plan_is_none_of_theirs() -> None:
 
 def test_caches_are_compared_by_time() -> None:
     slow = row("slow", "cache", 11, [44.0] * 3, 0.6)
-    assert of_kind([OURS, slow], "step caches in as much time") == ["slow"]  # none is as fast: the fastest there is
+    assert of_kind([OURS, slow], "step caches that cost as much") == ["slow"]  # none is as fast: the fastest there is
     rows = [OURS, slow, row("as fast", "cache", 13, [33.0] * 3, 0.5), row("faster", "cache", 8, [32.0] * 3, 0.3)]
-    assert of_kind(rows, "step caches in as much time") == ["as fast"]
+    assert of_kind(rows, "step caches that cost as much") == ["as fast"]
     few_flops = row("slow, of as many FLOPs", "cache", 11, [35.0] * 3, 0.6, flops=0.5)
-    assert of_kind([*rows, few_flops], "step caches in as much time") == ["slow, of as many FLOPs"]
+    assert of_kind([*rows, few_flops], "step caches that cost as much") == ["slow, of as many FLOPs"]
 
 
 def test_the_table_says_who_is_ahead_and_of_caches_how_fast() -> None:

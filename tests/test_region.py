@@ -346,3 +346,49 @@ def test_a_mask_of_a_call_that_failed_serves_no_other() -> None:
                 run(plain, **without, generator=torch.Generator().manual_seed(0))
             assert "no inpainting mask" in " ".join(handle.summary().notes)
         setattr(pipe.vae if name == "encode" else pipe, name, original[name])
+
+
+class MaskLast:
+    """The order of most inpainting pipelines. (Nothing is run of it.)"""
+
+    def prepare_mask_latents(self, mask: torch.Tensor) -> torch.Tensor:
+        return mask
+
+    def __call__(self, mask: torch.Tensor) -> Any:
+        timesteps = retrieve_timesteps(self)  # type: ignore[name-defined]  # noqa: F821
+        return self.prepare_mask_latents(mask), timesteps
+
+
+class MaskFirst(MaskLast):
+    """That of FLUX.1 Control's."""
+
+    def __call__(self, mask: torch.Tensor) -> Any:
+        mask = self.prepare_mask_latents(mask)
+        return mask, retrieve_timesteps(self)  # type: ignore[name-defined]  # noqa: F821
+
+
+@pytest.mark.parametrize(
+    ("kind", "events", "is_found"),
+    [
+        (MaskLast, "due mask begin", True),
+        (MaskLast, "due due mask begin", True),  # somebody set timesteps by hand
+        (MaskLast, "due mask due begin", False),  # that call failed
+        (MaskFirst, "mask due begin", True),
+        (MaskFirst, "due mask due begin", True),
+        (MaskFirst, "mask due due begin", False),
+        (MaskFirst, "mask due begin due begin", False),  # a mask serves one call
+    ],
+)
+def test_whose_call_a_mask_is_of(kind: type, events: str, is_found: bool) -> None:
+    pipe = kind()
+    inpaint, notes = InpaintMask(pipe), []
+    for event in events.split():
+        if event == "due":
+            inpaint.expect_run()
+        elif event == "mask":
+            pipe.prepare_mask_latents(torch.ones(1, 1, 8, 12))
+        else:
+            inpaint.begin_run()
+    assert (inpaint.take(TokenGrid(4, 6, 2), notes.append) is not None) == is_found
+    assert bool(notes) != is_found
+    inpaint.release()

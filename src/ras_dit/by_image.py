@@ -15,6 +15,8 @@ import torch
 
 from ras_dit.calls import Call
 from ras_dit.models import TokenPlan
+from ras_dit.models.plan import Arguments
+from ras_dit.pipeline import moves_layers
 from ras_dit.plan import Plan
 from ras_dit.tokens import TokenSeams
 
@@ -80,16 +82,17 @@ def of_image(call: Call, image: int, value: Any) -> Any:
     Args:
         call: of all images.
         image: its number.
-        value: a tensor whose first dimension is the batch, a list with one entry without tensors per row of it (sizes,
-            lengths), or lists, tuples and dicts of such. Anything else belongs to all images.
+        value: a tensor whose first dimension is the batch; a list or tuple without tensors that has one entry per row
+            of it (sizes, lengths), whatever those are; or lists, tuples and dicts of such tensors. Anything else
+            belongs to all images.
     """
     num_rows, rows = call.num_batch_rows, call.rows_of(image)
     if isinstance(value, torch.Tensor):
         return value[rows].contiguous() if value.ndim and value.shape[0] == num_rows else value
     if type(value) in (list, tuple):
-        if len(value) == num_rows and not _has_tensors(value):
-            return value[rows]
-        return type(value)(of_image(call, image, part) for part in value)
+        if not _has_tensors(value):
+            return value[rows] if len(value) == num_rows else value
+        return type(value)(of_image(call, image, part) if _has_tensors(part) else part for part in value)
     if type(value) is dict:
         return {key: of_image(call, image, part) for key, part in value.items()}
     return value
@@ -118,28 +121,65 @@ def joined(outputs: Sequence[Any]) -> Any:
     return first
 
 
-def count_parts(token_plan: TokenPlan, plan: Plan, latents: torch.Tensor) -> int:
+SLOW = 0.9
+"""A predicted speed-up below this share of what one call for all images would have is worth a word."""
+
+
+def why_slow(plan: Plan, costed: Callable[..., Plan], num_parts: int) -> str | None:
+    """What images one after the other cost a run, where that is much.
+
+    Args:
+        plan: of the run, with its cost.
+        costed: puts its cost to a plan: (plan, images one after the other).
+        num_parts: images one after the other in the run.
+    """
+    if num_parts == 1:
+        return None
+    ours, together = plan.predicted_speedup, costed(plan, 1).predicted_speedup
+    if ours is None or together is None or ours >= SLOW * together:
+        return None
+    return (
+        f"Region steps computed the {num_parts} images one after the other, so that each has its own active set: "
+        f"predicted speed-up {ours:.2f}x. With shared_active_set=True, one set for all, it is {together:.2f}x."
+    )
+
+
+def count_parts(token_plan: TokenPlan, plan: Plan, latents: torch.Tensor, most_repeats: int) -> int:
     """Images that the region steps of a run compute one after the other, if every one has a set of its own.
 
     Args:
         token_plan: of the transformer.
         plan: of the run.
         latents: of the transformer's first call [R, ...].
+        most_repeats: guidance rows of an image, at most.
     """
     if token_plan.is_per_image or not plan.num_region_steps or len(latents) == 1:
         return 1
-    return count_images(latents)
+    return count_images(latents, most_repeats)
 
 
-def count_images(latents: torch.Tensor) -> int:
+def count_images(latents: torch.Tensor, most_repeats: int) -> int:
     """Images in a transformer's batch, as far as its latents tell: pipelines that guide in one call give it those of
     every image once per guidance row.
 
     Args:
         latents: [R, ...].
+        most_repeats: guidance rows of an image, at most.
     """
-    for num_repeats in (4, 3, 2):
+    for num_repeats in range(most_repeats, 1, -1):
         count, rest = divmod(len(latents), num_repeats)
         if count and not rest and all(torch.equal(latents[:count], part) for part in latents.split(count)):
             return count
     return len(latents)
+
+
+def can_split(token_plan: TokenPlan, transformer: torch.nn.Module, arguments: Arguments) -> bool:
+    """Whether the images of a batch may go through a transformer one after the other.
+
+    Args:
+        token_plan: of the transformer.
+        transformer: layers that are offloaded one by one would be moved once more for every image.
+        arguments: of a call.
+    """
+    is_able = token_plan.can_split is not None and token_plan.can_split(arguments)
+    return is_able and not moves_layers(transformer)

@@ -113,8 +113,7 @@ class KVCache:
         self.mask = mask
         self.laid_out_mask: torch.Tensor | None = None
         self.scale = scale
-        self.num_heads = key.shape[1]
-        self.length = key.shape[2]
+        self.num_rows, self.num_heads, self.length = key.shape[:3]
         self.dtype = key.dtype  # as computed
         self.key_slope: torch.Tensor | None = None
         self.value_slope: torch.Tensor | None = None
@@ -168,7 +167,7 @@ class KVCache:
             forecasts: learn slopes: from what was there if it was aimed at this step by `aim_whole`, else from zero.
         """
         self.mask, self.scale = mask, scale
-        self.num_heads, self.length = key.shape[1], key.shape[2]
+        self.num_rows, self.num_heads, self.length = key.shape[:3]
         if not self.keeps:
             return
         if forecasts and (self.key_slope is None or self.value_slope is None):
@@ -192,7 +191,7 @@ class KVCache:
                 setattr(part, name, view := tensor[which])
                 if self.storage.is_static:  # and so is what is seen of it
                     torch._dynamo.mark_static_address(view, guard=False)
-        if self.mask is not None and self.mask.ndim == 4 and self.mask.shape[0] == self.key.shape[0]:
+        if self.mask is not None and self.mask.ndim == 4 and self.mask.shape[0] == self.num_rows:
             part.mask = self.mask[which]
         return part
 
@@ -378,7 +377,7 @@ def rows_kept(caches: Sequence[KVCache], num_rows: int) -> list[range]:
         num_rows: batch size R.
     """
     return [
-        range(num_rows) if len(cached.key) != 1 else range(number % num_rows, number % num_rows + 1)
+        range(num_rows) if cached.num_rows != 1 else range(number % num_rows, number % num_rows + 1)
         for number, cached in enumerate(caches)
     ]
 

@@ -170,11 +170,15 @@ class TokenChooser:
         return score
 
     def _shared(self, score: torch.Tensor) -> torch.Tensor:
-        """The mean score for all images [images, N] where they can have one set of tokens only."""
+        """The mean score for all images [images, N] where they have one set of tokens."""
         if self.is_per_image or score.shape[0] == 1:
             return score
         if not self.config.shared_active_set:
-            self.note("The images of this batch cannot be told apart: they share one active set.", is_warning=False)
+            self.note(
+                "All images of this batch share one active set: their arguments cannot be taken apart, or layers are "
+                "offloaded one by one.",
+                is_warning=False,
+            )
         return score.mean(dim=0, keepdim=True).expand_as(score)
 
     def _anchors(self, index: int, device: torch.device) -> torch.Tensor | None:

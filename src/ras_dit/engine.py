@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ras_dit.by_image import why_slow
 from ras_dit.config import RASConfig
 from ras_dit.flops import Layers, plan_cost
 from ras_dit.gain import DeviceRates, Model, is_small, why_small, with_prediction
@@ -165,6 +166,8 @@ class Handle:
                 f"Every region step computed {count} reference tokens beside those of the picture; with "
                 "reference_reuse=True only dense steps do."
             )
+        if session.costed is not None and (reason := why_slow(plan, session.costed, session.num_parts)) is not None:
+            advice.append(reason)
         if self._has_controlnet:
             advice.append("All speed-ups here are of the transformer alone, without the ControlNet's time.")
         measured = trace.measured_speedup if len(trace.steps) == len(plan) else None
@@ -241,8 +244,10 @@ def plan_for(
     cost = plan_cost(plan, token_plan, layers, num_text, num_references, config)
     place = device_of(pipe) if device is None else torch.device(device)
     num_rows = num_images * default_rows(pipe)
-    num_parts = 1 if token_plan.is_per_image or config.shared_active_set else num_images
-    return with_prediction(replace(plan, cost=cost), config, Model.of(layers, place), num_rows, rates, num_parts)
+    is_split = not token_plan.is_per_image and token_plan.can_split is not None and not config.shared_active_set
+    return with_prediction(
+        replace(plan, cost=cost), config, Model.of(layers, place), num_rows, rates, num_images if is_split else 1
+    )
 
 
 def resolve_config(config: RASConfig | str | Path | None) -> RASConfig:

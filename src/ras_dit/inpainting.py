@@ -23,18 +23,20 @@ class InpaintMask:
     def __init__(self, pipe: Any) -> None:
         self._pipe = pipe
         self._mask: torch.Tensor | None = None  # of the call under way
-        self._is_due, self._is_of_due = False, False
+        self._is_fresh = False  # seen since a run was last due
         self._of_run: torch.Tensor | None = None
         has_method = hasattr(pipe, "prepare_mask_latents")
         self._patch = PatchedMethod(pipe, "prepare_mask_latents", self._observed) if has_method else None
+        self._comes_first = has_method and _comes_first(type(pipe))
 
     def expect_run(self) -> None:
-        """A run is due. The mask of one that was due before, and never began, was that of a call that failed."""
+        """A run is due. A mask that was seen before is of a call that failed, but where the pipeline prepares it in
+        front of the timesteps (FLUX.1 Control)."""
         if self._patch is not None:  # somebody may have taken the wrapper out
             self._patch.ensure()
-        if self._is_of_due:
+        if not (self._is_fresh and self._comes_first):
             self._mask = None
-        self._is_due, self._is_of_due = True, False
+        self._is_fresh = False
 
     def release(self) -> None:
         """The pipeline is as it was."""
@@ -45,7 +47,6 @@ class InpaintMask:
     def begin_run(self) -> None:
         """The run of the call under way begins. A mask serves one call: the next one may come without."""
         self._of_run, self._mask = self._mask, None
-        self._is_due, self._is_of_due = False, False
 
     def take(self, grid: TokenGrid, note: Callable[[str], None]) -> torch.Tensor | None:
         """Tokens that the mask of the run touches, bool [images, N]; None without a mask.
@@ -82,10 +83,20 @@ class InpaintMask:
                 mask = processor.preprocess(given["mask_image"], given.get("height"), given.get("width"))
             result = original(*args, **kwargs)
             self._mask = mask if isinstance(mask, torch.Tensor) else None
-            self._is_of_due = self._is_due
+            self._is_fresh = True
             return result
 
         return prepare_mask_latents
+
+
+def _comes_first(kind: type) -> bool:
+    """Whether a pipeline prepares its mask in front of the timesteps, by its code; False where that cannot be read."""
+    try:
+        code = inspect.getsource(kind.__call__)
+    except (OSError, TypeError, AttributeError):
+        return False
+    mask, timesteps = code.find("prepare_mask_latents("), code.find("retrieve_timesteps(")
+    return 0 <= mask < timesteps
 
 
 def allowed_tokens(

@@ -53,6 +53,18 @@ def has_another_transformer(pipe: Any) -> bool:
     return getattr(pipe, "transformer_ref", None) is not None
 
 
+def moves_layers(transformer: torch.nn.Module) -> bool:
+    """Whether layers of a transformer are moved to the device one by one, or in groups, as they are called (sequential
+    and group offloading)."""
+    for module in transformer.modules():
+        groups = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
+        hook = getattr(module, "_hf_hook", None)  # of accelerate: one, or several in one
+        is_moved = any(getattr(each, "offload", False) for each in getattr(hook, "hooks", [hook]))
+        if "group_offloading" in groups or (is_moved and module is not transformer):
+            return True
+    return False
+
+
 def controlnet_of(pipe: Any) -> torch.nn.Module | None:
     """The ControlNet that a pipeline calls in every step; None without one, or where it is compiled as a whole."""
     controlnet = getattr(pipe, "controlnet", None)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ras_dit.addresses import FixedAddresses
-from ras_dit.by_image import count_parts, own_forward
+from ras_dit.by_image import can_split, count_parts, own_forward
 from ras_dit.calls import Call
 from ras_dit.chooser import TokenChooser
 from ras_dit.config import RASConfig
@@ -24,6 +24,7 @@ from ras_dit.inpainting import InpaintMask, allowed_tokens
 from ras_dit.kernels import operations_for
 from ras_dit.models import TokenPlan, check_uncached, check_uncompiled
 from ras_dit.models.plan import stream_of
+from ras_dit.models.sizes import default_rows
 from ras_dit.observed import ObservedScheduler
 from ras_dit.outputs import noise_of, with_noise
 from ras_dit.pipeline import (
@@ -60,8 +61,8 @@ class Session:
         self.trace = Trace()
         self.plan: Plan | None = None
         self.fitting: Callable[[TokenGrid, list[float]], FittedForecast] | None = None  # while `calibrate` is at work
-        self.costed: Callable[[Plan], Plan] | None = None  # puts their cost to plans of such runs as the latest
-        self.num_references = 0  # tokens beside the grid, in the latest run
+        self.costed: Callable[..., Plan] | None = None  # puts their cost to plans of such runs as the latest
+        self.num_references, self.num_parts = 0, 1  # tokens beside the grid, images in turn, in the latest run
         self._pipe = pipe
         self._operations = operations_for(config.kernels, device_of(pipe))
         self._generation: Generation | None = None
@@ -164,7 +165,7 @@ class Session:
 
     def _forget_latest(self) -> None:
         """Another run: what is known of the one before is not of it."""
-        self.trace, self.plan, self.num_references = Trace(), None, 0
+        self.trace, self.plan, self.num_references, self.num_parts = Trace(), None, 0, 1
 
     def _drop_generation(self) -> None:
         """Nothing that comes belongs to the run under way any more."""
@@ -305,7 +306,7 @@ class Session:
             reason = "A transformer was replaced after `enable`: the run was dense. Disable and enable again."
         if reason is None and num_first and self.config.rules == "reference":
             reason = "The authors' rules would leave out the given first frame: the whole run was dense."
-        can_differ = token_plan.is_per_image or token_plan.can_split(arguments)
+        can_differ = token_plan.is_per_image or can_split(token_plan, transformer, arguments)
         is_per_image, allowed = can_differ and not self.config.shared_active_set, None
         if reason is None and self.config.has_savings:
             given = token_plan.given_tokens(arguments, grid, num_extra)
@@ -331,9 +332,9 @@ class Session:
         num_padding = token_plan.count_padding(transformer, arguments, grid)
         layers = self._layers[transformer] = self._layers[transformer].updated(token_plan, transformer)
         model, num_rows = Model.of(layers, latents[0].device), len(latents)  # (what `costed` keeps holds no tensors)
-        num_parts = count_parts(token_plan, plan, latents) if is_per_image else 1
+        self.num_parts = count_parts(token_plan, plan, latents, default_rows(self._pipe)) if is_per_image else 1
 
-        def costed(plan: Plan) -> Plan:
+        def costed(plan: Plan, num_parts: int = self.num_parts) -> Plan:
             cost = plan_cost(plan, token_plan, layers, num_text, num_extra, self.config, is_timed, num_padding)
             return with_prediction(replace(plan, cost=cost), self.config, model, num_rows, self.rates, num_parts)
 
@@ -386,8 +387,7 @@ class Session:
         generation, branch = self._generation, call.branch
         assert generation is not None
         assert branch is not None
-        options = generation.forecast_options()
-        return branch.beside.output(generation.end_call(call, None), options, return_dict)
+        return branch.beside.output(generation.end_call(call, None), generation.forecast_options(), return_dict)
 
     # ------------------------------------------------------------------ saying what happened
 

@@ -154,7 +154,11 @@ class TokenSeams:
             advance = call.advance.twice if stream == "twice" else call.advance
             for cached, kept in zip(earlier, rows_kept(earlier, len(call.whole.active)), strict=True):
                 if cached.length >= call.num_image_rows:
-                    own = advance if len(kept) > 1 else advance.of_batch_rows(slice(kept.start, kept.stop))
+                    own = (
+                        advance
+                        if len(kept) == len(call.whole.active)
+                        else advance.of_batch_rows(slice(kept.start, kept.stop))
+                    )
                     cached.aim_whole(own, self._place(stream, call, call.whole, cached.length))
         return earlier if call.forecasts or self._is_static else []
 

@@ -58,7 +58,7 @@ HUNYUAN_VIDEO_FRAMEPACK = TokenPlan(
     count_others=count_others,
     linears={**HUNYUAN_VIDEO.linears, "image_projection.*": "text", "proj_out": "all_image"},
     check=check,
-    can_split=lambda arguments: False,  # of one video the model cuts the padding off the text, of several it masks it
+    can_split=None,  # of one video the model cuts the padding off the text, of several it masks it
     caveats=(
         "Earlier frames are computed in every step.",
         "The videos of a batch share one active set, and `summary()` says so.",

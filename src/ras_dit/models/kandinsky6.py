@@ -1,4 +1,5 @@
-"""Kandinsky 6: video and sound side by side. The video's tokens are chosen among; the sound is computed in full."""
+"""Kandinsky 6: video and sound side by side. The video's tokens are chosen among; the sound is computed
+in full, but for skipped steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""LTX-2: video and sound side by side. The video's tokens are chosen among; the sound is always computed in full."""
+"""LTX-2: video and sound side by side. The video's tokens are chosen among; the sound is computed
+in full, but for skipped steps."""
 
 from __future__ import annotations
 

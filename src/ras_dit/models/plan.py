@@ -95,7 +95,8 @@ class TokenPlan:
             the middle of a run (keys of different tables do not go together): arguments -> value.
         unbatched: arguments without a batch dimension, beside those that are gathered or dropped along dimension 0;
             where all images go through one call, that need not be said.
-        can_split: whether the rows of one image can be taken out of a call's arguments: arguments -> bool.
+        can_split: whether the rows of one image can be taken out of a call's arguments: arguments -> bool; None where
+            they never can.
         patch: latent frames and latent pixels per token side: transformer -> (frames, pixels).
         num_text: text tokens per prompt, (pipeline, max_sequence_length) -> int, for estimates made before a run.
         joint_offset: where the grid begins in a joint sequence, by row of the batch, where the model makes that depend
@@ -147,7 +148,7 @@ class TokenPlan:
     has_shared_positions: bool = False
     positions: Callable[[Arguments], object] = lambda arguments: None
     unbatched: tuple[str, ...] = ()
-    can_split: Callable[[Arguments], bool] = lambda arguments: True
+    can_split: Callable[[Arguments], bool] | None = lambda arguments: True
     patch: Callable[[Any], tuple[int, int]] = lambda transformer: (1, transformer.config.patch_size)
     num_text: Callable[[Any, int], int] = lambda pipe, max_sequence_length: max_sequence_length
     joint_offset: Callable[[Arguments], torch.Tensor] | None = None
