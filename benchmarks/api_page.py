@@ -12,7 +12,19 @@ import ras_dit
 from ras_dit.cli.options import flag_of
 from ras_dit.config import RASConfig
 
-CALLS = ("enable", "accelerate", "disable", "plan_for", "build_plan", "calibrate", "find_plan", "load_embedded")
+CALLS = (
+    "enable",
+    "accelerate",
+    "disable",
+    "handle_of",
+    "plan_for",
+    "build_plan",
+    "calibrate",
+    "find_plan",
+    "load_embedded",
+    "psnr",
+    "ssim",
+)
 SECTION = re.compile(r"^(Args|Returns|Raises|Warns|Attributes|Yields|Source):\s*(.*)$")
 ENTRY = re.compile(r"^    (\*{0,2}\w+): (.*)$")
 BEGIN = """# Everything public

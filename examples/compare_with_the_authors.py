@@ -4,7 +4,6 @@ import torch
 
 import ras_dit
 from ras_dit import RASConfig
-from ras_dit.quality import psnr
 
 pipe = ras_dit.load_embedded()
 pipe.set_progress_bar_config(disable=True)
@@ -22,4 +21,4 @@ for name, config in {
 }.items():
     with ras_dit.accelerate(pipe, config) as handle:
         image = paint()
-    print(f"{name:>8}: T = {handle.trace.token_steps:.2f}, PSNR {psnr(image, dense):.1f} dB")
+    print(f"{name:>8}: T = {handle.trace.token_steps:.2f}, PSNR {ras_dit.psnr(image, dense):.1f} dB")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import ras_dit
-from ras_dit import RASConfig
+from ras_dit import RASConfig, Trace
 from ras_dit.arena import SUITES, AdamsBashforth2Scheduler, Arena, Method, Scene, StepCache, applied, report, suite
 from ras_dit.arena.measure import Measured, half_of_dense, is_to_itself, summary, told_apart
 from ras_dit.arena.methods import why_unfit
@@ -53,6 +55,22 @@ def test_adams_bashforth_by_hand_and_exact_for_lines() -> None:
     assert scheduler._last is None, "a run begins anew"
 
 
+@contextmanager
+def every_second(pipe: Any) -> Iterator[None]:
+    """A method of somebody's own: every second step takes the noise of the one before."""
+    forward, outputs = pipe.transformer.forward, list[Any]()
+
+    def lazily(*args: Any, **options: Any) -> Any:
+        outputs.append(outputs[-1] if len(outputs) % 2 else forward(*args, **options))
+        return outputs[-1]
+
+    pipe.transformer.forward = lazily
+    try:
+        yield
+    finally:
+        del pipe.transformer.forward
+
+
 DB_OPTIONS = {"Fn_compute_blocks": 1, "residual_diff_threshold": 0.9, "max_warmup_steps": 1}
 METHODS = [
     Method("AB2", "dense", 6, "ab2"),
@@ -62,6 +80,7 @@ METHODS = [
     Method("RAS", "ras", 6, config=RASConfig(sample_ratio=0.25, warmup_steps=2)),
     Method("seer", "cache", 8, cache=StepCache("taylorseer", {"cache_interval": 2})),
     Method("AB2 visiting", "dense", 8, "ab2", visited=(0, 2, 5)),
+    Method("every second step", "cache", 8, apply=every_second),
     Method("broadcast", "cache", 8, cache=StepCache("pyramid", {"spatial_attention_block_skip_range": 2})),
     Method("mag", "cache", 8, cache=StepCache("magcache", {"threshold": 0.5, "retention_ratio": 0.1})),
     Method(
@@ -105,6 +124,10 @@ def test_methods_that_make_no_sense_are_refused() -> None:
         Method("a", "dense", visited=(0, 3))
     with pytest.raises(ValueError, match="give one of them"):
         Method("a", "ras", config=RASConfig(), cache=StepCache("taylorseer"))
+    with pytest.raises(ValueError, match=r"apply=.* allowed: a function, without config and cache"):
+        Method("a", "ras", config=RASConfig(), apply=every_second)
+    with pytest.raises(ValueError, match="apply='teacache'; allowed: a function"):
+        Method("a", "cache", apply="teacache")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="cache: got 'teacache'"):
         StepCache("teacache")  # type: ignore[arg-type]
     pipe = tiny_pipeline()
@@ -213,6 +236,60 @@ def test_an_arena_paints_once_goes_on_and_reports(pipe: Any, tmp_path: Path, mon
     methods[0] = Method("ras", "ras")
     with pytest.raises(ValueError, match="got ras twice"):
         arena()
+
+
+def test_a_method_of_ones_own_takes_part(pipe: Any, tmp_path: Path) -> None:
+    own, dense = Method("own", "cache", 6, apply=every_second), Method("dense", "dense", 6)
+    assert own.token_steps is None
+    assert own.to_dict() == {**dense.to_dict(), "name": "own", "group": "cache", "apply": "every_second"}
+    assert "apply" not in dense.to_dict(), "folders that were begun before go on"
+
+    def arena() -> Arena:
+        return Arena(tmp_path, SCENES, [own], CALL, 2, 6, 6)
+
+    arena().run(pipe)
+    result = report(arena(), has_plot=False)
+    row = result["rows"][2]
+    assert row["name"] == "own"
+    assert row["flops_share"] == pytest.approx(0.5, abs=1e-3)
+    assert row["token_steps"] == pytest.approx(3, abs=1e-2)
+    assert row["flops_pictures"] == 2
+    assert json.loads((tmp_path / "results.json").read_text())["rows"][2]["method"]["apply"] == "every_second"
+
+    @contextmanager
+    def broken(pipe: Any) -> Iterator[None]:
+        raise AttributeError("a slip in it")
+        yield
+
+    own = Method("broken", "cache", 6, apply=broken)
+    with pytest.raises(AttributeError, match="a slip in it"):
+        arena().run(pipe)
+
+
+def test_traces_are_kept_where_they_are_asked_for(pipe: Any, tmp_path: Path) -> None:
+    ours = Method("ours", "ras", 4, config=RASConfig(sample_ratio=0.25, warmup_steps=2))
+
+    def arena(*methods: Method, **options: bool) -> Arena:
+        return Arena(tmp_path, SCENES, methods, CALL, 2, 4, 4, **options)
+
+    arena(ours).run(pipe)
+    assert not list(tmp_path.rglob("trace-*"))
+    before = (tmp_path / "arena.json").read_bytes(), (tmp_path / "ours" / "run-00000.json").read_bytes()
+    (tmp_path / "ours" / "run-00002.json").unlink()
+    later = Method("later", "ras", 4, config=RASConfig(sample_ratio=0.5, warmup_steps=2))
+    contest = arena(ours, later, saves_traces=True)
+    contest.run(pipe)
+    assert before == ((tmp_path / "arena.json").read_bytes(), (tmp_path / "ours" / "run-00000.json").read_bytes())
+    written = [contest.trace_path(ours, 2), contest.trace_path(later, 0), contest.trace_path(later, 2)]
+    assert sorted(tmp_path.rglob("trace-*")) == sorted(written), "not of dense runs, nor of what was painted before"
+    masks = Trace.load(written[1]).masks()
+    assert masks.shape[:2] == (4, 2)
+    assert masks[:2].all()
+    assert masks[2:].flatten(2).float().mean(dim=2).unique().tolist() == [0.5]
+    for method in (ours, later):
+        last = contest.runs(method)[1]
+        assert Trace.load(contest.trace_path(method, 2)).token_steps == pytest.approx(last["token_steps"])
+    report(arena(ours, later), has_plot=False)
 
 
 def test_pictures_are_as_far_apart_as_their_features() -> None:

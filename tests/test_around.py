@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -264,8 +265,12 @@ def test_a_backend_that_keys_cannot_be_merged_into_is_refused_and_leaves_the_pip
     call = flux.call(height=6, width=8)
     dense = pipe(**call).images
     pipe.transformer.set_attention_backend("flex")
-    with ras_dit.accelerate(pipe, REGION), pytest.raises(ValueError, match="set_attention_backend"):
+    told = pytest.warns(ras_dit.RASWarning, match="backend 'flex': region steps will raise")
+    with told, ras_dit.accelerate(pipe, REGION), pytest.raises(ValueError, match="set_attention_backend"):
         pipe(**call)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ras_dit.RASWarning)
+        ras_dit.enable(pipe, preset="balanced").disable()  # has no region steps
     pipe.transformer.set_attention_backend("native")
     assert torch.equal(pipe(**call).images, dense)
     with ras_dit.accelerate(pipe, REGION) as handle:

@@ -53,6 +53,7 @@ ORDER = [
     "tokens",
     "by_image",
     "session",
+    "summary",
     "quality",
     "viz",
     "files",

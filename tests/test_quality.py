@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+import ras_dit
 from ras_dit.quality import psnr, ssim
 
 EXACT = 1e-12  # float64 sums in another order
@@ -35,6 +36,10 @@ def naive_ssim(a: np.ndarray, b: np.ndarray) -> float:
             top = (2 * mp * mq + 0.01**2) * (2 * cov + 0.03**2)
             values.append(top / ((mp**2 + mq**2 + 0.01**2) * (vp + vq + 0.03**2)))
     return float(np.mean(values))
+
+
+def test_both_are_names_of_the_package() -> None:
+    assert (ras_dit.psnr, ras_dit.ssim) == (psnr, ssim)
 
 
 def test_psnr_by_hand() -> None:

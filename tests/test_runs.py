@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import gc
 import inspect
+import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +20,9 @@ from diffusers import (
 
 import ras_dit
 from families import one_case_per_class
-from ras_dit import RASConfig
+from ras_dit import RASConfig, ScoreInputs
+from ras_dit.forecast import TokenHistory
+from ras_dit.importance import predicted_error
 from ras_dit.models import TOKEN_PLANS
 from ras_dit.state import Generation
 from tiny import REGION, inputs, run, tiny_pipeline, tiny_transformer, tiny_vae
@@ -365,3 +369,109 @@ def test_the_text_that_can_be_reused_is_known(name: str) -> None:
     signature = inspect.signature(type(pipe.transformer).forward)
     given = [signature.bind_partial(pipe.transformer, *args, **kwargs).arguments for args, kwargs in seen]
     assert all(TOKEN_PLANS[name].texts(arguments) for arguments in given)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_score_of_ones_own(batch: int) -> None:
+    """It sees what the library's own score goes by, and chooses what it wants."""
+    pipe, call, config = tiny_pipeline(), inputs(batch=batch), REGION.replace(skip_steps=(4,))
+    with ras_dit.accelerate(pipe, config) as handle:
+        expected, sets = run(pipe, **call), [step.active for step in handle.trace.steps]
+    seen: list[ScoreInputs] = []
+
+    def predicted(given: ScoreInputs) -> torch.Tensor:
+        seen.append(given)
+        history = TokenHistory(2)
+        history.values, history.sigmas = given.values, given.value_sigmas
+        return predicted_error(history, given.sigma)
+
+    with ras_dit.accelerate(pipe, config.replace(importance="random"), score=predicted) as handle:
+        assert torch.equal(run(pipe, **call), expected)
+    assert [given.index for given in seen] == [2, 3, 5, 6, 7, 8, 9]
+    for given in seen:
+        assert given.noise.shape[:2] == given.age.shape == (batch, given.grid.num_tokens)
+        assert given.num_active == 24
+        assert given.sigma > given.next_sigma
+    replayed = iter([active for active in sets if active is not None and active.shape[1]])
+    masks = lambda given: torch.zeros_like(given.age).scatter(1, next(replayed), 1)  # noqa: E731
+    with ras_dit.accelerate(pipe, config, score=masks) as handle:
+        assert torch.equal(run(pipe, **call), expected), "sets of an earlier run, once more"
+
+
+def test_a_score_of_another_shape_is_refused() -> None:
+    pipe = tiny_pipeline()
+    refused = pytest.raises(ValueError, match=r"score: got a tensor \[1, 96, 16\]; allowed: .* here \[1, 96\]")
+    with ras_dit.accelerate(pipe, REGION, score=lambda given: given.noise), refused:
+        run(pipe, **inputs())
+    with pytest.raises(ValueError, match="score: got one with rules='reference'"):
+        ras_dit.enable(pipe, RASConfig.reference(0.5), score=lambda given: given.age)
+    assert ras_dit.handle_of(pipe) is None
+
+
+def test_masks_say_what_every_evaluation_computed() -> None:
+    pipe = tiny_pipeline()
+    config = RASConfig(sample_ratio=0.25, warmup_steps=3, skip_steps=(3, 8))
+    with ras_dit.accelerate(pipe, config) as handle:
+        run(pipe, **inputs(batch=2))
+    trace = handle.trace
+    masks = trace.masks()
+    assert trace.grid is not None
+    assert masks.dtype == torch.bool
+    assert masks.shape == (len(trace.steps), 2, trace.grid.height, trace.grid.width)
+    for mask, step in zip(masks, trace.steps, strict=True):
+        if step.kind == "dense":
+            assert mask.all()
+        elif step.kind == "skip":
+            assert not mask.any()
+        else:
+            assert step.active is not None
+            assert [row.flatten().nonzero()[:, 0].tolist() for row in mask] == step.active.tolist()
+    assert {step.kind for step in trace.steps} == {"dense", "region", "skip"}
+    assert torch.equal(masks.sum(dim=0), trace.times_computed())
+    video = ras_dit.Trace(ras_dit.TokenGrid(2, 3, 1, num_frames=4), trace.steps[:1])
+    assert video.masks().shape == (1, 1, 4, 2, 3)
+    assert video.masks().all()
+    with pytest.raises(ValueError, match="got no generation yet"):
+        ras_dit.Trace().masks()
+
+
+def test_traces_in_files(tmp_path: Path) -> None:
+    pipe = tiny_pipeline()
+    with ras_dit.accelerate(pipe, REGION) as handle:
+        run(pipe, **inputs())
+    trace, path = handle.trace, tmp_path / "traces" / "fox.json"
+    trace.save(path)
+    assert [found.name for found in path.parent.iterdir()] == ["fox.json"]
+    values = json.loads(path.read_text())
+    assert values["grid"]["height"] == trace.grid.height  # type: ignore[union-attr]
+    assert ras_dit.Trace.load(str(path)).to_dict() == trace.to_dict()
+    earlier = tmp_path / "earlier.trace.json"  # as `generate --trace` wrote it before grids had names
+    earlier.write_text(json.dumps({**values, "grid": list(values["grid"].values())}))
+    assert ras_dit.Trace.load(earlier).to_dict() == trace.to_dict()
+    earlier.write_text(json.dumps({**values, "grid": [6, 8, 2]}))
+    assert ras_dit.Trace.load(earlier).grid == ras_dit.TokenGrid(6, 8, 2)
+    ras_dit.Trace().save(path)
+    assert ras_dit.Trace.load(path) == ras_dit.Trace()
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{", "got text that is no JSON"),
+        ("[]", "got values that are no trace"),
+        ('{"steps": []}', "got values that are no trace"),
+        ('{"grid": {"rows": 3}, "steps": []}', "got values that are no trace"),
+        ('{"grid": null, "steps": [{"kind": "half", "sigma": 1, "active": null}]}', "kind 'half'; allowed: dense, "),
+    ],
+)
+def test_files_that_hold_no_trace(tmp_path: Path, text: str, why: str) -> None:
+    path = tmp_path / "fox.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"fox.json could not be read: trace: .*{why}"):
+        ras_dit.Trace.load(path)
+    with pytest.raises(ValueError, match=r"trace: got .*other\.json', which is no file; give a \.json file"):
+        ras_dit.Trace.load(tmp_path / "other.json")
+    for act in (ras_dit.Trace.load, ras_dit.Trace().save):
+        with pytest.raises(ValueError, match=r"got the file name .fox\.yaml.; allowed: one ending in \.json"):
+            act(path.with_suffix(".yaml"))
+    assert not path.with_suffix(".yaml").exists()

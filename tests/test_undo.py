@@ -231,3 +231,18 @@ def test_a_second_transformer_is_looked_at_as_the_first_is() -> None:
     handle.disable()
     with pytest.raises(ValueError, match="compiled as a whole"):
         ras_dit.enable(pipe, REGION)
+
+
+def test_a_handle_is_found_again_and_ends_with_its_block() -> None:
+    pipe = tiny_pipeline()
+    before = state_of(pipe.transformer)
+    assert ras_dit.handle_of(pipe) is None
+    with ras_dit.enable(pipe, REGION) as handle:
+        assert ras_dit.handle_of(pipe) is handle
+        run(pipe, **inputs())
+        assert ras_dit.handle_of(pipe).summary() == handle.summary()
+    assert not handle.is_enabled
+    assert ras_dit.handle_of(pipe) is None
+    assert state_of(pipe.transformer) == before
+    with ras_dit.enable(pipe, REGION) as handle:
+        handle.disable()  # it may be over before the block is

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ras_dit import StepTrace, TokenGrid, Trace
 from ras_dit.viz import COLOUR_STOPS, colourise, comparison, contact_sheet, draw_heatmap
 
 COUNTS = torch.tensor([[4, 4, 10], [4, 7, 10]])
@@ -56,6 +57,30 @@ def test_means_over_frames_are_not_rounded() -> None:
 def test_dense_run_is_one_bright_colour() -> None:
     picture = draw_heatmap(torch.full((3, 3), 7), num_steps=7, size=30)
     assert picture.getcolors() == [(900, COLOUR_STOPS[-1])]
+
+
+def test_map_of_one_step() -> None:
+    """Bright where it computed a token, dark where not, in every step; the share of frames of a video."""
+    dense, skip = StepTrace("dense", 1.0), StepTrace("skip", 0.3, torch.zeros(2, 0, dtype=torch.long))
+    region = StepTrace("region", 0.6, torch.tensor([[0, 5], [1, 5]]))
+    trace = Trace(TokenGrid(2, 3, 2), [dense, region, skip])
+    dark, bright = COLOUR_STOPS[0], COLOUR_STOPS[-1]
+    assert trace.heatmap(step=0, size=30).getcolors() == [(600, bright)]
+    assert trace.heatmap(step=2, size=30).getcolors() == [(600, dark)]
+    for index, cell in ((0, 0), (1, 1)):
+        drawn = trace.heatmap(step=1, index=index, size=30)
+        found = [drawn.getpixel((10 * column + 5, 10 * row + 5)) for row in range(2) for column in range(3)]
+        assert found == [bright if token in (cell, 5) else dark for token in range(6)]
+    assert trace.heatmap(Image.new("RGB", (50, 34)), step=1).size == (50, 34)
+    assert trace.heatmap(step=1, size=300).height > 200, "a bar below it"
+    video = Trace(TokenGrid(1, 3, 2, num_frames=2), [StepTrace("region", 0.6, torch.tensor([[0, 1, 3]]))])
+    drawn = video.heatmap(step=0, size=30)
+    assert drawn.getpixel((0, 0)) == bright
+    assert sum(dark) < sum(drawn.getpixel((15, 5))) < sum(bright)
+    assert drawn.getpixel((29, 9)) == dark
+    for step in (-1, 3):
+        with pytest.raises(ValueError, match=f"step: got {step}; allowed: 0 to 2"):
+            trace.heatmap(step=step)
 
 
 @pytest.mark.parametrize(

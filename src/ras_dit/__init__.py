@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from ras_dit.calibration import calibrate
     from ras_dit.config import RASConfig
     from ras_dit.embedded import load_embedded
-    from ras_dit.engine import Handle, Summary, accelerate, disable, enable, plan_for
+    from ras_dit.engine import Handle, Summary, accelerate, disable, enable, handle_of, plan_for
     from ras_dit.gain import DeviceRates
     from ras_dit.geometry import TokenGrid
+    from ras_dit.importance import ScoreInputs
     from ras_dit.plan import Cost, Plan, StepPlan, Work, build_plan
     from ras_dit.plan_search import find_plan
     from ras_dit.presets import PRESETS
+    from ras_dit.quality import psnr, ssim
     from ras_dit.remarks import AdviceWarning, RASWarning, ShortRunWarning, SmallGainWarning
     from ras_dit.trace import StepTrace, Trace
 
@@ -34,6 +36,7 @@ __all__ = [
     "Plan",
     "RASConfig",
     "RASWarning",
+    "ScoreInputs",
     "ShortRunWarning",
     "SmallGainWarning",
     "StepPlan",
@@ -49,8 +52,11 @@ __all__ = [
     "disable",
     "enable",
     "find_plan",
+    "handle_of",
     "load_embedded",
     "plan_for",
+    "psnr",
+    "ssim",
 ]
 
 _HOMES = {
@@ -58,12 +64,14 @@ _HOMES = {
     "calibration": ("calibrate",),
     "config": ("RASConfig",),
     "embedded": ("load_embedded",),
-    "engine": ("Handle", "Summary", "accelerate", "disable", "enable", "plan_for"),
+    "engine": ("Handle", "Summary", "accelerate", "disable", "enable", "handle_of", "plan_for"),
     "gain": ("DeviceRates",),
     "geometry": ("TokenGrid",),
+    "importance": ("ScoreInputs",),
     "plan": ("Cost", "Plan", "StepPlan", "Work", "build_plan"),
     "plan_search": ("find_plan",),
     "presets": ("PRESETS",),
+    "quality": ("psnr", "ssim"),
     "remarks": ("AdviceWarning", "RASWarning", "ShortRunWarning", "SmallGainWarning"),
     "trace": ("StepTrace", "Trace"),
 }

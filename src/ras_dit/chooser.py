@@ -28,6 +28,7 @@ class TokenChooser:
         is_per_image: whether every image of a batch may have an active set of its own.
         allowed: tokens inside a region of interest, bool [1 or images, N]; None for all.
         operations: kernels of this run; None for torch.
+        score: ranks the tokens in the place of the config's importance; None for that.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class TokenChooser:
         is_per_image: bool = True,
         allowed: torch.Tensor | None = None,
         operations: Operations | None = None,
+        score: importance.Score | None = None,
     ) -> None:
         self.config = config
         self.plan = plan
@@ -51,6 +53,7 @@ class TokenChooser:
         self.is_per_image = is_per_image
         self._allow(allowed)
         self.operations = operations
+        self._score = score
         self.forget()
 
     def forget(self) -> None:
@@ -93,7 +96,7 @@ class TokenChooser:
                 is_sampled = (torch.arange(self.grid.num_tokens) >= num_given)[None]
                 self._allow(is_sampled if self.allowed is None else self.allowed.cpu() & is_sampled)
             self._drop_count = torch.full(size, -(len(self.plan) + 1), device=model_output.device)
-        if self.config.importance == "error" or self.config.refresh_tolerance is not None:
+        if self.config.importance == "error" or self.config.refresh_tolerance is not None or self._score is not None:
             self._guided.record(self.grid.patchify(model_output), self.sigmas[index], is_active)
         waited = self._age + 1
         self._age = torch.zeros_like(waited) if is_active is None else waited.masked_fill(is_active, 0)
@@ -109,6 +112,9 @@ class TokenChooser:
         config, step = self.config, self.plan[index]
         if config.rules == "reference":
             return self._choose_by_reference(model_output, index)
+        top_k = selection.top_k if self.operations is None else self.operations.top_k
+        if self._score is not None:
+            return top_k(self._settled(self._own_score(model_output, step.index), step.index), step.num_active)
         if config.importance in ("std", "l2norm"):
             metric = importance.displacement_metric(model_output.float(), self.grid, config.importance)  # type: ignore[arg-type]
             score = importance.starved(metric, self._age, config.starvation_scale)
@@ -124,8 +130,30 @@ class TokenChooser:
             score = self._shuffled(model_output.device, step.index)
             if config.importance == "round_robin":
                 score = score + self._age
-        top_k = selection.top_k if self.operations is None else self.operations.top_k
         return top_k(self._settled(score, step.index), step.num_active)
+
+    def _own_score(self, model_output: torch.Tensor, index: int) -> torch.Tensor:
+        """What the user's function makes of what is known [images, N]."""
+        assert self._score is not None
+        assert self._age is not None
+        noise = self.grid.patchify(model_output)
+        given = importance.ScoreInputs(
+            noise=noise,
+            values=self._guided.values,
+            value_sigmas=self._guided.sigmas,
+            age=self._age,
+            sigma=self.sigmas[index],
+            next_sigma=self.sigmas[index + 1],
+            index=index,
+            num_active=self.plan[index].num_active,
+            grid=self.grid,
+        )
+        score = self._score(given)
+        expected = tuple(noise.shape[:2])
+        if not isinstance(score, torch.Tensor) or tuple(score.shape) != expected:
+            got = f"a tensor {list(score.shape)}" if isinstance(score, torch.Tensor) else type(score).__name__
+            raise ValueError(f"score: got {got}; allowed: a tensor [images, tokens], here {list(expected)}.")
+        return score.to(device=noise.device, dtype=torch.float32)
 
     def _predicted_error(self, sigma: float) -> torch.Tensor:
         """`importance.predicted_error` of what was learned [images, N]."""

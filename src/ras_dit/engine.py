@@ -4,76 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ras_dit.by_image import why_slow
 from ras_dit.config import RASConfig
 from ras_dit.flops import Layers, plan_cost
 from ras_dit.gain import DeviceRates, Model, is_small, why_small, with_prediction
+from ras_dit.importance import Score
 from ras_dit.models import TOKEN_PLANS, check_uncached, check_uncompiled, token_plan_of
 from ras_dit.models.sizes import check_count, default_call, default_rows, default_text, grid_for_size
 from ras_dit.pipeline import device_of, transformers_of, weakly
-from ras_dit.plan import Plan, StepPlan, build_plan
+from ras_dit.plan import Plan, build_plan
 from ras_dit.presets import PRESETS
 from ras_dit.region import RegionOfInterest
-from ras_dit.remarks import why_short
 from ras_dit.schedule import why_stochastic
 from ras_dit.session import Session
+from ras_dit.summary import Summary, summarised
 from ras_dit.trace import Trace
+from ras_dit.why_dense import odd_backend
 
 _MARK = "_ras_dit_handle"
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What the latest generation did. ``print`` shows it.
-
-    Attributes:
-        num_steps: transformer evaluations that ran.
-        num_dense: those over all tokens.
-        token_steps: T, the sum of computed / all tokens.
-        speedup_limit: dense FLOPs over those of the steps as they ran (before anything ran: as planned), of the
-            transformer.
-        predicted_speedup: predicted dense time over that of the steps as they ran, fixed costs counted.
-        measured_speedup: dense time over spent time of the transformer, from the run's own dense steps.
-        notes: why anything ran otherwise than planned.
-        advice: what to do about a run that gains little or nothing, or is too short; what the speed-ups leave out.
-    """
-
-    num_steps: int
-    num_dense: int
-    token_steps: float
-    speedup_limit: float | None
-    predicted_speedup: float | None
-    measured_speedup: float | None
-    notes: tuple[str, ...]
-    advice: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        if not self.num_steps:
-            head = "RAS: the latest run was not followed." if self.notes else "RAS: nothing has run yet."
-            return "\n".join([head, *(f"Note: {note}" for note in self.notes)])
-        lines = [
-            f"RAS: {self.num_steps} evaluations, {self.num_dense} dense; T = {self.token_steps:.2f} token-steps "
-            f"instead of {self.num_steps}."
-        ]
-        if self.speedup_limit is not None:
-            measured = "" if self.measured_speedup is None else f", measured {self.measured_speedup:.2f}x"
-            predicted = "" if self.predicted_speedup is None else f", predicted about {self.predicted_speedup:.2f}x"
-            lines.append(f"Transformer speed-up: limit by FLOPs {self.speedup_limit:.2f}x{predicted}{measured}.")
-        return "\n".join(lines + [f"Note: {note}" for note in (*self.notes, *self.advice)])
 
 
 class Handle:
     """RAS enabled on a pipeline. Call the pipeline as always; ask here what happened; `disable` to undo."""
 
-    def __init__(self, pipe: Any, config: RASConfig, rates: DeviceRates | None = None) -> None:
+    def __init__(
+        self, pipe: Any, config: RASConfig, rates: DeviceRates | None = None, score: Score | None = None
+    ) -> None:
         self._pipe: Callable[[], Any] = lambda: pipe
-        self._session = Session(pipe, config, token_plan_of(pipe.transformer), rates)
+        self._session = Session(pipe, config, token_plan_of(pipe.transformer), rates, score)
         self._is_enabled = True
         self._has_controlnet = getattr(pipe, "controlnet", None) is not None
         self._name = type(pipe.transformer).__name__
@@ -139,44 +102,7 @@ class Handle:
 
     def summary(self) -> Summary:
         """What the latest generation did, and why anything ran otherwise than planned."""
-        trace, plan = self.trace, self._session.plan
-        ran = None if plan is None else _as_ran(trace, plan)
-        return Summary(
-            num_steps=len(trace.steps),
-            num_dense=sum(step.kind == "dense" for step in trace.steps),
-            token_steps=trace.token_steps,
-            speedup_limit=None if ran is None else ran.speedup_limit,
-            predicted_speedup=None if ran is None else ran.predicted_speedup,
-            measured_speedup=trace.measured_speedup,
-            notes=tuple(trace.notes),
-            advice=self._advice(trace, plan),
-        )
-
-    def _advice(self, trace: Trace, plan: Plan | None) -> tuple[str, ...]:
-        """What `Summary.advice` says."""
-        if plan is None or not plan.has_savings:
-            return ()
-        advice = [f"RAS gains little here: {why_small(plan)}"] if is_small(plan) else []
-        if (reason := why_short(plan, self.config)) is not None:
-            advice.append(reason)
-        session, count = self._session, self._session.num_references
-        could_reuse = session.token_plan.reuses_references and not self.config.reference_reuse
-        if could_reuse and plan.num_region_steps and 4 * count >= plan.num_tokens:
-            advice.append(
-                f"Every region step computed {count} reference tokens beside those of the picture; with "
-                "reference_reuse=True only dense steps do."
-            )
-        if session.costed is not None and (reason := why_slow(plan, session.costed, session.num_parts)) is not None:
-            advice.append(reason)
-        if self._has_controlnet:
-            advice.append("All speed-ups here are of the transformer alone, without the ControlNet's time.")
-        measured = trace.measured_speedup if len(trace.steps) == len(plan) else None
-        if measured is not None and measured < 1:
-            advice.append(
-                f"This run was not faster than its own dense steps (measured {measured:.2f}x). Time some pictures with "
-                "`ras-dit compare`; take a larger batch, a preset that skips whole steps ('balanced'), or disable RAS."
-            )
-        return tuple(advice)
+        return summarised(self._session, self._has_controlnet)
 
     def disable(self) -> None:
         """Put the pipeline back exactly as it was. The trace and summary stay readable.
@@ -192,22 +118,17 @@ class Handle:
             del vars(owner)[_MARK]
         self._marked, self._pipe = [], weakly(self._pipe())  # a handle that is kept holds no model
 
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """`disable`, if that was not done inside."""
+        if self._is_enabled:
+            self.disable()
+
     def __repr__(self) -> str:
         state = "enabled" if self._is_enabled else "disabled"
         return f"<ras_dit.Handle {state} on {self._name}>"
-
-
-def _as_ran(trace: Trace, plan: Plan) -> Plan:
-    """The plan of what ran in its stead; before anything ran, itself."""
-    if plan.cost is None or not trace.steps:
-        return plan
-    counts = [trace.num_tokens if step.active is None else step.active.shape[1] for step in trace.steps]
-    steps = tuple(
-        StepPlan(index, step.kind, count, captures=step.kind == "dense" and planned.captures)
-        for index, (step, count, planned) in enumerate(zip(trace.steps, counts, plan.steps, strict=False))
-    )
-    total = sum(plan.cost.work_of[count].flops for count in counts if count)
-    return Plan(steps, plan.num_tokens, replace(plan.cost, total_flops=total))
 
 
 def plan_for(
@@ -271,6 +192,7 @@ def enable(
     *,
     preset: str | None = None,
     rates: DeviceRates | None = None,
+    score: Score | None = None,
 ) -> Handle:
     """Turn Region-Adaptive Sampling on for one pipeline instance.
 
@@ -280,6 +202,9 @@ def enable(
         preset: the name of a preset, instead of ``config``.
         rates: of this device, for the predicted speed-up (`DeviceRates.measured` takes them); None is the constants of
             its kind, with which ``auto`` decides alike every time.
+        score: ranks the tokens of region steps in the place of ``config.importance``: takes a `ScoreInputs` and returns
+            a tensor [images, tokens], high where a token is wanted. Regions, anchors and filters of the config still
+            hold.
 
     Returns:
         The handle: plan, trace, summary, and `Handle.disable`.
@@ -290,7 +215,8 @@ def enable(
             ``reference_reuse``, ``kernels``, ``kv_cache_device``).
 
     Warns:
-        RASWarning: the scheduler adds fresh noise, so that all runs will be dense.
+        RASWarning: the scheduler adds fresh noise, so that all runs will be dense; an attention backend other than
+            native, which region steps refuse.
         SmallGainWarning: the predicted gain is under 5 %. (Runs of few evaluations are warned of as they begin,
             `ShortRunWarning`.)
 
@@ -311,7 +237,7 @@ def enable(
             f"enable: got {type(pipe).__name__}; perturbed-attention guidance is not supported. Use the plain pipeline "
             "of the same model, with skip-layer guidance if you like."
         )
-    if _handle_of(pipe) is not None:
+    if handle_of(pipe) is not None:
         raise ValueError(
             "enable: RAS is already enabled on this pipeline, or on its transformer. Call ras_dit.disable(pipe) first, "
             "then enable it with the new config."
@@ -320,8 +246,16 @@ def enable(
     for transformer in transformers_of(pipe):
         check_uncached(transformer)
         check_uncompiled(transformer)
-    handle = Handle(pipe, chosen, rates)
+    if score is not None and chosen.rules == "reference":
+        raise ValueError("score: got one with rules='reference', which rank by their own; allowed: other rules.")
+    handle = Handle(pipe, chosen, rates, score)
     try:
+        backend = odd_backend(token_plan_of(pipe.transformer), pipe.transformer) if _has_regions(chosen) else None
+        if backend is not None:
+            handle._session.warn(
+                f"Attention goes by the backend {backend!r}: region steps will raise UnsupportedAttentionError. Call "
+                'pipe.transformer.set_attention_backend("native") first.'
+            )
         if chosen.has_savings and (reason := why_stochastic(pipe.scheduler)):
             handle._session.warn(f"{reason}: noise cannot be carried from step to step, so the whole run was dense.")
         elif not chosen.auto and (plan := _default_plan(pipe, handle)) is not None and is_small(plan):
@@ -330,6 +264,12 @@ def enable(
         handle.disable()
         raise
     return handle
+
+
+def _has_regions(config: RASConfig) -> bool:
+    """Whether any evaluation may compute some of the tokens."""
+    shares = config.step_ratios or (config.sample_ratio, config.final_sample_ratio or 1)
+    return any(0 < share < 1 for share in shares)
 
 
 def _default_plan(pipe: Any, handle: Handle) -> Plan | None:
@@ -361,9 +301,9 @@ def check_reuse(pipe: Any, config: RASConfig) -> None:
             )
 
 
-def _handle_of(pipe: Any) -> Handle | None:
+def handle_of(pipe: Any) -> Handle | None:
     """The handle that RAS is enabled with on a pipeline (whatever transformer it had then), or on one of its
-    transformers."""
+    transformers; None if it is not."""
     own: Handle | None = vars(pipe).get(_MARK)
     if own is not None and own._pipe() is pipe:  # a copy of the pipeline has its attributes, too
         return own
@@ -377,7 +317,7 @@ def disable(pipe: Any) -> None:
     Raises:
         ValueError: RAS is not enabled on it.
     """
-    handle = _handle_of(pipe)
+    handle = handle_of(pipe)
     if handle is None:
         raise ValueError("disable: RAS is not enabled on this pipeline; nothing to undo.")
     handle.disable()
@@ -390,11 +330,8 @@ def accelerate(
     *,
     preset: str | None = None,
     rates: DeviceRates | None = None,
+    score: Score | None = None,
 ) -> Iterator[Handle]:
     """`enable` for the length of a ``with`` block; the pipeline is put back however the block ends."""
-    handle = enable(pipe, config, preset=preset, rates=rates)
-    try:
+    with enable(pipe, config, preset=preset, rates=rates, score=score) as handle:
         yield handle
-    finally:
-        if handle.is_enabled:
-            handle.disable()

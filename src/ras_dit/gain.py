@@ -233,7 +233,7 @@ def with_prediction(
     loads[0] = Load(steps=1)
     seconds = {count: rates.seconds(load) for count, load in loads.items()}
     capture = rates.seconds(capture_load(config, cost, num_rows))
-    return replace(plan, cost=replace(cost, seconds_of=seconds, capture_seconds=capture))
+    return replace(plan, cost=replace(cost, seconds_of=seconds, capture_seconds=capture, num_rows=num_rows))
 
 
 def evaluation_load(

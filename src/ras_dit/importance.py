@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -10,6 +12,37 @@ import torch.nn.functional as F
 
 from ras_dit.forecast import TokenHistory
 from ras_dit.geometry import TokenGrid
+
+
+@dataclass(frozen=True)
+class ScoreInputs:
+    """What a score of one's own can go by (``score`` of `ras_dit.enable`), before a region step.
+
+    Attributes:
+        noise: guided noise of the evaluation before, [B, N, D]; that of tokens it did not compute is forecast.
+        values: the last two computed guided noises of every token, newest first, [2, B, N, D] float32.
+        value_sigmas: noise levels that they were computed at, [2, B, N]; NaN where there is none.
+        age: evaluations since every token was computed, [B, N].
+        sigma: noise level of the evaluation to choose for.
+        next_sigma: that of the one behind it.
+        index: its number in the run, from 0.
+        num_active: tokens that it computes of every image.
+        grid: where the N tokens lie.
+    """
+
+    noise: torch.Tensor
+    values: torch.Tensor
+    value_sigmas: torch.Tensor
+    age: torch.Tensor
+    sigma: float
+    next_sigma: float
+    index: int
+    num_active: int
+    grid: TokenGrid
+
+
+Score = Callable[[ScoreInputs], torch.Tensor]
+"""A score of one's own: [B, N], high where a token is wanted."""
 
 
 def displacement_metric(displacement: torch.Tensor, grid: TokenGrid, metric: Literal["std", "l2norm"]) -> torch.Tensor:

@@ -66,6 +66,7 @@ class Cost:
         seconds_of: predicted time of one evaluation by its number of computed image tokens, all rows of the batch, what
             the loop does around it included (see `ras_dit.gain`); 0 tokens is a skipped one. Empty without prediction.
         capture_seconds: what an evaluation takes longer that keeps its keys and values.
+        num_rows: rows of the transformer's batch that the times are for; None without prediction.
     """
 
     dense_flops: float
@@ -74,6 +75,15 @@ class Cost:
     work_of: Mapping[int, Work] = field(default_factory=dict)
     seconds_of: Mapping[int, float] = field(default_factory=dict)
     capture_seconds: float = 0.0
+    num_rows: int | None = None
+
+    @property
+    def described_cache(self) -> str:
+        """Memory for keys and values, as users read it."""
+        each = self.kv_cache_bytes / 2**20
+        num_rows = self.num_rows or 1
+        total = f", {num_rows * each:,.1f} MiB for {num_rows}" if each and num_rows > 1 else ""
+        return f"K/V cache {each:,.1f} MiB per image and guidance row{total}"
 
     def seconds(self, step: StepPlan) -> float:
         """Predicted time of an evaluation."""
@@ -159,8 +169,7 @@ class Plan:
         if self.cost is not None:
             head += (
                 f"\n{self.cost.total_flops / 1e9:,.1f} GFLOP instead of {self.cost.dense_flops * len(self) / 1e9:,.1f}"
-                f"; K/V cache {self.cost.kv_cache_bytes / 2**20:,.1f} MiB"
-                " per image and guidance row"
+                f" per image and guidance row; {self.cost.described_cache}"
             )
         rows = [f"{'step':>5}  {'kind':<6}  {'active':>7}  {'share':>6}"]
         for step in self.steps:

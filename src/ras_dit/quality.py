@@ -23,9 +23,12 @@ def psnr(first: Picture, second: Picture) -> float:
     """Peak signal-to-noise ratio in dB; higher is nearer, infinite for equal pictures.
 
     Args:
-        first: a PIL picture, an array [H, W] or [H, W, C], or a tensor [H, W] or [..., C, H, W]; integers (uint8) in
-            [0, 255] or floats in [0, 1].
-        second: a picture of the same size, in any of these forms.
+        first: a PIL picture, an array [H, W] or [H, W, C], or a tensor [H, W] or [..., C, H, W] (a video
+            [F, C, H, W]); integers (uint8) in [0, 255] or floats in [0, 1].
+        second: a picture of the same size and channels, in any of these forms.
+
+    Returns:
+        The decibels, of the squared error's mean over all pixels, channels and frames.
 
     Raises:
         ValueError: the sizes differ, or values lie outside the range.
@@ -38,14 +41,17 @@ def psnr(first: Picture, second: Picture) -> float:
 
 
 def ssim(first: Picture, second: Picture) -> float:
-    """Structural similarity, at most 1 (equal pictures); the mean over positions and colour channels.
+    """Structural similarity, at most 1 (equal pictures) and without a unit.
 
     Statistics are taken where the window lies inside the picture, in a Gaussian window of 11 x 11 pixels with a
     standard deviation of 1.5, without Bessel's correction.
 
     Args:
-        first: as for `psnr`, at least 11 x 11 pixels; of a video [F, C, H, W] it is the mean over its frames.
-        second: likewise, of the same size.
+        first: a picture or a video in any form that `psnr` takes, at least 11 x 11 pixels.
+        second: likewise, of the same size and channels.
+
+    Returns:
+        The mean over positions, colour channels and a video's frames.
 
     Raises:
         ValueError: the sizes differ, are too small, or values lie outside the range.

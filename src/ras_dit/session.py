@@ -20,6 +20,7 @@ from ras_dit.fitted import FittedForecast
 from ras_dit.flops import Layers, plan_cost
 from ras_dit.gain import DeviceRates, Model, is_small, why_small, with_prediction
 from ras_dit.geometry import TokenGrid
+from ras_dit.importance import Score
 from ras_dit.inpainting import InpaintMask, allowed_tokens
 from ras_dit.kernels import operations_for
 from ras_dit.models import TokenPlan, check_uncached, check_uncompiled
@@ -50,21 +51,20 @@ class Session:
 
     A run goes: ``set_timesteps`` (a new generation is due) -> per evaluation: the transformer's pre-hook (what to
     compute), the entry hooks (rows gathered), the attention seams (keys and values merged), the exit hook (rows put
-    back), the transformer's post-hook (full noise returned) -> ``scheduler.step`` (guided noise observed, next rows
-    chosen).
+    back), the transformer's post-hook (full noise returned) -> ``scheduler.step`` (noise observed, rows chosen).
     """
 
-    def __init__(self, pipe: Any, config: RASConfig, token_plan: TokenPlan, rates: DeviceRates | None = None) -> None:
-        self.config, self.rates = config, rates
-        self.token_plan = token_plan
+    def __init__(
+        self, pipe: Any, config: RASConfig, token_plan: TokenPlan, rates: DeviceRates | None, score: Score | None
+    ) -> None:
+        self.config, self.token_plan, self.rates, self.score = config, token_plan, rates, score
         self.transformer: torch.nn.Module = pipe.transformer
         self.trace = Trace()
         self.plan: Plan | None = None
         self.fitting: Callable[[TokenGrid, list[float]], FittedForecast] | None = None  # while `calibrate` is at work
         self.costed: Callable[..., Plan] | None = None  # puts their cost to plans of such runs as the latest
         self.num_references, self.num_parts = 0, 1  # tokens beside the grid, images in turn, in the latest run
-        self._pipe = pipe
-        self._operations = operations_for(config.kernels, device_of(pipe))
+        self._pipe, self._operations = pipe, operations_for(config.kernels, device_of(pipe))
         self._generation: Generation | None = None
         self._is_due, self._is_in_loop, self._is_left, self._first = False, False, False, 0
         self._call: Call | None = None
@@ -351,7 +351,7 @@ class Session:
             fitted = self.fitting(grid, sigmas)
         notes, self._early_notes = self._early_notes, []
         chooser = TokenChooser(
-            config, self.plan, grid, sigmas, self.note, num_first, is_per_image, allowed, self._operations
+            config, self.plan, grid, sigmas, self.note, num_first, is_per_image, allowed, self._operations, self.score
         )
         levels, more = forecast_levels(scheduler, sigmas), (self._memory, fitted, self._addresses)
         self._generation = Generation(config, self.plan, grid, sigmas, levels, self.note, chooser, num_extra, *more)

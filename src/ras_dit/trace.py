@@ -6,8 +6,9 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
@@ -75,9 +76,9 @@ class Trace:
         total = sum(seconds for _, seconds in times)
         return dense[len(dense) // 2] * len(times) / total if dense and total else None
 
-    def times_computed(self) -> torch.Tensor:
-        """How often each token was computed, LongTensor [B, height, width] (video: [B, frames, height, width]); B is 1
-        where every step was dense.
+    def masks(self) -> torch.Tensor:
+        """Which tokens every evaluation computed, bool [S, B, height, width] (video: [S, B, frames, height, width]) on
+        the CPU: all of them in dense steps, none in skipped ones; B is 1 where every step was dense.
 
         Raises:
             ValueError: nothing has run yet.
@@ -85,33 +86,52 @@ class Trace:
         if self.grid is None:
             raise ValueError("trace: got no generation yet; call the pipeline first.")
         batch = max((step.active.shape[0] for step in self.steps if step.active is not None), default=1)
-        counts = torch.zeros(batch, self.num_tokens, dtype=torch.long, device="cpu")
-        for step in self.steps:
+        masks = torch.zeros(len(self.steps), batch, self.num_tokens, dtype=torch.bool, device="cpu")
+        for mask, step in zip(masks, self.steps, strict=True):
             if step.active is None:
-                counts += 1
+                mask.fill_(True)
             else:
-                ids = step.active.cpu()
-                counts.scatter_add_(1, ids, torch.ones_like(ids))
-        return self.grid.as_image(counts)
+                mask.scatter_(1, step.active.cpu(), True)
+        return self.grid.as_image(masks)
 
-    def _of_image(self, index: int) -> torch.Tensor:
-        """Counts of one image of the batch; all are alike where every step was dense."""
-        counts = self.times_computed()
+    def times_computed(self) -> torch.Tensor:
+        """How often each token was computed, LongTensor [B, height, width] (video: [B, frames, height, width]); B is 1
+        where every step was dense.
+
+        Raises:
+            ValueError: nothing has run yet.
+        """
+        return self.masks().sum(dim=0)
+
+    def _of_image(self, index: int, step: int | None = None) -> torch.Tensor:
+        """Counts of one image of the batch, in all steps or in one; all are alike where every step was dense."""
+        if step is not None and not 0 <= step < len(self.steps):
+            raise ValueError(f"step: got {step}; allowed: 0 to {len(self.steps) - 1}, the evaluations of this run.")
+        counts = self.times_computed() if step is None else self.masks()[step]
         return counts[index if len(counts) > 1 else 0]
 
-    def heatmap(self, image: Image.Image | None = None, *, index: int = 0, size: int = 512) -> Image.Image:
+    def heatmap(
+        self, image: Image.Image | None = None, *, index: int = 0, step: int | None = None, size: int = 512
+    ) -> Image.Image:
         """Where the compute went: bright where a token was computed often (the mean over a video's frames).
 
         Args:
             image: a picture to lay the map over; None draws the map alone.
             index: which image of the batch.
+            step: an evaluation, from 0 on, whose map it is: bright where it computed a token, dark where it did not (of
+                a video the share of frames); None takes all of them together.
             size: longer side of the map in pixels without ``image`` (a colour bar comes below it); with one, its size.
+
+        Raises:
+            ValueError: nothing has run yet, or a step outside of the run.
         """
         from ras_dit.viz import draw_heatmap
 
-        counts = self._of_image(index).float()
+        counts = self._of_image(index, step).float()
         counts = counts.mean(dim=0) if counts.ndim == 3 else counts
-        return draw_heatmap(counts, num_steps=len(self.steps), image=image, size=size)
+        if step is None:
+            return draw_heatmap(counts, num_steps=len(self.steps), image=image, size=size)
+        return draw_heatmap(counts, 1, image, size, span=(0, 1), legend=f"computed in step {step}")
 
     def heatmaps(self, frames: Sequence[Image.Image], *, index: int = 0) -> list[Image.Image]:
         """The map of each frame of a video over it, in the colours of the whole; of a picture one map.
@@ -137,7 +157,7 @@ class Trace:
         """All of it, as JSON holds it."""
         grid = self.grid
         return {
-            "grid": None if grid is None else list(astuple(grid)),
+            "grid": None if grid is None else asdict(grid),
             "notes": list(self.notes),
             "steps": [
                 {
@@ -152,18 +172,21 @@ class Trace:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Trace:
-        """The inverse of `to_dict`."""
-        steps = [
-            StepTrace(
-                kind=step["kind"],
-                sigma=step["sigma"],
-                active=None if step["active"] is None else torch.tensor(step["active"], dtype=torch.long),
-                seconds=step.get("seconds"),
-            )
-            for step in data["steps"]
-        ]
-        grid = None if data["grid"] is None else TokenGrid(*data["grid"])
-        return cls(grid, steps, list(data.get("notes", ())))
+        """The inverse of `to_dict`; the grid may be the list of its values, as earlier versions wrote it.
+
+        Raises:
+            ValueError: values that are not those of a trace.
+        """
+        try:
+            steps = [_step_of(step) for step in data["steps"]]
+            found = data["grid"]
+            if found is not None:
+                found = TokenGrid(**found) if isinstance(found, Mapping) else TokenGrid(*found)
+            return cls(found, steps, list(data.get("notes", ())))
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"trace: got values that are no trace ({error!r}); allowed: what to_dict returns."
+            ) from error
 
     def to_json(self) -> str:
         """All of it, as ``ras-dit generate --trace`` writes it."""
@@ -171,8 +194,59 @@ class Trace:
 
     @classmethod
     def from_json(cls, text: str) -> Trace:
-        """The inverse of `to_json`."""
-        return cls.from_dict(json.loads(text))
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: no JSON, or values that `from_dict` refuses.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"trace: got text that is no JSON ({error}); allowed: what to_json returns.") from error
+        return cls.from_dict(data)
+
+    def save(self, path: str | Path) -> None:
+        """Write a ``.json`` file (whole or not at all); its folder is made, too.
+
+        Raises:
+            ValueError: another ending.
+        """
+        from ras_dit.files import save_text
+
+        save_text(self.to_json(), _json_path(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trace:
+        """Read what `save` or ``ras-dit generate --trace`` wrote; errors name the file.
+
+        Raises:
+            ValueError: another ending, no such file, or one that holds no trace.
+        """
+        from ras_dit.files import read_text
+
+        path = _json_path(path)
+        if not path.is_file():
+            raise ValueError(f"trace: got {str(path)!r}, which is no file; give a .json file.")
+        try:
+            return cls.from_json(read_text(path))
+        except ValueError as error:
+            raise ValueError(f"trace: {path} could not be read: {error}") from error
+
+
+def _json_path(path: str | Path) -> Path:
+    path = Path(path)
+    if path.suffix.lower() != ".json":
+        raise ValueError(f"trace: got the file name {path.name!r}; allowed: one ending in .json.")
+    return path
+
+
+def _step_of(values: Mapping[str, Any]) -> StepTrace:
+    """One of the steps that `Trace.to_dict` lists."""
+    if values["kind"] not in get_args(StepKind):
+        raise ValueError(f"trace: got a step of kind {values['kind']!r}; allowed: {', '.join(get_args(StepKind))}.")
+    active = values["active"]
+    ids = None if active is None else torch.tensor(active, dtype=torch.long, device="cpu")
+    return StepTrace(values["kind"], values["sigma"], ids, values.get("seconds"))
 
 
 class Stopwatch:

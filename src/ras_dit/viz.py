@@ -39,6 +39,7 @@ def draw_heatmap(
     image: Image.Image | None = None,
     size: int = 512,
     span: tuple[float, float] | None = None,
+    legend: str = "",
 ) -> Image.Image:
     """How often each token was computed, bright where often.
 
@@ -52,6 +53,7 @@ def draw_heatmap(
         size: longer side of the map in pixels when there is no picture, at least 16; from 160 on a colour bar is added
             below it.
         span: the counts that the darkest and the brightest colour stand for; None takes those of this map.
+        legend: under the bar; without it, how many steps the counts are of.
 
     Raises:
         ValueError: counts that are no [h, w] tensor, lie outside 0..num_steps, or a size that is too small.
@@ -72,10 +74,10 @@ def draw_heatmap(
     scale = size / max(cells.size)
     extent = (max(1, round(cells.width * scale)), max(1, round(cells.height * scale)))
     map_ = cells.resize(extent, Image.Resampling.NEAREST)
-    return _stack([map_, colour_bar(low, high, num_steps, map_.width)]) if map_.width >= 160 else map_
+    return _stack([map_, colour_bar(low, high, num_steps, map_.width, legend)]) if map_.width >= 160 else map_
 
 
-def colour_bar(low: float, high: float, num_steps: int, width: int) -> Image.Image:
+def colour_bar(low: float, high: float, num_steps: int, width: int, legend: str = "") -> Image.Image:
     """The legend of a heat map: what its darkest and brightest colours stand for, ``width`` pixels wide."""
     height = max(10, width // 40)
     font = _font(max(11, min(16, width // 24)))
@@ -88,7 +90,8 @@ def colour_bar(low: float, high: float, num_steps: int, width: int) -> Image.Ima
         draw.text((4, height + 3), f"{round(low, 1):g}", fill=INK, font=font)
         draw.text((width - 4, height + 3), f"{round(high, 1):g}", fill=INK, font=font, anchor="ra")
     counts = "computed in ..." if high > low else f"all computed in {round(high, 1):g}"
-    draw.text((width / 2, height + 3), f"{counts} of {num_steps} steps", fill=FAINT, font=font, anchor="ma")
+    legend = legend or f"{counts} of {num_steps} steps"
+    draw.text((width / 2, height + 3), legend, fill=FAINT, font=font, anchor="ma")
     return canvas
 
 

@@ -43,6 +43,21 @@ def why_unfit(pipe: Any, transformer: torch.nn.Module) -> str | None:
     return None
 
 
+def odd_backend(token_plan: TokenPlan, transformer: torch.nn.Module) -> str | None:
+    """The attention backend that region steps will refuse; None where all are native. (diffusers keeps the one that is
+    chosen in a module's processor, and one for all others.)"""
+    dispatch = sys.modules.get("diffusers.models.attention_dispatch")
+    active = getattr(getattr(dispatch, "_AttentionBackendRegistry", None), "_active_backend", "native")
+    for module, _ in token_plan.attention_modules(transformer).values():
+        processor = getattr(module, "processor", None)
+        if hasattr(processor, "_attention_backend"):
+            chosen = getattr(processor, "_attention_backend", None) or active
+            name = str(getattr(chosen, "value", chosen))
+            if "native" not in name:
+                return name
+    return None
+
+
 def why_split(transformer: Any) -> str | None:
     """Why region steps cannot run where every device has a part of the sequence; None if it is not split."""
     config = getattr(transformer, "_parallel_config", None)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ras_dit import RASConfig
+from ras_dit import RASConfig, Trace
 from ras_dit.arena import SUITES, Method
 from stand_ins import clip_folder, inception_file, lpips_file
 
@@ -21,9 +21,11 @@ def test_an_arena_of_any_model(ras_dit: Run, model: str, tmp_path: Path, monkeyp
     prompts.write_text("a fox\na cat\n")
     words = ("arena", "--model", model, "--prompts-file", str(prompts), "--suites", "presets", "--steps", "8")
     words = (*words, "--converged-steps", "9", "--height", "32", "--width", "32", "-o", str(tmp_path / "arena"))
-    code, out, err = ras_dit(*words)
+    code, out, err = ras_dit(*words, "--traces")
     assert code == 0, err
     assert "preset balanced" in out
+    traces = list((tmp_path / "arena").glob("*/trace-*.json"))
+    assert [Trace.load(path).masks().shape[:2] for path in traces] == [(8, 2)] * len(SUITES["presets"](8))
     result = json.loads((tmp_path / "arena" / "results.json").read_text())
     assert [row["name"] for row in result["rows"]][:2] == ["dense", "converged"]
     num_methods = 2 + len(SUITES["presets"](8))

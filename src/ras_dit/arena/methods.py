@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -128,6 +128,18 @@ class StepCache:
 class Method:
     """One contestant.
 
+    One of your own is a context manager that puts it on the pipeline and takes it off again::
+
+        @contextmanager
+        def teacache(pipe):
+            pipe.transformer.forward = with_teacache(pipe.transformer, threshold=0.3)
+            try:
+                yield
+            finally:
+                del pipe.transformer.forward
+
+        Method("TeaCache 0.3", "cache", 28, apply=teacache)
+
     Attributes:
         name: unique in an arena; the folder of its pictures is made of it.
         group: dense, reference, baseline, ras or cache: what it is drawn as.
@@ -136,6 +148,8 @@ class Method:
         config: RAS, None without.
         cache: a step cache, None without.
         visited: points of the grid of ``steps`` that a dense run takes, with Adams-Bashforth 2; () takes all.
+        apply: a method of your own, None without: takes the pipeline and returns the context manager in which it
+            paints, anew for every call. Folders know the function's name alone: when its code changes, change ``name``.
     """
 
     name: str
@@ -145,6 +159,7 @@ class Method:
     config: RASConfig | None = None
     cache: StepCache | None = None
     visited: tuple[int, ...] = ()
+    apply: Callable[[Any], AbstractContextManager[Any]] | None = None
 
     def __post_init__(self) -> None:
         if self.visited and (self.visited[0] != 0 or self.solver != "ab2"):
@@ -155,11 +170,18 @@ class Method:
             raise ValueError(f"steps: got {self.steps}; allowed: at least 1.")
         if self.config is not None and self.cache is not None:
             raise ValueError(f"{self.name}: got a RAS config and a step cache; give one of them.")
+        if self.apply is not None and not (self.config is None and self.cache is None and callable(self.apply)):
+            raise ValueError(f"{self.name}: got apply={self.apply!r}; allowed: a function, without config and cache.")
+
+    @property
+    def is_rival(self) -> bool:
+        """Whether it is neither dense nor RAS, so that FLOPs alone tell what it computes."""
+        return self.cache is not None or self.apply is not None
 
     @property
     def is_adaptive(self) -> bool:
         """Whether what it computes depends on the pictures."""
-        return self.cache is not None or (self.config is not None and self.config.refresh_tolerance is not None)
+        return self.is_rival or (self.config is not None and self.config.refresh_tolerance is not None)
 
     @property
     def evaluations(self) -> int:
@@ -187,6 +209,10 @@ class Method:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         if not self.visited:
             del values["visited"]
+        if self.apply is None:
+            del values["apply"]
+        else:
+            values["apply"] = getattr(self.apply, "__qualname__", type(self.apply).__qualname__)
         values["config"] = None if self.config is None else self.config.to_dict()
         cache = self.cache
         values["cache"] = None if cache is None else {"kind": cache.kind, "options": dict(cache.options)}
@@ -220,6 +246,8 @@ def applied(pipe: Any, method: Method, calibrate: Callable[[], Any] | None = Non
                 handle = stack.enter_context(ras_dit.accelerate(pipe, method.config))
             elif method.cache is not None:
                 stack.enter_context(cached(pipe, method, calibrate))
+            elif method.apply is not None:
+                stack.enter_context(method.apply(pipe))
             yield handle
     finally:
         pipe.scheduler = original

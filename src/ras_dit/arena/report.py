@@ -99,7 +99,7 @@ def _row(arena: Arena, method: Method, found: Measured) -> dict[str, Any]:
     if runs[0]["token_steps"] is not None:
         token_steps = sum(run["token_steps"] * run["count"] for run in runs) / sum(run["count"] for run in runs)
     if token_steps is None:  # evaluations of a dense run, whatever a cache left of them
-        token_steps = arena.methods[0].steps * flops_share if method.cache is not None else float(method.evaluations)
+        token_steps = arena.methods[0].steps * flops_share if method.is_rival else float(method.evaluations)
     per_picture = {name: values for name, values in found.per_picture.items() if not is_to_itself(name, method.slug)}
     return {
         "method": method.to_dict(),

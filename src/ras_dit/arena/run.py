@@ -92,6 +92,7 @@ class Arena:
         converged_steps: of the converged one.
         converged_solver: of the converged one; `converged_solver_of` says which is best for a pipeline.
         fps: frames per second that videos are shown at.
+        saves_traces: write the trace of every call with RAS, too (`trace_path`); calls painted before stay without.
 
     Raises:
         ValueError: the folder holds an arena of other scenes or calls, or two methods have one name.
@@ -108,6 +109,7 @@ class Arena:
         converged_steps: int = 200,
         converged_solver: Solver = "ab2",
         fps: int = FRAMES_PER_SECOND,
+        saves_traces: bool = False,
     ) -> None:
         references = [
             Method(DENSE, "dense", steps),
@@ -118,6 +120,7 @@ class Arena:
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"methods: got {', '.join(twice)} twice; names must differ.")
         self.folder, self.scenes, self.call, self.batch, self.fps = folder, list(scenes), call, batch, fps
+        self.saves_traces = saves_traces
         purpose: dict[str, Any] = {"scenes": [asdict(scene) for scene in scenes], "call": call, "batch": batch}
         if fps != FRAMES_PER_SECOND:  # as it is in folders that were begun without a word of it
             purpose["fps"] = fps
@@ -216,6 +219,11 @@ class Arena:
         """Where the picture of a scene is."""
         return self.folder / method.slug / f"{index:05d}.png"
 
+    def trace_path(self, method: Method, first: int) -> Path:
+        """Where the trace (`ras_dit.Trace.load`) of the call that begins with this scene is, if it was written; the
+        images of its batch are the pictures from that one on."""
+        return self.folder / method.slug / f"trace-{first:05d}.json"
+
     def runs(self, method: Method) -> list[dict[str, Any]]:
         """One record per call: first scene, seconds, those of a dense call beside it, token-steps (None where not
         counted), FLOPs per picture (of the first call alone), what it was painted with."""
@@ -261,6 +269,8 @@ class Arena:
             seconds = time.perf_counter() - started
             token_steps = None if handle is None else handle.trace.token_steps
             notes = [] if handle is None else list(handle.summary().notes)
+        if handle is not None and self.saves_traces:
+            handle.trace.save(self.trace_path(method, indices.start))
         for index, image in zip(indices, images, strict=True):
             save_png(image, self.picture_path(method, index), fps=self.fps)
         record = {"first": indices.start, "count": len(indices), "seconds": seconds, "token_steps": token_steps}

@@ -59,6 +59,13 @@ def arena(
     clip_model: Annotated[
         str | None, typer.Option(help="For CLIP score: a transformers folder, or a hub id that is in the cache.")
     ] = None,
+    traces: Annotated[
+        bool,
+        typer.Option(
+            "--traces",
+            help="Keep which tokens RAS computed: a trace (JSON) beside every call that is painted from now on.",
+        ),
+    ] = False,
     real: Annotated[Path | None, typer.Option(help="Folder of real pictures, for FID, sFID and KID.")] = None,
     dtype: options.DType = "auto",
     device: options.Device = "auto",
@@ -126,6 +133,7 @@ def arena(
         converged_steps=converged_steps,
         converged_solver=converged_solver_of(pipe),
         fps=fps,
+        saves_traces=traces,
     )
     perceptual = Perceptual.load(weights, device_of(pipe))  # before painting: a wrong file should be known at once
     with runs_progress("painting", contest.num_calls) as advance:

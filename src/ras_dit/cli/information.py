@@ -90,8 +90,8 @@ def _plan_lines(result: Plan) -> list[str]:
         dense = result.cost.dense_flops * len(result)
         lines.append(
             f"{result.cost.total_flops / 1e9:,.1f} GFLOP instead of {dense / 1e9:,.1f} "
-            f"({result.cost.total_flops / dense:.1%}), K/V cache {result.cost.kv_cache_bytes / 2**20:,.1f} MiB; "
-            "per image and guidance row (two with classifier-free guidance)."
+            f"({result.cost.total_flops / dense:.1%}) per image and guidance row (two with classifier-free guidance); "
+            f"{result.cost.described_cache}."
         )
     return lines
 
