@@ -195,7 +195,7 @@ def rows_of(call: dict[str, Any], image: int) -> dict[str, Any]:
         {},
         {"kv_forecast": 0.8},
         {"static_memory": True, "kv_cache_layers": 0.5},
-        {"kv_cache_device": "cpu", "skip_steps": (3,), "forecast_order": 1},
+        {"kv_cache_dtype": "float16", "skip_steps": (3,), "forecast_order": 1},
     ],
     ids=lambda options: ",".join(options) or "defaults",
 )
@@ -211,7 +211,9 @@ def test_an_image_of_a_batch_is_what_it_is_alone(name: str, options: dict[str, A
             alone = case.output(pipe(**rows_of(call, image)))
             own = active_sets(handle.trace)
             assert [each[0].tolist() for each in own] == [each[image].tolist() for each in sets]
-            assert torch.allclose(alone[0], both[image], atol=1e-4)
+            # what is kept in 16 bits may round a hair the other way
+            atol = 5e-3 if "kv_cache_dtype" in options else 1e-4
+            assert torch.allclose(alone[0], both[image], atol=atol)
     assert any(not torch.equal(each[0], each[1]) for each in sets), "the images' sets differ"
 
 

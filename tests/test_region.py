@@ -367,6 +367,22 @@ class MaskFirst(MaskLast):
         return mask, retrieve_timesteps(self)  # type: ignore[name-defined]  # noqa: F821
 
 
+class HandsOn(MaskFirst):
+    """A subclass that hands its call on."""
+
+    def __call__(self, mask: torch.Tensor) -> Any:
+        return super().__call__(mask)
+
+
+def test_a_mask_outlasts_a_swapped_scheduler() -> None:
+    pipe, call = inpainting()
+    config = RASConfig(sample_ratio=0.2, warmup_steps=2, region_of_interest="inpaint")
+    with ras_dit.accelerate(pipe, config) as handle:
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+        run(pipe, **call, generator=torch.Generator().manual_seed(0))
+    assert handle.summary().notes == ()
+
+
 @pytest.mark.parametrize(
     ("kind", "events", "is_found"),
     [
@@ -374,6 +390,7 @@ class MaskFirst(MaskLast):
         (MaskLast, "due due mask begin", True),  # somebody set timesteps by hand
         (MaskLast, "due mask due begin", False),  # that call failed
         (MaskFirst, "mask due begin", True),
+        (HandsOn, "mask due begin", True),
         (MaskFirst, "due mask due begin", True),
         (MaskFirst, "mask due due begin", False),
         (MaskFirst, "mask due begin due begin", False),  # a mask serves one call

@@ -403,6 +403,13 @@ def test_a_score_of_another_shape_is_refused() -> None:
     refused = pytest.raises(ValueError, match=r"score: got a tensor \[1, 96, 16\]; allowed: .* here \[1, 96\]")
     with ras_dit.accelerate(pipe, REGION, score=lambda given: given.noise), refused:
         run(pipe, **inputs())
+    unknown = pytest.raises(ValueError, match="score: got NaN")
+    with ras_dit.accelerate(pipe, REGION, score=lambda given: given.age * torch.nan), unknown:
+        run(pipe, **inputs())
+    with pytest.raises(ValueError, match="score: got str; allowed: a function"):
+        ras_dit.enable(pipe, REGION, score="std")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="score: got one with a plan without region steps"):
+        ras_dit.enable(pipe, score=lambda given: given.age)
     with pytest.raises(ValueError, match="score: got one with rules='reference'"):
         ras_dit.enable(pipe, RASConfig.reference(0.5), score=lambda given: given.age)
     assert ras_dit.handle_of(pipe) is None

@@ -153,6 +153,8 @@ class TokenChooser:
         if not isinstance(score, torch.Tensor) or tuple(score.shape) != expected:
             got = f"a tensor {list(score.shape)}" if isinstance(score, torch.Tensor) else type(score).__name__
             raise ValueError(f"score: got {got}; allowed: a tensor [images, tokens], here {list(expected)}.")
+        if bool(score.isnan().any()):  # it would rank highest
+            raise ValueError("score: got NaN; allowed: numbers. (value_sigmas is NaN where a token was computed once.)")
         return score.to(device=noise.device, dtype=torch.float32)
 
     def _predicted_error(self, sigma: float) -> torch.Tensor:

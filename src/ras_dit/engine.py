@@ -16,7 +16,7 @@ from ras_dit.gain import DeviceRates, Model, is_small, why_small, with_predictio
 from ras_dit.importance import Score
 from ras_dit.models import TOKEN_PLANS, check_uncached, check_uncompiled, token_plan_of
 from ras_dit.models.sizes import check_count, default_call, default_rows, default_text, grid_for_size
-from ras_dit.pipeline import device_of, transformers_of, weakly
+from ras_dit.pipeline import device_of, moves_layers, transformers_of, weakly
 from ras_dit.plan import Plan, build_plan
 from ras_dit.presets import PRESETS
 from ras_dit.region import RegionOfInterest
@@ -165,9 +165,10 @@ def plan_for(
     cost = plan_cost(plan, token_plan, layers, num_text, num_references, config)
     place = device_of(pipe) if device is None else torch.device(device)
     num_rows = num_images * default_rows(pipe)
-    is_split = not token_plan.is_per_image and token_plan.can_split is not None and not config.shared_active_set
+    is_together = token_plan.is_per_image or token_plan.can_split is None or config.shared_active_set
+    is_together = is_together or moves_layers(pipe.transformer)
     return with_prediction(
-        replace(plan, cost=cost), config, Model.of(layers, place), num_rows, rates, num_images if is_split else 1
+        replace(plan, cost=cost), config, Model.of(layers, place), num_rows, rates, 1 if is_together else num_images
     )
 
 
@@ -246,6 +247,13 @@ def enable(
     for transformer in transformers_of(pipe):
         check_uncached(transformer)
         check_uncompiled(transformer)
+    if score is not None and not callable(score):
+        raise ValueError(f"score: got {type(score).__name__}; allowed: a function that takes a ScoreInputs, or None.")
+    if score is not None and not _has_regions(chosen):
+        raise ValueError(
+            "score: got one with a plan without region steps, in which nothing is ranked; allowed: plans with some. "
+            "Take preset='regions', or a sample_ratio."
+        )
     if score is not None and chosen.rules == "reference":
         raise ValueError("score: got one with rules='reference', which rank by their own; allowed: other rules.")
     handle = Handle(pipe, chosen, rates, score)

@@ -91,12 +91,15 @@ class InpaintMask:
 
 def _comes_first(kind: type) -> bool:
     """Whether a pipeline prepares its mask in front of the timesteps, by its code; False where that cannot be read."""
-    try:
-        code = inspect.getsource(kind.__call__)
-    except (OSError, TypeError, AttributeError):
-        return False
-    mask, timesteps = code.find("prepare_mask_latents("), code.find("retrieve_timesteps(")
-    return 0 <= mask < timesteps
+    for each in kind.__mro__:  # a subclass may hand its call on
+        try:
+            code = inspect.getsource(vars(each)["__call__"])
+        except (KeyError, OSError, TypeError):
+            continue
+        mask, timesteps = code.find("prepare_mask_latents("), code.find("retrieve_timesteps(")
+        if mask >= 0:
+            return mask < timesteps
+    return False
 
 
 def allowed_tokens(

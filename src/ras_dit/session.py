@@ -141,13 +141,13 @@ class Session:
 
     # ------------------------------------------------------------------ the scheduler, observed
 
-    def _expect_generation(self) -> None:
-        """A new run begins: whatever an interrupted one left behind is dropped."""
+    def _expect_generation(self, is_begun: bool = False) -> None:
+        """A new run begins, or has begun: whatever an interrupted one left behind is dropped."""
         self._drop_generation()
         self._is_due, self._is_in_loop, self._is_left = True, False, False
         for part in (*self._patches, *self._cpu_layers.values(), *self._seams.values()):
             part.ensure()
-        if self._inpaint is not None:
+        if self._inpaint is not None and not is_begun:
             self._inpaint.expect_run()
         self._controlnet.attach(controlnet_of(self._pipe) if self.config.skips else None)
         for transformer in (self._pipe.transformer, *self._seams):
@@ -230,7 +230,7 @@ class Session:
         arguments = seams.arguments(args, kwargs)
         if self._pipe.scheduler is not self._scheduler:
             self._attach_scheduler(self._pipe.scheduler)
-            self._expect_generation()
+            self._expect_generation(is_begun=True)
         if self._is_due:
             self._begin_generation(module, arguments)
         elif self._is_outside(module, arguments):

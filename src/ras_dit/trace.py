@@ -105,9 +105,10 @@ class Trace:
 
     def _of_image(self, index: int, step: int | None = None) -> torch.Tensor:
         """Counts of one image of the batch, in all steps or in one; all are alike where every step was dense."""
+        masks = self.masks()
         if step is not None and not 0 <= step < len(self.steps):
             raise ValueError(f"step: got {step}; allowed: 0 to {len(self.steps) - 1}, the evaluations of this run.")
-        counts = self.times_computed() if step is None else self.masks()[step]
+        counts = masks.sum(dim=0) if step is None else masks[step]
         return counts[index if len(counts) > 1 else 0]
 
     def heatmap(
