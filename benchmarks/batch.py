@@ -8,11 +8,12 @@ The embedded model can do either, so that it stands in for models whose position
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,8 @@ class Setting:
     name: str
     config: RASConfig
     way: str
-    psnr: list[float]
-    seconds: list[list[float]]
+    psnr: list[float] = field(default_factory=list)
+    speedups: list[float] = field(default_factory=list)
     token_steps: float = 0.0
 
     @contextmanager
@@ -85,30 +86,25 @@ def compared(pipe: Any, prompts: list[str], batch: int, size: int, repeats: int)
 
     Returns:
         Rows with ``name``, ``way``, ``token_steps``, ``psnr`` to the dense run and ``better_by`` (own sets against a
-        shared one, picture by picture), means with 95 % bootstrap intervals, and ``speedup``: the median of the dense
-        run's seconds over those of the setting, batch by batch.
+        shared one, picture by picture), means with 95 % bootstrap intervals, and ``speedup``: the median over all runs
+        of the seconds of the dense run before over those of the run.
     """
-    settings = [Setting(name, config, way, [], []) for name, config in CONFIGS.items() for way in WAYS]
+    settings = [Setting(name, config, way) for name, config in CONFIGS.items() for way in WAYS]
     starts = range(0, len(prompts), batch)
-    dense_seconds: list[list[float]] = [[] for _ in starts]
-    for setting in settings:
-        setting.seconds = [[] for _ in starts]
     with tqdm(total=len(starts) * repeats * (1 + len(settings)), desc="batches", unit="call") as bar:
-        for number, first in enumerate(starts):
+        for first, repeat in itertools.product(starts, range(repeats)):
             asked = prompts[first : first + batch]
-            for repeat in range(repeats):
-                dense, seconds = painted(pipe, asked, first, size)
-                dense_seconds[number].append(seconds)
+            dense, dense_seconds = painted(pipe, asked, first, size)
+            bar.update()
+            for setting in settings:
+                with setting.applied(pipe) as handle:
+                    pictures, seconds = painted(pipe, asked, first, size)
+                    setting.token_steps = handle.trace.token_steps
+                setting.speedups.append(dense_seconds / seconds)
+                if repeat == 0:
+                    pairs = zip(pictures, dense, strict=True)
+                    setting.psnr += [min(psnr(ours, theirs), MAX_PSNR) for ours, theirs in pairs]
                 bar.update()
-                for setting in settings:
-                    with setting.applied(pipe) as handle:
-                        pictures, seconds = painted(pipe, asked, first, size)
-                        setting.token_steps = handle.trace.token_steps
-                    setting.seconds[number].append(seconds)
-                    if repeat == 0:
-                        pairs = zip(pictures, dense, strict=True)
-                        setting.psnr += [min(psnr(ours, theirs), MAX_PSNR) for ours, theirs in pairs]
-                    bar.update()
     shared = {setting.name: setting.psnr for setting in settings if setting.way == "one shared set"}
     return [
         {
@@ -117,11 +113,7 @@ def compared(pipe: Any, prompts: list[str], batch: int, size: int, repeats: int)
             "token_steps": setting.token_steps,
             "psnr": mean_interval(setting.psnr),
             "better_by": better_by(setting.psnr, shared[setting.name]),
-            "speedup": statistics.median(
-                dense / ours
-                for denses, many in zip(dense_seconds, setting.seconds, strict=True)
-                for dense, ours in zip(denses, many, strict=True)
-            ),
+            "speedup": statistics.median(setting.speedups),
         }
         for setting in settings
     ]

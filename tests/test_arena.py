@@ -117,6 +117,21 @@ def test_a_method_changes_the_picture_and_leaves_nothing_behind(pipe: Any, metho
     assert torch.equal(paint(), dense)
 
 
+def test_ras_as_a_method_of_ones_own_is_followed(pipe: Any) -> None:
+    """With a score of one's own, which no config holds: its trace and notes are kept as those of other RAS runs."""
+    method = Method("oldest", "ras", 6, apply=lambda pipe: ras_dit.enable(pipe, METHODS[4].config, score=oldest))
+    with applied(pipe, method) as handle:
+        assert handle is ras_dit.handle_of(pipe)
+        pipe(prompt="a fox", **{**CALL, "output_type": "latent", "num_inference_steps": 6})
+    assert handle is not None
+    assert handle.trace.token_steps == pytest.approx(2 + 4 * 0.25)
+    assert ras_dit.handle_of(pipe) is None
+
+
+def oldest(given: ras_dit.ScoreInputs) -> torch.Tensor:
+    return given.age
+
+
 def test_methods_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ValueError, match="solver: got 'rk4'; allowed: euler, ab2"):
         Method("a", "dense", solver="rk4")  # type: ignore[arg-type]

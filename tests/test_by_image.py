@@ -16,7 +16,7 @@ from families import all_cases
 from families.case import FamilyCase
 from ras_dit import RASConfig
 from ras_dit.by_image import count_images, joined, of_image
-from ras_dit.cache import KVCache, rows_kept
+from ras_dit.cache import KVCache, rows_alone
 from ras_dit.calls import Call
 from ras_dit.models import TOKEN_PLANS, token_plan_of
 from ras_dit.trace import Trace
@@ -90,8 +90,9 @@ def test_keys_of_an_image_are_written_in_the_batch() -> None:
     assert part.mask is not None
     assert part.mask[:, 0, 0, 0].tolist() == [1.0, 3.0]
     alone = [KVCache(key[:1], value[:1]) for _ in range(4)]
-    assert [list(kept) for kept in rows_kept([cached], 4)] == [[0, 1, 2, 3]]
-    assert [list(kept) for kept in rows_kept(alone, 4)] == [[0], [1], [2], [3]]
+    assert rows_alone([cached], 4) == [None]
+    assert rows_alone(alone, 4) == [0, 1, 2, 3]
+    assert rows_alone(alone[:1], 1) == [None], "of one row, all of them"
 
 
 # ---------------------------------------------------------------------- against all images at once

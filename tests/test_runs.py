@@ -135,12 +135,16 @@ def test_short_runs(steps: int) -> None:
 
 
 def test_nothing_is_kept_after_a_run_nor_after_disable() -> None:
-    def key_like() -> int:
+    def all_key_like() -> list[torch.Tensor]:
         gc.collect()
-        return sum(
-            isinstance(x, torch.Tensor) and x.dim() == 4 and x.shape[2:] == (96 + 7, 16) for x in gc.get_objects()
-        )
+        return [
+            x for x in gc.get_objects() if isinstance(x, torch.Tensor) and x.dim() == 4 and x.shape[2:] == (96 + 7, 16)
+        ]
 
+    def key_like() -> int:
+        return len(all_key_like())
+
+    of_other_tests = all_key_like()  # held, so that none of them is freed in the middle of this one
     pipe = tiny_pipeline()
     held: list[int] = []
 
@@ -149,6 +153,7 @@ def test_nothing_is_kept_after_a_run_nor_after_disable() -> None:
         return tensors
 
     before = key_like()
+    assert before == len(of_other_tests)
     handle = ras_dit.enable(pipe, REGION.replace(refresh_steps=[5], end_step=7))
     run(pipe, **inputs(callback_on_step_end=count))
     layers = 2 * 3

@@ -173,13 +173,14 @@ def count_images(latents: torch.Tensor, most_repeats: int) -> int:
     return len(latents)
 
 
-def can_split(token_plan: TokenPlan, transformer: torch.nn.Module, arguments: Arguments) -> bool:
+def can_split(token_plan: TokenPlan, transformer: torch.nn.Module, arguments: Arguments | None = None) -> bool:
     """Whether the images of a batch may go through a transformer one after the other.
 
     Args:
         token_plan: of the transformer.
         transformer: layers that are offloaded one by one would be moved once more for every image.
-        arguments: of a call.
+        arguments: of a call; None where that is still to come.
     """
-    is_able = token_plan.can_split is not None and token_plan.can_split(arguments)
-    return is_able and not moves_layers(transformer)
+    if token_plan.can_split is None or moves_layers(transformer):
+        return False
+    return arguments is None or token_plan.can_split(arguments)

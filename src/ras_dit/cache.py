@@ -369,17 +369,15 @@ def as_little_as(mask: torch.Tensor) -> torch.Tensor:
     return mask[tuple(slice(None) if stride else slice(0, 1) for stride in mask.stride()[:-1])]
 
 
-def rows_kept(caches: Sequence[KVCache], num_rows: int) -> list[range]:
-    """Rows of the batch that each of a module's caches holds: all, or one, where the module attends row by row.
+def rows_alone(caches: Sequence[KVCache], num_rows: int) -> list[int | None]:
+    """The row of the batch that each of a module's caches holds, where the module attends row by row; None if it holds
+    all.
 
     Args:
         caches: of the module's attention calls, one after the other.
         num_rows: batch size R.
     """
-    return [
-        range(num_rows) if cached.num_rows != 1 else range(number % num_rows, number % num_rows + 1)
-        for number, cached in enumerate(caches)
-    ]
+    return [number % num_rows if cached.num_rows == 1 < num_rows else None for number, cached in enumerate(caches)]
 
 
 def reserved(

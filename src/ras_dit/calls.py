@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from ras_dit.cache import KVCache, Like, rows_kept
+from ras_dit.cache import KVCache, Like, rows_alone
 from ras_dit.forecast import TokenHistory
 from ras_dit.kv_forecast import KVAdvance, KVProgress
 from ras_dit.outputs import Beside
@@ -152,12 +152,12 @@ class Call:
         """A region step of one image. Its keys and values are views of those of the batch."""
         assert self.branch is not None
         assert self.rows is not None
-        own, num_rows = self.rows_of(image), self.num_batch_rows
+        own = self.rows_of(image)
         layers = {
             name: [
-                cached if len(kept) < num_rows else cached.of_rows(own)
-                for cached, kept in zip(caches, rows_kept(caches, num_rows), strict=True)
-                if len(kept) == num_rows or kept[0] % self.num_images == image
+                cached.of_rows(own) if row is None else cached
+                for cached, row in zip(caches, rows_alone(caches, self.num_batch_rows), strict=True)
+                if row is None or row % self.num_images == image
             ]
             for name, caches in self.branch.layers.items()
         }

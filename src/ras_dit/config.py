@@ -23,7 +23,7 @@ from ras_dit.config_checks import (
     nearest,
     plain_number,
 )
-from ras_dit.region import RegionOfInterest
+from ras_dit.region import RegionOfInterest, as_region
 
 
 def _option(default: Any, help: str, *, important: bool = False) -> Any:
@@ -207,7 +207,7 @@ class RASConfig:
             object.__setattr__(self, name, tuple(map(plain_number, value)))
         for option in dataclasses.fields(self):
             object.__setattr__(self, option.name, plain_number(getattr(self, option.name)))
-        object.__setattr__(self, "region_of_interest", _region(self.region_of_interest))
+        object.__setattr__(self, "region_of_interest", as_region(self.region_of_interest))
         check(self)
 
     # ------------------------------------------------------------------ making one
@@ -283,6 +283,11 @@ class RASConfig:
     def skips(self) -> bool:
         """Whether any evaluation may compute no token at all."""
         return bool(self.skip_steps) or 0 in self.step_ratios
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether any evaluation may compute some of the tokens."""
+        return any(0 < share < 1 for share in self.step_ratios or (self.sample_ratio, self.final_sample_ratio or 1))
 
     @property
     def dense(self) -> RASConfig:
@@ -388,13 +393,3 @@ def _config_suffix(path: Path) -> str:
     if suffix not in (".json", ".yaml", ".yml"):
         raise ValueError(f"config: got the file name {path.name!r}; allowed: one ending in .json, .yaml or .yml.")
     return suffix
-
-
-def _region(value: Any) -> RegionOfInterest | Literal["inpaint"] | None:
-    if value is None or isinstance(value, RegionOfInterest):
-        return value
-    if isinstance(value, str) and value == "inpaint":
-        return "inpaint"
-    if isinstance(value, Mapping):
-        return RegionOfInterest.from_dict(value)
-    return RegionOfInterest.of(value)

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
+from ras_dit.by_image import can_split
 from ras_dit.config import RASConfig
 from ras_dit.flops import Layers, plan_cost
 from ras_dit.gain import DeviceRates, Model, is_small, why_small, with_prediction
 from ras_dit.importance import Score
 from ras_dit.models import TOKEN_PLANS, check_uncached, check_uncompiled, token_plan_of
 from ras_dit.models.sizes import check_count, default_call, default_rows, default_text, grid_for_size
-from ras_dit.pipeline import device_of, moves_layers, transformers_of, weakly
+from ras_dit.pipeline import device_of, transformers_of, weakly
 from ras_dit.plan import Plan, build_plan
 from ras_dit.presets import PRESETS
 from ras_dit.region import RegionOfInterest
@@ -165,8 +166,7 @@ def plan_for(
     cost = plan_cost(plan, token_plan, layers, num_text, num_references, config)
     place = device_of(pipe) if device is None else torch.device(device)
     num_rows = num_images * default_rows(pipe)
-    is_together = token_plan.is_per_image or token_plan.can_split is None or config.shared_active_set
-    is_together = is_together or moves_layers(pipe.transformer)
+    is_together = token_plan.is_per_image or config.shared_active_set or not can_split(token_plan, pipe.transformer)
     return with_prediction(
         replace(plan, cost=cost), config, Model.of(layers, place), num_rows, rates, 1 if is_together else num_images
     )
@@ -205,7 +205,7 @@ def enable(
             its kind, with which ``auto`` decides alike every time.
         score: ranks the tokens of region steps in the place of ``config.importance``: takes a `ScoreInputs` and returns
             a tensor [images, tokens], high where a token is wanted. Regions, anchors and filters of the config still
-            hold.
+            hold. (A GPU is waited for once per region step, to look for NaN.)
 
     Returns:
         The handle: plan, trace, summary, and `Handle.disable`.
@@ -247,19 +247,12 @@ def enable(
     for transformer in transformers_of(pipe):
         check_uncached(transformer)
         check_uncompiled(transformer)
-    if score is not None and not callable(score):
-        raise ValueError(f"score: got {type(score).__name__}; allowed: a function that takes a ScoreInputs, or None.")
-    if score is not None and not _has_regions(chosen):
-        raise ValueError(
-            "score: got one with a plan without region steps, in which nothing is ranked; allowed: plans with some. "
-            "Take preset='regions', or a sample_ratio."
-        )
-    if score is not None and chosen.rules == "reference":
-        raise ValueError("score: got one with rules='reference', which rank by their own; allowed: other rules.")
+    if score is not None:
+        _check_score(score, chosen)
     handle = Handle(pipe, chosen, rates, score)
     try:
-        backend = odd_backend(token_plan_of(pipe.transformer), pipe.transformer) if _has_regions(chosen) else None
-        if backend is not None:
+        backend = odd_backend(token_plan_of(pipe.transformer), pipe.transformer)
+        if backend is not None and chosen.has_regions:
             handle._session.warn(
                 f"Attention goes by the backend {backend!r}: region steps will raise UnsupportedAttentionError. Call "
                 'pipe.transformer.set_attention_backend("native") first.'
@@ -274,10 +267,17 @@ def enable(
     return handle
 
 
-def _has_regions(config: RASConfig) -> bool:
-    """Whether any evaluation may compute some of the tokens."""
-    shares = config.step_ratios or (config.sample_ratio, config.final_sample_ratio or 1)
-    return any(0 < share < 1 for share in shares)
+def _check_score(score: Any, config: RASConfig) -> None:
+    """Refuse a score that nothing would go by."""
+    if not callable(score):
+        raise ValueError(f"score: got {type(score).__name__}; allowed: a function that takes a ScoreInputs, or None.")
+    if config.rules == "reference":
+        raise ValueError("score: got one with rules='reference', which rank by their own; allowed: other rules.")
+    if not config.has_regions:
+        raise ValueError(
+            "score: got one with a plan without region steps, in which nothing is ranked; allowed: plans with some. "
+            "Take preset='regions', or a sample_ratio."
+        )
 
 
 def _default_plan(pipe: Any, handle: Handle) -> Plan | None:

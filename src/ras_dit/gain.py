@@ -225,9 +225,9 @@ def with_prediction(
     assert cost is not None
     rates = rates or DeviceRates.of(model.device, model.dtype)
     loads = {
-        count: evaluation_load(config, cost, model, num_rows, "dense", work)
-        if count == plan.num_tokens
-        else evaluation_load(config, cost, model, num_rows, "region", work, num_parts)
+        count: evaluation_load(
+            config, cost, model, num_rows, "dense" if count == plan.num_tokens else "region", work, num_parts
+        )
         for count, work in cost.work_of.items()
     }
     loads[0] = Load(steps=1)
@@ -237,12 +237,12 @@ def with_prediction(
 
 
 def evaluation_load(
-    config: RASConfig, cost: Cost, model: Model, num_rows: int, kind: StepKind, work: Work, num_calls: int = 1
+    config: RASConfig, cost: Cost, model: Model, num_rows: int, kind: StepKind, work: Work, num_parts: int = 1
 ) -> Load:
-    """What one evaluation that computes tokens has to pay for, all rows of the batch, in so many transformer calls."""
-    moved, transferred, layers = work.num_moved * model.element_size, 0.0, 0
+    """What one evaluation that computes tokens has to pay for, all rows of the batch; region steps in parts."""
+    moved, transferred, num_calls, layers = work.num_moved * model.element_size, 0.0, 1, 0
     if kind == "region":
-        layers = num_calls * model.num_layers
+        num_calls, layers = num_parts, num_parts * model.num_layers
         moved += _moved_of_cache(config, cost, work)
         transferred = cost.kv_cache_bytes if config.kv_cache_device and model.device.type != "cpu" else 0.0
     return Load(

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -103,6 +103,17 @@ class RegionOfInterest:
     def tokens(self, grid: TokenGrid) -> torch.Tensor:
         """Tokens that the region touches, bool [1, N]; every frame of a video alike."""
         return tokens_touched(self.to_tensor()[None], grid)
+
+
+def as_region(value: Any) -> RegionOfInterest | Literal["inpaint"] | None:
+    """What `RASConfig.region_of_interest` may be given, as it is kept."""
+    if value is None or isinstance(value, RegionOfInterest):
+        return value
+    if isinstance(value, str) and value == "inpaint":
+        return "inpaint"
+    if isinstance(value, Mapping):
+        return RegionOfInterest.from_dict(value)
+    return RegionOfInterest.of(value)
 
 
 def tokens_touched(masks: torch.Tensor, grid: TokenGrid) -> torch.Tensor:

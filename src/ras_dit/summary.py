@@ -88,8 +88,10 @@ def _advice(session: Session, has_controlnet: bool) -> tuple[str, ...]:
             f"Every region step computed {count} reference tokens beside those of the picture; with "
             "reference_reuse=True only dense steps do."
         )
-    if session.costed is not None and (reason := why_slow(plan, session.costed, session.num_parts)) is not None:
-        advice.append(reason)
+    has_one_plan = config.region_of_interest != "inpaint"  # one set for all would have to hold all masks
+    if session.costed is not None and has_one_plan:
+        reason = why_slow(plan, session.costed, session.num_parts)
+        advice += [] if reason is None else [reason]
     if has_controlnet:
         advice.append("All speed-ups here are of the transformer alone, without the ControlNet's time.")
     measured = trace.measured_speedup if len(trace.steps) == len(plan) else None

@@ -12,7 +12,7 @@ import torch
 from ras_dit.addresses import FixedAddresses
 from ras_dit.attention import LayerSeam
 from ras_dit.blocks import BlockSeam, TextSeam, attention_seam, drop_text
-from ras_dit.cache import AS_COMPUTED, KVCache, KVStorage, reserved, rows_kept
+from ras_dit.cache import AS_COMPUTED, KVCache, KVStorage, reserved, rows_alone
 from ras_dit.calls import Call
 from ras_dit.config import RASConfig
 from ras_dit.flops import keeping_layers
@@ -152,13 +152,9 @@ class TokenSeams:
         """The caches that a capture refills; none where keys and values are neither forecast nor static."""
         if call.forecasts and call.advance is not None and call.whole is not None:
             advance = call.advance.twice if stream == "twice" else call.advance
-            for cached, kept in zip(earlier, rows_kept(earlier, len(call.whole.active)), strict=True):
+            for cached, row in zip(earlier, rows_alone(earlier, len(call.whole.active)), strict=True):
                 if cached.length >= call.num_image_rows:
-                    own = (
-                        advance
-                        if len(kept) == len(call.whole.active)
-                        else advance.of_batch_rows(slice(kept.start, kept.stop))
-                    )
+                    own = advance if row is None else advance.of_batch_rows(slice(row, row + 1))
                     cached.aim_whole(own, self._place(stream, call, call.whole, cached.length))
         return earlier if call.forecasts or self._is_static else []
 

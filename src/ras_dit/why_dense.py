@@ -49,12 +49,10 @@ def odd_backend(token_plan: TokenPlan, transformer: torch.nn.Module) -> str | No
     dispatch = sys.modules.get("diffusers.models.attention_dispatch")
     active = getattr(getattr(dispatch, "_AttentionBackendRegistry", None), "_active_backend", "native")
     for module, _ in token_plan.attention_modules(transformer).values():
-        processor = getattr(module, "processor", None)
-        if hasattr(processor, "_attention_backend"):
-            chosen = getattr(processor, "_attention_backend", None) or active
-            name = str(getattr(chosen, "value", chosen))
-            if "native" not in name:
-                return name
+        chosen = getattr(getattr(module, "processor", None), "_attention_backend", "native") or active
+        name = str(getattr(chosen, "value", chosen))
+        if "native" not in name:
+            return name
     return None
 
 

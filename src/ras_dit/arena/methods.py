@@ -149,7 +149,8 @@ class Method:
         cache: a step cache, None without.
         visited: points of the grid of ``steps`` that a dense run takes, with Adams-Bashforth 2; () takes all.
         apply: a method of your own, None without: takes the pipeline and returns the context manager in which it
-            paints, anew for every call. Folders know the function's name alone: when its code changes, change ``name``.
+            paints, anew for every call (with a score of your own: ``lambda pipe: ras_dit.enable(pipe, config,
+            score=score)``). Folders know the function's name alone: when its code changes, change ``name``.
     """
 
     name: str
@@ -235,20 +236,19 @@ def applied(pipe: Any, method: Method, calibrate: Callable[[], Any] | None = Non
         ValueError: the solver does not fit the pipeline's scheduler.
         ImportError: cache-dit is not installed.
     """
+    import ras_dit
+
     original = pipe.scheduler
     pipe.scheduler = scheduler_of(original, method.solver, method.visited)
     try:
         with ExitStack() as stack:
-            handle = None
             if method.config is not None:
-                import ras_dit
-
-                handle = stack.enter_context(ras_dit.accelerate(pipe, method.config))
+                stack.enter_context(ras_dit.accelerate(pipe, method.config))
             elif method.cache is not None:
                 stack.enter_context(cached(pipe, method, calibrate))
             elif method.apply is not None:
                 stack.enter_context(method.apply(pipe))
-            yield handle
+            yield ras_dit.handle_of(pipe)
     finally:
         pipe.scheduler = original
 

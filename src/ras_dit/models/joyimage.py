@@ -20,9 +20,8 @@ def grid(transformer: Any, arguments: Arguments) -> TokenGrid:
 
 def check(transformer: Any, arguments: Arguments) -> str | None:
     """The tables of picture and text come side by side and are told apart by their length."""
-    latents = arguments["hidden_states"]
-    count = grid(transformer, arguments).num_tokens
-    count += grid(transformer, arguments).count_references(latents)
+    own = grid(transformer, arguments)
+    count = own.num_tokens + own.count_references(arguments["hidden_states"])
     if transformer.config.rope_type == "mrope" and arguments["encoder_hidden_states"].shape[1] == count:
         return f"JoyImage with as many text tokens as image tokens ({count}) is not supported: the run was dense."
     return None
