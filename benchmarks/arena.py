@@ -24,9 +24,10 @@ from benchmarks.arena_tables import APART
 from benchmarks.goals import YARDSTICKS, goals
 from ras_dit.arena import SUITES, Arena, Method, chosen, report, suite
 from ras_dit.arena.metrics import better_by
+from ras_dit.arena.ours import GOALS, OF_PRESETS
 from ras_dit.arena.perceptual import Perceptual, Weights
 from ras_dit.arena.report import plot
-from ras_dit.arena.suites import GOALS, NUM_STEPS, OF_PRESETS
+from ras_dit.arena.rivals import NUM_STEPS
 from ras_dit.cli.scenes import read_scenes
 from ras_dit.embedded import EMBEDDED_SIZES, GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH
 

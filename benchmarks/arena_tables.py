@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks import record
 from benchmarks.cells import converged_steps, difference, interval, row_named
 from benchmarks.goals import digest_table, goals_table
-from ras_dit.arena.suites import OF_PRESETS
+from ras_dit.arena.ours import OF_PRESETS
 
 
 def arena_table(rows: list[dict[str, Any]]) -> str:
@@ -104,8 +104,8 @@ def goals_block(result: dict[str, Any]) -> str:
     return (
         f"{result['num_pictures']} pictures of the embedded model, differences in PSNR picture by picture with 95 % "
         "bootstrap intervals; of each kind of rival the best that costs as much (a step cache may take 1.15 times as "
-        "long). Bold: ours is ahead, and the interval clear of 0. Times are shares of the dense run's. "
-        f"({record.origin(result)})\n\n{goals_table(result['goals'])}"
+        "long, or as many FLOPs). Bold: ours is ahead, and the interval clear of 0. Times are shares of the dense "
+        f"run's. ({record.origin(result)})\n\n{goals_table(result['goals'])}"
     )
 
 
@@ -273,9 +273,9 @@ def quality_digest() -> str:
         f"PSNR, the mean over {result['num_pictures']} pictures of 256 tokens ({record.origin(result)}): nearer to the "
         "dense picture of 28 Euler steps / to the converged picture. Of each kind of rival the best that costs as much "
         "(a step cache may take 1.15 times as long, or as many FLOPs). Bold: the 95 % bootstrap interval is clear of "
-        "0. Ours are presets: `quality`, `regions`, `regions_fast`, `regions_faster`; but at T = 6, and against the "
-        "converged picture at T = 17 and 11.5, plans that are none: the two numbers of a cell there are of two plans. "
-        "(At T = 11.5 the second is `regions` with `solver_order=2`; at T = 17 it is no option of a preset.) "
+        "0. Ours are presets: `quality`, `regions`, `regions_fast`, `regions_faster`. At T = 17 and 11.5 the second "
+        "number of a cell is of another plan (at 11.5: `regions` with `solver_order=2`); at T = 6 both are of one plan "
+        "that is no preset. "
         f"{_digest_of_goals(result, large)} The rivals by name, intervals, and what to make of it: "
         f"[docs/quality.md](docs/quality.md). All {len(contestants(result))} rows, the dense run and some plans under "
         "two names among them: [docs/arena.md](docs/arena.md).\n"

@@ -18,7 +18,7 @@ import ras_dit
 from benchmarks import record
 from benchmarks.arena import paired
 from ras_dit.arena import Arena, Method, report, suite
-from ras_dit.arena.suites import NUM_STEPS
+from ras_dit.arena.rivals import NUM_STEPS
 from ras_dit.calibration import DenseRun
 from ras_dit.cli.scenes import read_scenes
 from ras_dit.embedded import GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH, embedded_scenes

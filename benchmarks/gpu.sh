@@ -11,7 +11,7 @@
 # presets and the crossover); all-tests (kernels on drawn inputs, too); model (training of the embedded model at
 # 256 x 256 goes on, and is evaluated); arena (both sizes).
 # FOLDER keeps what the speed cases and the kernels have finished (outputs/bench), MINUTES is how long to train (60),
-# MODES are those of sd3 and lumina, RAS_COMMIT names the commit where there is no git, PYTHON is an interpreter with
+# MODES are those of sd3, lumina and speed, RAS_COMMIT names the commit where there is no git, PYTHON is an interpreter with
 # what the project needs; the project itself is taken from here. On a machine that is taken away after ten minutes, with its disk:
 #   mkdir -p kept && FOLDER=kept timeout 560 bash benchmarks/gpu.sh tests sd3 2>&1 | tee -a kept/log
 # and bring "kept" along next time.
@@ -24,10 +24,13 @@ export PYTHONPATH=src:.${PYTHONPATH:+:$PYTHONPATH}
     exit 2
 }
 failed=0 FOLDER=${FOLDER:-outputs/bench}
-modes=()
-for mode in ${MODES:-eager compiled reduce-overhead}; do modes+=(--mode "$mode"); done
 speed() { "$PYTHON" -m benchmarks.speed --device cuda --folder "$FOLDER" "$@"; }
-paper() { speed --no-crossover --repeats 3 --ratios "$2" --machine paper "${modes[@]}" --case "$1"; }
+by_mode() { # a process each: a profiler, once used, slows down what the GPU does after it
+    local status=0
+    for mode in ${MODES:-eager compiled reduce-overhead}; do speed --mode "$mode" "$@" || status=$?; done
+    return "$status"
+}
+paper() { by_mode --no-crossover --repeats 3 --ratios "$2" --machine paper --case "$1"; }
 
 all="tests sd3 lumina kernels speed all-tests model arena"
 for part in "$@"; do
@@ -42,7 +45,7 @@ for part in ${*:-$all}; do
             "$PYTHON" -m benchmarks.kernels --device cuda --folder "$FOLDER" || failed=$?
             speed --no-crossover --repeats 3 --ratios 0.25,0.125 --mode eager --kernels --case sd3-medium || failed=$?
             ;;
-        speed) speed --crossover || failed=$? ;;
+        speed) by_mode --crossover || failed=$? ;;
         all-tests) "$PYTHON" -m pytest -m gpu || failed=$? ;;
         model)
             "$PYTHON" -m recipes.embedded_model.enlarge --out runs/large --device cuda --scenes 60000 --workers 16 --compile \

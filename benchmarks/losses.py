@@ -21,7 +21,8 @@ from tqdm import tqdm
 import ras_dit
 from benchmarks import record
 from ras_dit.arena.metrics import MAX_PSNR, better_by, mean_interval
-from ras_dit.arena.suites import GOALS, NUM_STEPS, SKIPPING
+from ras_dit.arena.ours import GOALS, SKIPPING
+from ras_dit.arena.rivals import NUM_STEPS
 from ras_dit.config import RASConfig
 from ras_dit.embedded import GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH, embedded_scenes
 from ras_dit.presets import listed

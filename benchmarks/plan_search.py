@@ -20,7 +20,7 @@ from benchmarks import record
 from benchmarks.arena import paired
 from ras_dit import RASConfig
 from ras_dit.arena import Arena, Method, report
-from ras_dit.arena.suites import NUM_STEPS
+from ras_dit.arena.rivals import NUM_STEPS
 from ras_dit.cli.scenes import read_scenes
 from ras_dit.dense_runs import Choices, SameRuns
 from ras_dit.embedded import EMBEDDED_SIZES, GUIDANCE_SCALE, MAX_SEQUENCE_LENGTH, embedded_scenes

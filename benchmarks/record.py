@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import ras_dit
-from ras_dit.bench.results import processor
+from ras_dit.machine import processor
 from ras_dit.presets import PRESETS
 
 RESULTS = Path(__file__).parent / "results"

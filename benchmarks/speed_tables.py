@@ -168,7 +168,7 @@ def largest_sizes() -> Iterator[tuple[dict[str, Any], str, dict[str, Any]]]:
             if mode in modes_of(result) or not found["rows"]:
                 continue
             row = max(found["rows"], key=lambda one: one["num_tokens"])
-            if "profile" in row:
+            if "profile" in row and "profile" in min(row["ratios"], key=lambda one: one["ratio"]):
                 yield result, mode, row
 
 

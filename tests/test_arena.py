@@ -141,6 +141,8 @@ def test_methods_that_make_no_sense_are_refused() -> None:
         Method("a", "ras", config=RASConfig(), cache=StepCache("taylorseer"))
     with pytest.raises(ValueError, match=r"apply=.* allowed: a function, without config and cache"):
         Method("a", "ras", config=RASConfig(), apply=every_second)
+    with pytest.raises(ValueError, match="a: got the group 'mine'; allowed: ras, cache, dense"):
+        Method("a", "mine", apply=every_second)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="apply='teacache'; allowed: a function"):
         Method("a", "cache", apply="teacache")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="cache: got 'teacache'"):

@@ -34,9 +34,9 @@ from diffusers.modular_pipelines.wan.denoise import WanDenoiseStep
 from diffusers.modular_pipelines.z_image.modular_blocks_z_image import ZImageCoreDenoiseStep
 
 import ras_dit
+from checks import moving_by, recorded
 from families import flux, wan, z_image
 from ras_dit import RASConfig
-from test_families import moving_by, recorded
 from tiny import REGION, check_contract, inputs, run, tiny_pipeline
 
 CPU = torch.device("cpu")
@@ -234,6 +234,24 @@ def test_guidance_over_a_part_of_the_run() -> None:
         assert go().isfinite().all()
     assert any("A guidance branch began" in note for note in handle.summary().notes)
     assert torch.equal(go(), dense)
+
+
+def test_keys_of_guidance_that_has_ended_are_let_go() -> None:
+    pipe, go = modular(ClassifierFreeGuidance(guidance_scale=4.0, stop=0.5))
+    counts = []
+    with ras_dit.accelerate(pipe, REGION) as handle:
+        generation: Any = None
+
+        def look(*_: Any) -> None:
+            nonlocal generation
+            generation = handle._session._generation
+            counts.append(sum(bool(branch.layers) for branch in generation._branches.values()))
+
+        hook = pipe.transformer.register_forward_hook(look)
+        go()
+        hook.remove()
+    assert max(counts) == 2
+    assert counts[-1] == 1
 
 
 @pytest.fixture

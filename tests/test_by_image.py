@@ -12,6 +12,7 @@ from diffusers.hooks import apply_group_offloading
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import ras_dit
+from checks import compiling
 from families import all_cases
 from families.case import FamilyCase
 from ras_dit import RASConfig
@@ -204,7 +205,7 @@ def rows_of(call: dict[str, Any], image: int) -> dict[str, Any]:
 def test_an_image_of_a_batch_is_what_it_is_alone(name: str, options: dict[str, Any]) -> None:
     case: FamilyCase = CASES[name]
     pipe, config = case.build(), CONFIG.replace(**options)
-    assert not token_plan_of(pipe.transformer).is_per_image
+    assert not token_plan_of(pipe.transformer).has_batched_positions
     call = case.call(batch=2, height=6, width=4)
     with ras_dit.accelerate(pipe, config) as handle:
         both, sets = case.output(pipe(**call)), active_sets(handle.trace)
@@ -224,10 +225,8 @@ def test_compiled_blocks_are_compiled_once_for_an_image() -> None:
     pipe, call = case.build(), case.call(batch=3, height=6, width=4)
     with ras_dit.accelerate(pipe, CONFIG):
         expected = case.output(pipe(**call))
-    counter, limit = CompileCounterWithBackend("aot_eager"), torch._dynamo.config.recompile_limit
-    torch.compiler.reset()
-    torch._dynamo.config.recompile_limit = 32
-    try:
+    counter = CompileCounterWithBackend("aot_eager")
+    with compiling():
         for block in (*pipe.transformer.transformer_blocks, *pipe.transformer.single_transformer_blocks):
             block.compile(fullgraph=True, backend=counter)
         for is_static in (False, True):
@@ -236,9 +235,6 @@ def test_compiled_blocks_are_compiled_once_for_an_image() -> None:
                 num_graphs = counter.frame_count
                 assert torch.allclose(case.output(pipe(**call)), expected, atol=1e-4)
                 assert counter.frame_count == num_graphs, "nothing is compiled again for a second run"
-    finally:
-        torch._dynamo.config.recompile_limit = limit
-        torch.compiler.reset()
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from torch._inductor.utils import run_and_get_code
 from torch.nn import functional
 
 import ras_dit
+from checks import compiling
 from families import all_cases, one_case_per_class
 from families.case import FamilyCase
 from ras_dit import RASConfig
@@ -64,7 +65,7 @@ def run(case: FamilyCase, pipe: Any) -> torch.Tensor:
 @pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
 def test_blocks_compile_whole_and_once_per_shape(name: str) -> None:
-    case, limit = CASES[name], torch._dynamo.config.recompile_limit
+    case = CASES[name]
     pipe = case.build()
     dense = run(case, pipe)
     config = CONFIG if name in THOROUGH else CONFIG.replace(warmup_steps=1)  # then every dense step fills the cache
@@ -72,10 +73,8 @@ def test_blocks_compile_whole_and_once_per_shape(name: str) -> None:
     config = config.replace(**REUSING.get(name, {}))
     with ras_dit.accelerate(pipe, config):
         fast = run(case, pipe)
-    torch.compiler.reset()
-    torch._dynamo.config.recompile_limit = 32  # as the README advises: every kind of step is a graph of its own
     counter = CompileCounterWithBackend("aot_eager" if name in THOROUGH else "eager")
-    try:
+    with compiling():
         blocks = blocks_of(pipe.transformer)
         for block in blocks if name in WITH_FORECAST else one_of_every_kind(blocks):
             block.compile(fullgraph=True, backend=counter)
@@ -89,9 +88,6 @@ def test_blocks_compile_whole_and_once_per_shape(name: str) -> None:
             assert counter.frame_count == num_graphs, "nothing is compiled again for a second picture of the shape"
         if name in THOROUGH:
             assert torch.allclose(run(case, pipe), dense, atol=1e-4)
-    finally:
-        torch._dynamo.config.recompile_limit = limit
-        torch.compiler.reset()
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3ControlNetModel, Stabl
 from diffusers.models.controlnets.controlnet_sd3 import SD3MultiControlNetModel
 
 import ras_dit
+from checks import recorded
 from families import all_cases
 from ras_dit import RASConfig
 from ras_dit.controlnets import IdleControlNet
@@ -37,9 +38,7 @@ def with_controlnet() -> tuple[Any, dict[str, Any]]:
         parts.pop(name, None)
     pipe = StableDiffusion3ControlNetPipeline(**{**parts, "vae": tiny_vae(), "controlnet": controlnet})
     pipe.set_progress_bar_config(disable=True)
-    call = inputs(
-        height=8, width=12, num_inference_steps=6, latents=torch.randn(1, 16, 16, 24), control_guidance_end=0.8
-    )
+    call = inputs(height=8, width=12, num_inference_steps=6, latents=torch.randn(1, 16, 16, 24))
     return pipe, call | {"height": 32, "width": 48, "control_image": torch.rand(1, 3, 32, 48)}
 
 
@@ -111,6 +110,27 @@ def test_a_controlnet_is_called_after_all_where_a_skipped_step_is_not_skipped(mo
     assert "Not now." in handle.trace.notes
 
 
+@pytest.mark.parametrize("switch", [{"control_guidance_end": 0.5}, {"control_guidance_start": 0.5}])
+@pytest.mark.parametrize("config", [SKIPPING, RASConfig(sample_ratio=0.5, warmup_steps=2, forecast_order=1)])
+def test_nothing_is_carried_across_the_end_of_control(config: RASConfig, switch: dict[str, float]) -> None:
+    """Noise with control says nothing of noise without: the step in which that changes is dense, and what was known is
+    forgotten."""
+    pipe, call = with_controlnet()
+    call = {**call, "num_inference_steps": 10, **switch}
+    with (
+        ras_dit.accelerate(pipe, config.replace(skip_steps=(3, 6) if config.skips else ())) as handle,
+        recorded(pipe) as noise,
+        pytest.warns(ras_dit.RASWarning, match="switched on or off"),
+    ):
+        run(pipe, **call)
+    kinds = [step.kind for step in handle.trace.steps]
+    assert kinds[5] == "dense"
+    assert kinds.count("dense") == 3
+    assert kinds[6] == ("skip" if config.skips else "region")
+    if config.skips:
+        assert torch.equal(noise[6], noise[5]), "one value has no slope"
+
+
 @pytest.mark.parametrize("name", ["flux-controlnet", "qwen-image-controlnet", "z-image-controlnet"])
 def test_other_families_controlnets_are_left_out_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = next(case for case in all_cases() if case.name == name)
@@ -151,7 +171,7 @@ def test_both_guidance_calls_get_what_the_controlnet_was_called_for_after_all(mo
 
     expected = as_before(painted, pipe, monkeypatch)
     with ras_dit.accelerate(pipe, SKIPPING) as handle:
-        arguments = handle._session._seams[pipe.transformer].arguments
+        arguments = handle._session._attached[pipe.transformer].seams.arguments
         pipe.transformer.register_forward_pre_hook(
             lambda module, *call: given.append(arguments(*call)["controlnet_block_samples"][0]), with_kwargs=True
         )
@@ -313,7 +333,6 @@ def test_several_controlnets_are_left_out_together(monkeypatch: pytest.MonkeyPat
     pipe, call = with_controlnet()
     pipe.controlnet = SD3MultiControlNetModel([pipe.controlnet, with_controlnet()[0].controlnet])
     call |= {"control_image": 2 * [call["control_image"]], "controlnet_conditioning_scale": [1.0, 0.5]}
-    call["control_guidance_end"] = [0.8, 1.0]
     expected = as_before(lambda handle: run(pipe, **call), pipe, monkeypatch)
     calls: list[int] = []
     for net in pipe.controlnet.nets:
@@ -321,6 +340,10 @@ def test_several_controlnets_are_left_out_together(monkeypatch: pytest.MonkeyPat
     with ras_dit.accelerate(pipe, SKIPPING):
         assert torch.equal(run(pipe, **call), expected)
     assert len(calls) == 2 * 4
+    call["control_guidance_end"] = [0.5, 1.0]
+    with ras_dit.accelerate(pipe, SKIPPING) as handle, pytest.warns(ras_dit.RASWarning, match="switched on or off"):
+        run(pipe, **call)
+    assert [step.kind for step in handle.trace.steps] == ["dense", "dense", "skip", "dense", "skip", "region"]
 
 
 def test_ras_that_is_disabled_midway_calls_it_again() -> None:

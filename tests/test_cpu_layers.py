@@ -10,6 +10,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import ras_dit
+from checks import compiling
 from ras_dit import cpu_layers
 from ras_dit.cpu_layers import CPULayers, fastest, in_parts
 from tiny import REGION, inputs, run, tiny_pipeline
@@ -149,7 +150,7 @@ def test_streams_are_counted_as_the_layers_see_them(monkeypatch: pytest.MonkeyPa
         pipe, call = half_pipeline()
         with ras_dit.accelerate(pipe, config) as handle:
             run(pipe, **call)
-            parts = handle._session._cpu_layers[pipe.transformer].parts
+            parts = handle._session._attached[pipe.transformer].cpu_layers.parts
         assert seen <= set(parts)
         assert len(seen) >= 3
 
@@ -159,10 +160,8 @@ def test_split_layers_compile_with_their_block(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(cpu_layers, "MIN_FLOPS", 0)
     monkeypatch.setattr(cpu_layers, "fastest", lambda layer, rows: 2)
     pipe, call = half_pipeline()
-    counter, limit = CompileCounterWithBackend("aot_eager"), torch._dynamo.config.recompile_limit
-    torch.compiler.reset()
-    torch._dynamo.config.recompile_limit = 32
-    try:
+    counter = CompileCounterWithBackend("aot_eager")
+    with compiling():
         with ras_dit.accelerate(pipe, REGION):
             expected = run(pipe, **call)
         for block in pipe.transformer.transformer_blocks:
@@ -172,9 +171,6 @@ def test_split_layers_compile_with_their_block(monkeypatch: pytest.MonkeyPatch) 
             num_graphs = counter.frame_count
             run(pipe, **call)
             assert counter.frame_count == num_graphs > 0
-    finally:
-        torch._dynamo.config.recompile_limit = limit
-        torch.compiler.reset()
 
 
 def test_a_run_with_split_layers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,10 +179,10 @@ def test_a_run_with_split_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_layers, "fastest", lambda layer, rows: 3)
     with ras_dit.accelerate(pipe, REGION) as handle:
         whole = run(pipe, **call)
-        assert handle._session._cpu_layers[pipe.transformer].parts == {}, "tiny layers stay whole"
+        assert handle._session._attached[pipe.transformer].cpu_layers.parts == {}, "tiny layers stay whole"
         monkeypatch.setattr(cpu_layers, "MIN_FLOPS", 0)
         split = run(pipe, **call)
-        parts = handle._session._cpu_layers[pipe.transformer].parts
+        parts = handle._session._attached[pipe.transformer].cpu_layers.parts
     num_active = 24 * len(call["prompt_embeds"]) * 2
     assert {rows for rows, _, _ in parts} == {num_active, 7 * 2}, "image and text; modulation has no rows of tokens"
     assert torch.allclose(split.float(), whole.float(), rtol=0.1, atol=0.1)

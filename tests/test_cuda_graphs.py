@@ -16,6 +16,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.cudagraph_trees import MarkStepBox
 
 import ras_dit
+from checks import compiling
 from families import all_cases
 from families.case import FamilyCase
 from ras_dit import RASConfig
@@ -87,16 +88,14 @@ def picture(case: FamilyCase, pipe: Any, batch: int) -> torch.Tensor:
 )
 @torch.no_grad()
 def test_region_steps_are_recorded_once(name: str, options: dict[str, Any], batch: int) -> None:
-    case, limit = ALL[name], torch._dynamo.config.recompile_limit
+    case = ALL[name]
     pipe = case.build()
     config = CONFIG.replace(**options)
     with ras_dit.accelerate(pipe, config):
         expected = picture(case, pipe, batch)
     graphs, begun = PlayedGraphs(), [0]
     pipe.transformer.register_forward_pre_hook(lambda *_: begun.append(len(graphs.recorded)))
-    torch.compiler.reset()
-    torch._dynamo.config.recompile_limit = 64
-    try:
+    with compiling(limit=64):
         for block in one_of_every_kind(blocks_of(pipe.transformer)):
             block.compile(fullgraph=True, backend=graphs.backend)
         with ras_dit.accelerate(pipe, config) as handle:
@@ -107,9 +106,6 @@ def test_region_steps_are_recorded_once(name: str, options: dict[str, Any], batc
             graphs.recorded.clear()
             begun.clear()
             outputs.append(picture(case, pipe, batch))
-    finally:
-        torch.compiler.reset()
-        torch._dynamo.config.recompile_limit = limit
     for output in outputs:
         torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
     assert graphs.num_calls == 2 * num_calls

@@ -13,7 +13,6 @@ from ras_dit.arena.distances import (
     kernel_to,
     resampled_indices,
 )
-from ras_dit.embedded.classifier import frechet_distance
 
 ROUNDING = 1e-6  # of square roots of eigenvalues that should be 0, in float64
 
@@ -31,11 +30,25 @@ def whitened(count: int, width: int) -> torch.Tensor:
     return torch.linalg.solve_triangular(root, features.T, upper=False).T
 
 
+def textbook(first: torch.Tensor, second: torch.Tensor) -> float:
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), the trace of the root taken from the eigenvalues of C1 C2."""
+    covariance, other = torch.cov(first.T), torch.cov(second.T)
+    roots = torch.linalg.eigvals(covariance @ other).real.clamp_min(0).sqrt().sum()
+    return float((first.mean(0) - second.mean(0)).square().sum() + covariance.trace() + other.trace() - 2 * roots)
+
+
 @pytest.mark.parametrize(("count", "others"), [(200, 150), (10, 150), (10, 12), (200, 9)])
 def test_frechet_is_the_textbooks_with_more_or_fewer_pictures_than_features(count: int, others: int) -> None:
     first, second = normal(count, 24, 0, 0.3, 1.4), normal(others, 24, 1)
-    assert frechet_to(first, second).value == pytest.approx(frechet_distance(first, second), rel=1e-5)
+    assert frechet_to(first, second).value == pytest.approx(textbook(first, second), rel=1e-5)
     assert frechet_to(first, first).value == pytest.approx(0, abs=ROUNDING)
+
+
+def test_frechet_of_shifted_and_of_stretched_features_by_hand() -> None:
+    first = normal(4000, 3, 0)
+    assert frechet_to(first, first + 2).value == pytest.approx(12, abs=1e-4)
+    stretched = 3 * first - 2 * first.mean(0)
+    assert frechet_to(first, stretched).value == pytest.approx(4 * float(first.var(0).sum()), rel=1e-4)
 
 
 def test_frechet_is_torchmetrics() -> None:

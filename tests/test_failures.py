@@ -59,6 +59,29 @@ def test_images_may_leave_the_batch_in_the_middle(config: RASConfig) -> None:
     assert [step.kind for step in handle.trace.steps] == ["dense"] * 2 + ["region"] * 3 + ["dense"] * 5
 
 
+@pytest.mark.parametrize(
+    "config", [REGION, REGION.replace(sample_ratio=1.0, skip_steps=(5, 7)), REGION.replace(solver_order=2)]
+)
+def test_latents_may_change_their_size_in_the_middle(config: RASConfig) -> None:
+    """As progressive resolution does: what is left of the run is dense."""
+    pipe = tiny_pipeline()
+
+    def enlarge(_pipe: Any, index: int, _t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if index == 4:
+            tensors["latents"] = torch.nn.functional.interpolate(tensors["latents"], scale_factor=2)
+        return tensors
+
+    call = inputs(height=4, width=6, callback_on_step_end=enlarge)
+    with (
+        ras_dit.accelerate(pipe, config) as handle,
+        pytest.warns(ras_dit.RASWarning, match="The size of the latents changed in the middle of the run"),
+    ):
+        fast = run(pipe, **call)
+    assert fast.shape[-2:] == (16, 24)
+    assert fast.isfinite().all()
+    assert [step.kind for step in handle.trace.steps[5:]] == ["dense"] * 5
+
+
 def leaving(*at: int) -> Any:
     """A callback that takes the last image out of the batch after each of these evaluations."""
 
@@ -273,7 +296,7 @@ def test_refresh_steps_outside_the_run() -> None:
     handle = ras_dit.enable(pipe, RASConfig(refresh_steps=(12,)))
     with pytest.raises(ValueError, match="this run has 10 transformer evaluations"):
         handle.plan(10, 128, 192)
-    with pytest.raises(ValueError, match="this run has 10 transformer evaluations"):
+    with pytest.warns(ras_dit.RASWarning, match="refresh_steps: 12: left out, for this run has 10 evaluations"):
         run(pipe, **inputs())
     assert torch.isfinite(run(pipe, **inputs(num_inference_steps=14))).all()
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import ras_dit
+from checks import fingerprint, moving_by, recorded
 from families import all_cases, one_case_per_class
 from families.case import FamilyCase
 from ras_dit import RASConfig
@@ -63,74 +63,6 @@ def sizes_of(case: FamilyCase) -> list[tuple[int, int, int]]:
     return sizes if case.name in ONE_PER_CLASS else sizes[-1:]
 
 
-def fingerprint(pipe: Any) -> list[Any]:
-    """Every attribute and hook of every module of the transformers, and of the scheduler."""
-    modules = [
-        (name, sorted(vars(module)), len(module._forward_hooks), len(module._forward_pre_hooks))
-        for transformer in transformers_of(pipe)
-        for name, module in transformer.named_modules()
-    ]
-    return [modules, sorted(vars(pipe.scheduler)), sorted(vars(pipe))]
-
-
-@contextmanager
-def moving_by(pipe: Any, factor: float, reads_sigmas: bool = False) -> Iterator[None]:
-    """A scheduler whose steps all have the same timestep and multiply the sample by a factor; 1 keeps it as it is."""
-
-    def even_timesteps(original: Any) -> Any:
-        def set_timesteps(*args: Any, **kwargs: Any) -> Any:
-            result = original(*args, **kwargs)
-            middle = pipe.scheduler.timesteps[len(pipe.scheduler.timesteps) // 2].clone()
-            pipe.scheduler.timesteps[:] = middle
-            if reads_sigmas:
-                pipe.scheduler.sigmas[:] = pipe.scheduler.sigmas[len(pipe.scheduler.timesteps) // 2].clone()
-            return result
-
-        return set_timesteps
-
-    def scaled(original: Any) -> Any:
-        signature = inspect.signature(original)
-
-        def step(*args: Any, **kwargs: Any) -> Any:
-            sample = signature.bind(*args, **kwargs).arguments["sample"] * factor
-            if "old_pred_original_sample" in signature.parameters:
-                return sample, None
-            return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=sample)
-
-        return step
-
-    patches = [
-        PatchedMethod(pipe.scheduler, "set_timesteps", even_timesteps),
-        PatchedMethod(pipe.scheduler, "step", scaled),
-    ]
-    try:
-        yield
-    finally:
-        for patch in patches:
-            patch.release()
-
-
-def noise_of(output: Any) -> torch.Tensor:
-    """A copy of what a transformer returned."""
-    sample = output[0] if isinstance(output, tuple) else output.sample
-    return (torch.stack(sample) if isinstance(sample, list) else sample).clone()
-
-
-@contextmanager
-def recorded(pipe: Any) -> Iterator[list[torch.Tensor]]:
-    """The noise of every transformer call. Enter it after RAS is enabled, so that it sees what the pipeline gets."""
-    seen: list[torch.Tensor] = []
-    hooks = [
-        transformer.register_forward_hook(lambda module, args, output: seen.append(noise_of(output)))
-        for transformer in transformers_of(pipe)
-    ]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 def region_noises(
     case: FamilyCase, pipe: Any, size: tuple[int, int, int], factor: float, **options: Any
 ) -> tuple[list[torch.Tensor], ras_dit.Trace]:
@@ -167,7 +99,7 @@ def test_idle_ratio_one_region_and_undo(name: str) -> None:
         assert fast.isfinite().all()
         assert fast.shape == dense.shape
         assert not torch.equal(fast, dense)
-        plan = handle._session.plan
+        plan = handle.latest_plan
         assert plan is not None
         assert [step.kind for step in handle.trace.steps] == [step.kind for step in plan]
         assert plan.num_region_steps >= len(plan) // 2
@@ -201,7 +133,7 @@ def test_fresh_keys_and_values_give_the_dense_tokens(name: str) -> None:
     case = CASES[name]
     pipe = case.build()
     for size, kv_forecast in zip(sizes_of(case), cycle((0.0, 0.8)), strict=False):
-        in_turn = size[0] > 1 and name not in INSEPARABLE and not token_plan_of(pipe.transformer).is_per_image
+        in_turn = size[0] > 1 and name not in INSEPARABLE and not token_plan_of(pipe.transformer).has_batched_positions
         for is_shared in (False, True)[: 1 + in_turn]:
             # one image at a time, a vector per row of the batch is multiplied alone, and may round differently
             rounding = 1e-5 if in_turn and not is_shared else case.rounding
@@ -239,13 +171,13 @@ def test_what_is_not_computed_beside_the_grid_serves_as_it_was(name: str, reuse:
     config = REGION.replace(**reuse)
     with ras_dit.accelerate(pipe, config) as handle, counting(pipe, counted, rows), sdpa_kernel(SDPBackend.MATH):
         reused = run(case, pipe, size)
-    plan = handle._session.plan
+    plan = handle.latest_plan
     assert plan is not None
     assert plan.cost is not None
     assert plan.cost.total_flops * sum(rows) / len(plan) == pytest.approx(sum(counted), rel=case.flops_tolerance)
     with ras_dit.accelerate(pipe, REGION) as handle:
         assert not torch.equal(run(case, pipe, size), reused)
-    whole = handle._session.plan
+    whole = handle.latest_plan
     assert whole is not None
     assert whole.speedup_limit < plan.speedup_limit
 
@@ -418,7 +350,7 @@ def test_flops_agree_with_torchs_counter(name: str) -> None:
     rows: list[int] = []
     with ras_dit.accelerate(pipe, REGION) as handle, counting(pipe, counted, rows), sdpa_kernel(SDPBackend.MATH):
         run(case, pipe, sizes_of(case)[0])
-    plan = handle._session.plan
+    plan = handle.latest_plan
     assert plan is not None
     assert plan.cost is not None
     rows_per_evaluation = sum(rows) / len(plan)

@@ -229,7 +229,7 @@ def test_forecasts_of_keys_come_nearer_to_fresh_ones() -> None:
     for kv_forecast in (None, 0.0, 0.5, 1.0):
         config = RASConfig(sample_ratio=0.25, warmup_steps=2, importance="random", kv_forecast=kv_forecast or 0.0)
         config = config.dense if kv_forecast is None else config
-        with moving_by(pipe), ras_dit.accelerate(pipe, config) as handle:
+        with moving_along_a_line(pipe), ras_dit.accelerate(pipe, config) as handle:
             seen: list[torch.Tensor] = []
             hook = pipe.transformer.register_forward_hook(lambda *call, into=seen: into.append(call[-1][0].clone()))
             run(pipe, **call)
@@ -252,7 +252,7 @@ def test_forecasts_of_keys_come_nearer_to_fresh_ones() -> None:
 
 
 @contextmanager
-def moving_by(pipe: Any) -> Iterator[None]:
+def moving_along_a_line(pipe: Any) -> Iterator[None]:
     """A scheduler that moves the latents by the same line in sigma whatever the noise."""
 
     def step(original: Any) -> Any:

@@ -18,6 +18,8 @@ import ras_dit
 from ras_dit import DeviceRates, RASConfig, RASWarning, SmallGainWarning
 from ras_dit.cli.pipelines import pipeline_outline
 from ras_dit.gain import SMALL_GAIN, Load
+from ras_dit.geometry import TokenGrid
+from ras_dit.trace import StepTrace, Trace
 from tiny import REGION, inputs, run, tiny_pipeline
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -81,8 +83,8 @@ def test_every_committed_cpu_result_is_explained(measured: dict[tuple[str, str, 
 
 
 def test_the_prediction_says_more_than_the_flops(measured: dict[tuple[str, str, str], Run]) -> None:
-    """But for a batch of the embedded model on another CPU than that of the constants, whose dense steps have a lower
-    rate than its region steps: some of it went past what the FLOPs allow."""
+    """But on another CPU than that of the constants for a batch of the embedded model and for the mid-size one, whose
+    dense steps have a lower rate there than their region steps: they come up to what the FLOPs allow, and past it."""
     region = [r for r in measured.values() if r.plan.num_region_steps]
     skipping = [r for r in measured.values() if r.plan.has_savings and not r.plan.num_region_steps]
     assert len(region) >= 8
@@ -91,9 +93,9 @@ def test_the_prediction_says_more_than_the_flops(measured: dict[tuple[str, str, 
     def error(speedup: float, run: Run) -> float:
         return abs(speedup / run.speedup - 1)
 
-    known = [r for r in region if r.is_fitted or r.case != "embedded-batch"]
+    known = [r for r in region if r.is_fitted or r.case not in ("embedded-batch", "mid")]
     assert all(error(predicted(r.plan), r) <= error(r.plan.speedup_limit, r) for r in known)
-    assert len(region) - len(known) <= 6
+    assert len(region) - len(known) <= 8
     for row in (r for r in region if r.is_fitted):
         other = measured.get(("embedded-batch", row.name, row.processor))
         if row.case == "embedded" and other is not None:
@@ -287,6 +289,28 @@ def test_a_run_that_was_slower_than_dense_is_told_so() -> None:
         assert dense.summary().advice == ()
 
 
+def test_rows_that_only_a_part_of_the_run_has_do_not_tilt_what_was_measured() -> None:
+    """Guidance over a part of the run: dense steps with two rows take twice as long as those with one."""
+    kinds = ["dense", "skip", "dense", "dense", "skip", "dense"]
+    pairs = zip(kinds, (2, 2, 2, 1, 1, 1), strict=True)
+    steps = [StepTrace(kind, 1.0, None, float(rows * (kind == "dense")), rows) for kind, rows in pairs]
+    trace = Trace(TokenGrid(8, 12, 2), steps)
+    assert trace.measured_speedup == pytest.approx((2 * 3 + 1 * 3) / (2 * 2 + 1 * 2))
+    again = Trace.from_json(trace.to_json())
+    assert again == trace
+    old = trace.to_dict()
+    for step in old["steps"]:
+        del step["num_rows"]
+    assert Trace.from_dict(old).measured_speedup == pytest.approx(6 * 2 / 6), "as earlier versions reckoned"
+
+
+def test_rows_are_counted_where_none_is_computed() -> None:
+    pipe = tiny_pipeline()
+    with ras_dit.accelerate(pipe, RASConfig(sample_ratio=0.5, warmup_steps=2, skip_steps=(4,))) as handle:
+        run(pipe, **inputs(batch=2))
+    assert [step.num_rows for step in handle.trace.steps] == [4] * 10
+
+
 def test_plan_and_summary_show_both_speedups(embedded: Any) -> None:
     plan = ras_dit.plan_for(embedded, REGION, 10, max_sequence_length=1)
     assert f"predicted about {predicted(plan):.2f}x (limit by FLOPs {plan.speedup_limit:.2f}x)" in str(plan)
@@ -322,9 +346,22 @@ def _has_kept(handle: ras_dit.Handle) -> bool:
     return bool(generation._branches)
 
 
+def test_auto_leaves_a_run_dense_that_is_too_short_for_its_plan() -> None:
+    pipe, call = tiny_pipeline(), inputs(num_inference_steps=8)
+    dense = run(pipe, **call)
+    with ras_dit.accelerate(pipe, REGION.replace(auto=True), rates=NO_FIXED_COST) as handle:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RASWarning)
+            assert torch.equal(run(pipe, **call), dense)
+        (note,) = handle.summary().notes
+        assert note.startswith("auto: the run was left dense. The run has 8 evaluations, in which 44%")
+        assert not torch.equal(run(pipe, **{**call, "num_inference_steps": 24}), dense)
+        assert handle.summary().notes == ()
+
+
 def test_auto_leaves_a_run_alone_that_gains() -> None:
     """Without fixed costs the tiny model would gain what its FLOPs say."""
-    pipe, call = tiny_pipeline(), inputs()
+    pipe, call = tiny_pipeline(), inputs(num_inference_steps=24)
     with ras_dit.accelerate(pipe, REGION) as handle:
         fast = run(pipe, **call)
     with ras_dit.accelerate(pipe, REGION.replace(auto=True), rates=NO_FIXED_COST) as handle:
@@ -345,6 +382,6 @@ def test_auto_decides_by_the_run_at_hand() -> None:
     kinds = []
     with ras_dit.accelerate(pipe, REGION.replace(auto=True), rates=rates) as handle:
         for batch in (1, 8, 1):
-            run(pipe, **inputs(batch=batch))
+            run(pipe, **inputs(batch=batch, num_inference_steps=24))
             kinds.append(handle.summary().num_dense)
-    assert kinds == [10, 2, 10]
+    assert kinds == [24, 2, 24]

@@ -197,8 +197,7 @@ def test_the_twins_of_scoring_are_those_of_the_chooser() -> None:
     once.record(torch.randn(2, 12, 8), 0.9)
     score = kernels.REFERENCE.predicted_error(once.values, once.sigmas, 0.6)
     torch.testing.assert_close(score, importance.predicted_error(once, 0.6))
-    levels = torch.randint(0, 4, (3, 50)).float()
-    assert torch.equal(kernels.REFERENCE.top_k(levels, 20), selection.top_k(levels, 20))
+    assert kernels.REFERENCE.top_k is selection.top_k
 
 
 @pytest.mark.parametrize("is_shared", [True, False])

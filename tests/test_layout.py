@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Collection, Iterable, Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,12 +16,15 @@ import ras_dit
 SOURCE = Path(ras_dit.__file__).parent
 ORDER = [
     "versions",
+    "machine",
+    "files",
     "region",
     "config_checks",
     "config",
     "presets",
     "errors",
     "geometry",
+    "step_ratios",
     "plan",
     "forecast",
     "outputs",
@@ -34,29 +39,32 @@ ORDER = [
     "routing",
     "seams",
     "inpainting",
+    "pipeline",
     "controlnets",
     "cpu_layers",
     "trace",
+    "clocks",
+    "latest",
     "calls",
     "chooser",
     "schedule",
     "observed",
-    "remarks",
-    "pipeline",
     "fitted",
+    "filling",
     "state",
     "models",
     "why_dense",
     "flops",
     "gain",
+    "remarks",
     "blocks",
     "tokens",
+    "attached",
     "by_image",
     "session",
     "summary",
     "quality",
     "viz",
-    "files",
     "engine",
     "calibration",
     "dense_runs",
@@ -68,33 +76,75 @@ ORDER = [
     "bench",
     "cli",
 ]
+UPWARDS = {("config", "presets"), ("trace", "viz")}
+"""Modules that import a later one inside functions, on purpose: methods that give a preset, and that draw."""
 
 
 def modules() -> dict[str, ast.Module]:
-    return {str(path.relative_to(SOURCE)): ast.parse(path.read_text()) for path in SOURCE.rglob("*.py")}
+    """The modules of the package by their dotted names, packages by theirs."""
+    found = {}
+    for path in SOURCE.rglob("*.py"):
+        name = ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+        found[name.removesuffix(".__init__")] = ast.parse(path.read_text())
+    return found
 
 
 def layer(module: str) -> int:
-    return ORDER.index(module.split(".")[0])
+    return ORDER.index(top(module))
 
 
-def imported(tree: ast.Module) -> list[str]:
-    """Modules of the package that are imported when this one is (not inside functions or for type checking)."""
-    names = []
-    for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("ras_dit"):
-            inner = node.module.removeprefix("ras_dit").lstrip(".")
-            names += [inner] if inner else [alias.name for alias in node.names if alias.name in ORDER]
-    return names
+def top(module: str) -> str:
+    """The package that a module is in, or its own name."""
+    return module.partition(".")[0]
+
+
+def nodes_of(node: ast.AST, enters_functions: bool) -> Iterator[ast.AST]:
+    """Everything in a module but what is there for type checking alone."""
+    yield node
+    children: Iterable[ast.AST] = ast.iter_child_nodes(node)
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        children = node.orelse
+    elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and not enters_functions:
+        children = ()
+    for child in children:
+        yield from nodes_of(child, enters_functions)
+
+
+def imported(tree: ast.Module, known: Collection[str], enters_functions: bool = True) -> set[str]:
+    """Which known modules of the package are imported by one, whenever that is, or as soon as it is itself."""
+    named = set()
+    for node in nodes_of(tree, enters_functions):
+        if isinstance(node, ast.Import):
+            named |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            whole = [f"{node.module}.{alias.name}" for alias in node.names]
+            named |= {name if name.removeprefix("ras_dit.") in known else str(node.module) for name in whole}
+    return {name.removeprefix("ras_dit.") for name in named if name.startswith("ras_dit.")} & set(known)
 
 
 def test_imports_go_one_way() -> None:
-    for name, tree in modules().items():
-        if name == "__init__.py":
+    trees = modules()
+    upwards = set()
+    for own, tree in trees.items():
+        if own == "__init__":
             continue
-        own = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-        for other in imported(tree):
+        for other in imported(tree, trees, enters_functions=False):
             assert layer(other) <= layer(own), f"{own} imports {other}, which comes later"
+        upwards |= {(own, other) for other in imported(tree, trees) if layer(other) > layer(own)}
+    assert upwards == UPWARDS, "imports of later modules, inside functions"
+
+
+def test_packages_have_no_cycles() -> None:
+    """Of imports inside functions and others: what a package is made of can be read from the bottom up."""
+    trees = modules()
+    graph = {
+        own: {other for other in imported(tree, trees) if top(other) == top(own)}
+        for own, tree in trees.items()
+        if own != "__init__"
+    }
+    assert {"cli", "arena", "bench", "tune", "study", "models", "kernels"} <= graph.keys()
+    assert "cli.options" in graph["cli.generate"], "imports are seen"
+    TopologicalSorter(graph).prepare()  # raises an error that names the modules of a cycle
 
 
 @pytest.mark.parametrize(

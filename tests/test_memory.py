@@ -148,7 +148,7 @@ def test_of_keys_that_heads_of_queries_share_one_is_kept(monkeypatch: pytest.Mon
     config = RASConfig(sample_ratio=0.5, warmup_steps=2)
     pipe = case.build()
     with ras_dit.accelerate(pipe, config) as handle:
-        seams = [layer for layer, _ in handle._session._seams[pipe.transformer]._layers.values()]
+        seams = [layer for layer, _ in handle._session._attached[pipe.transformer].seams._layers.values()]
         assert {seam.heads_per_key for seam in seams} == {2}
         result = case.output(pipe(**case.call()))
     monkeypatch.setattr(attention.LayerSeam, "_own_heads", lambda self, query, key, value: (key, value))

@@ -18,10 +18,8 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from peft import LoraConfig, get_peft_model_state_dict
-from torch._dynamo.testing import CompileCounterWithBackend
 
 import ras_dit
-from ras_dit import RASConfig
 from ras_dit.flops import Layers
 from ras_dit.models.sd3 import SD3
 from tiny import REGION, check_contract, inputs, redraw, run, tiny_pipeline, tiny_vae
@@ -157,7 +155,8 @@ def test_lora_of_the_first_and_the_last_layer_may_come_and_go_while_enabled(laye
     assert not pipe.transformer.get_submodule(layer)._forward_hooks
 
 
-def test_ip_adapter() -> None:
+def with_ip_adapter() -> tuple[Any, dict[str, Any]]:
+    """A pipeline with an image prompt, and a call of it."""
     from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
     from diffusers.models.embeddings import IPAdapterTimeImageProjection
 
@@ -176,10 +175,15 @@ def test_ip_adapter() -> None:
     }
     transformer.set_attn_processor(processors)
     redraw(transformer, seed=7)
+    return pipe, inputs(ip_adapter_image_embeds=torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(2)))
+
+
+def test_ip_adapter() -> None:
+    pipe, arguments = with_ip_adapter()
 
     def call(scale: float) -> dict[str, Any]:
         pipe.set_ip_adapter_scale(scale)
-        return inputs(ip_adapter_image_embeds=torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(2)))
+        return arguments
 
     without = run(pipe, **call(0.0))
     check_contract(pipe, call(0.7))
@@ -193,6 +197,23 @@ def test_ip_adapter() -> None:
         assert torch.isfinite(run(pipe, **call(0.7))).all()
     assert handle.summary().num_dense < 10
     assert not handle.summary().notes
+
+
+@pytest.mark.parametrize("scales", [(0.0, 0.7), (0.7, 0.0)])
+def test_an_ip_adapter_may_be_switched_in_the_middle(scales: tuple[float, float]) -> None:
+    """At scale 0 its attention call is not made at all."""
+    pipe, call = with_ip_adapter()
+
+    def switch(pipe: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if index == 4:
+            pipe.set_ip_adapter_scale(scales[1])
+        return tensors
+
+    call["callback_on_step_end"] = switch
+    pipe.set_ip_adapter_scale(scales[0])
+    with ras_dit.accelerate(pipe, REGION) as handle, pytest.warns(ras_dit.RASWarning, match="switched on or off"):
+        assert run(pipe, **call).isfinite().all()
+    assert [step.kind for step in handle.trace.steps] == [*["dense"] * 2, *["region"] * 3, "dense", *["region"] * 4]
 
 
 def test_skip_layer_guidance_has_a_branch_of_its_own() -> None:
@@ -231,26 +252,3 @@ def test_half_precision(dtype: torch.dtype) -> None:
     pipe = tiny_pipeline(qk_norm="rms_norm").to(dtype)
     call = {k: v.to(dtype) if isinstance(v, torch.Tensor) else v for k, v in inputs(batch=2).items()}
     check_contract(pipe, call)
-
-
-def test_compiled_blocks_stay_whole_and_are_compiled_once_per_shape() -> None:
-    """fullgraph=True, the same results as eager, and nothing compiled again after the first image of a shape."""
-    torch.compiler.reset()
-    pipe = tiny_pipeline()
-    config = RASConfig(sample_ratio=0.25, warmup_steps=2, refresh_steps=(6,))
-    dense = run(pipe, **inputs())
-    with ras_dit.accelerate(pipe, config):
-        fast = run(pipe, **inputs())
-    counter = CompileCounterWithBackend("aot_eager")
-    for block in pipe.transformer.transformer_blocks:
-        block.compile(fullgraph=True, backend=counter)
-    with ras_dit.accelerate(pipe, config):
-        assert torch.allclose(run(pipe, **inputs()), fast, atol=1e-5)
-        assert counter.frame_count > 0
-        num_compiled = counter.frame_count
-        for seed in (2, 3):
-            assert run(pipe, **inputs(seed=seed)).isfinite().all()
-        assert torch.allclose(run(pipe, **inputs()), fast, atol=1e-5)
-        assert counter.frame_count == num_compiled
-    assert torch.allclose(run(pipe, **inputs()), dense, atol=1e-5)
-    torch.compiler.reset()

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import ras_dit
 from families import mochi, prx, wan, z_image
 from ras_dit import PRESETS, RASConfig, build_plan
-from ras_dit.flops import Layers, plan_cost, step_flops
+from ras_dit.flops import Layers, plan_cost, step_work
 from ras_dit.models.sd3 import SD3
 from test_config import configs
 from tiny import inputs, run, tiny_pipeline, tiny_transformer
@@ -117,7 +117,8 @@ def test_flops_agree_with_torchs_counter(changes: dict[str, object]) -> None:
             encoder_hidden_states=torch.randn(1, 7, 32),
             pooled_projections=torch.randn(1, 24),
         )
-    assert step_flops(SD3, transformer, 96, 96, 7) == pytest.approx(counter.get_total_flops(), rel=1e-9)
+    work = step_work(Layers.of(SD3, transformer), 96, 96, 7)
+    assert work.flops == pytest.approx(counter.get_total_flops(), rel=1e-9)
 
 
 def test_flops_of_a_region_step_agree_with_torchs_counter() -> None:

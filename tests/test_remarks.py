@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import warnings
 import weakref
@@ -12,11 +13,12 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
 import ras_dit
-from families import flux
+from families import flux, qwen_image
 from ras_dit import RASConfig, RASWarning, SmallGainWarning, build_plan
+from ras_dit.clocks import Stopwatch
 from ras_dit.models.sizes import default_text
-from ras_dit.remarks import unused_options, why_short
-from ras_dit.trace import StepTrace, Stopwatch
+from ras_dit.remarks import OF_REGION_STEPS, unused_options, why_short
+from ras_dit.trace import StepTrace
 from tiny import REGION, inputs, run, tiny_pipeline
 
 
@@ -58,6 +60,50 @@ def test_options_that_only_region_steps_heed_are_named_where_there_are_none() ->
     assert said(pipe, RASConfig(sample_ratio=1.0, kv_forecast=0.5), num_inference_steps=12) == []
     short = list(unused_options(regions, build_plan(skipping, 12, 96), 0))
     assert short == [], "it asks for regions, and this run is too short for any"
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({"starvation_scale": 1.0, "high_ratio": 0.3}, "starvation_scale, high_ratio: importance='error' has no such"),
+        ({"forecast_damping": 0.8}, "forecast_damping: forecast_order=0 reuses noise as it is"),
+        ({"forecast_midpoint": True, "forecast_below": 0.5}, "forecast_midpoint, forecast_below: forecast_order=0"),
+        ({"forecast_reach": None}, "forecast_reach: forecast_order=0"),
+        ({"forecast_reach": None, "kv_forecast": 0.5}, None),
+        ({"forecast_damping": 0.8, "forecast_order": 1}, None),
+        ({"starvation_scale": 1.0, "importance": "std"}, None),
+    ],
+)
+def test_options_that_another_one_keeps_from_being_read_are_told_of(options: dict[str, Any], names: str | None) -> None:
+    config = RASConfig(sample_ratio=0.5, **options)
+    found = list(unused_options(config, build_plan(config, 28, 256), 0))
+    assert [remark.startswith(names or "") for remark, _ in found] == [True] * (names is not None)
+
+
+def test_every_option_is_one_of_region_steps_or_not() -> None:
+    """A new one has to be put on one side."""
+    elsewhere = {
+        *("sample_ratio", "warmup_steps", "refresh_every", "refresh_steps", "final_sample_ratio", "skip_steps"),
+        *("step_ratios", "end_step", "refresh_tolerance", "auto", "seed", "rules", "kernels", "static_memory"),
+        *("forecast_order", "forecast_damping", "forecast_below", "forecast_reach", "forecast_midpoint"),
+        *("forecast_fit", "solver_order", "skip_num_step", "skip_num_step_length", "region_of_interest"),
+    }
+    assert {option.name for option in dataclasses.fields(RASConfig)} == elsewhere | set(OF_REGION_STEPS)
+    assert not elsewhere & set(OF_REGION_STEPS)
+
+
+def test_steps_that_a_run_does_not_have_are_left_out_with_a_note() -> None:
+    pipe = tiny_pipeline()
+    config = RASConfig(sample_ratio=0.5, warmup_steps=2, refresh_steps=(5, 12, 20), skip_steps=(4, 11))
+    with ras_dit.accelerate(pipe, config) as handle:
+        run(pipe, **inputs(num_inference_steps=24))
+        assert handle.summary().notes == ()
+        with pytest.warns(RASWarning, match="refresh_steps: 12, refresh_steps: 20, skip_steps: 11: left out, for this"):
+            run(pipe, **inputs(num_inference_steps=10))
+        kinds = [step.kind for step in handle.trace.steps]
+        assert kinds == ["dense", "dense", "region", "region", "skip", "dense", *["region"] * 4]
+        with pytest.raises(ValueError, match="refresh_steps: got 12, but this run has 10 transformer evaluations"):
+            handle.plan(10, 128, 192)
 
 
 def test_a_short_run_is_warned_of_and_a_longer_or_a_dense_one_is_not() -> None:
@@ -194,6 +240,22 @@ def test_only_devices_that_can_be_timed_are(device: str, is_timed: bool) -> None
     assert (step.seconds is not None) == is_timed
 
 
+def test_rows_are_those_that_a_call_has() -> None:
+    """FLUX.1 and Qwen-Image guide with a negative prompt only, whatever ``guidance_scale`` says."""
+    for pipe in (flux.build(), flux.build(guidance_embeds=False), qwen_image.build()):
+        plan = ras_dit.plan_for(pipe, REGION, 28, 64, 96)
+        assert plan.cost is not None
+        assert plan.cost.num_rows == 1
+        two = ras_dit.plan_for(pipe, REGION, 28, 64, 96, num_images=3, guidance_rows=2).cost
+        assert two is not None
+        assert two.num_rows == 6
+    sd3 = ras_dit.plan_for(tiny_pipeline(), REGION, 28, 128, 192).cost
+    assert sd3 is not None
+    assert sd3.num_rows == 2
+    with pytest.raises(ValueError, match="guidance_rows: got 0; allowed: an int of at least 1"):
+        ras_dit.plan_for(flux.build(), REGION, 28, 64, 96, guidance_rows=0)
+
+
 def test_text_counts_as_long_as_the_pipeline_asks_for_and_references_if_told() -> None:
     pipe, size = flux.build(), (64, 96)
     assert default_text(pipe) == 512
@@ -201,6 +263,6 @@ def test_text_counts_as_long_as_the_pipeline_asks_for_and_references_if_told() -
     assert default == ras_dit.plan_for(pipe, REGION, 28, *size, max_sequence_length=512)
     assert default.speedup_limit < ras_dit.plan_for(pipe, REGION, 28, *size, max_sequence_length=256).speedup_limit
     with ras_dit.accelerate(pipe, REGION) as handle:
-        assert handle.plan(28, *size, num_references=24).speedup_limit < handle.plan(28, *size).speedup_limit
-        with pytest.raises(ValueError, match="num_references: got -1; allowed: an int of at least 0"):
-            handle.plan(28, *size, num_references=-1)
+        assert handle.plan(28, *size, num_reference_tokens=24).speedup_limit < handle.plan(28, *size).speedup_limit
+        with pytest.raises(ValueError, match="num_reference_tokens: got -1; allowed: an int of at least 0"):
+            handle.plan(28, *size, num_reference_tokens=-1)

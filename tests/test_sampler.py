@@ -173,7 +173,7 @@ def test_tokens_that_are_always_computed_are_not_dropped_at_the_low_end(num_firs
     noise = torch.randn(2, 4, 12, 16)
     for index in range(2):
         chooser.learn(noise, index, None)
-    active = chooser.choose(noise, 2)
+    active = chooser.choose(noise, noise, 2)
     always = torch.arange(num_first) if num_first else anchors(grid, 4, 2).nonzero().flatten()
     assert len(always)
     assert active.shape == (2, plan[2].num_active)

@@ -11,6 +11,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import ras_dit
+from checks import compiling
 from families import one_case_per_class, wan
 from families.case import FamilyCase
 from ras_dit import Handle, RASConfig
@@ -132,10 +133,8 @@ def test_blocks_compile_whole_and_once() -> None:
     config = CONFIG.replace(static_memory=True, kv_forecast=0.8, warmup_steps=3)
     with ras_dit.accelerate(pipe, config):
         expected = run(pipe, **call)
-    counter, limit = CompileCounterWithBackend("aot_eager"), torch._dynamo.config.recompile_limit
-    torch.compiler.reset()
-    torch._dynamo.config.recompile_limit = 32
-    try:
+    counter = CompileCounterWithBackend("aot_eager")
+    with compiling():
         for block in pipe.transformer.transformer_blocks:
             block.compile(fullgraph=True, backend=counter)
         with ras_dit.accelerate(pipe, config) as handle:
@@ -144,9 +143,6 @@ def test_blocks_compile_whole_and_once() -> None:
             assert torch.allclose(run(pipe, **call), expected, atol=1e-4)
             assert counter.frame_count == num_graphs
             assert addresses(handle) == before
-    finally:
-        torch._dynamo.config.recompile_limit = limit
-        torch.compiler.reset()
 
 
 def test_a_skipped_step_before_the_first_kept_one_does_not_lose_the_shapes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from diffusers.hooks.hooks import StateManager
 
 from families import ltx2, lumina2, wan
 from ras_dit.arena import Method, StepCache, applied
-from ras_dit.arena.suites import TAYLORSEER
+from ras_dit.arena.rivals import TAYLORSEER
 
 
 def test_a_cache_without_contexts_is_refused_where_a_step_makes_two_calls() -> None:

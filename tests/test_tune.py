@@ -723,14 +723,14 @@ def test_measured_costs_are_of_what_ran(pipe: Any, tmp_path: Path) -> None:
 def test_times_of_two_machines_are_not_ranked_together(
     pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ras_dit.bench.results.processor", lambda: "one")
+    monkeypatch.setattr("ras_dit.machine.processor", lambda: "one")
     for cost in ("time", "flops"):
         job = tuning(tmp_path / cost, target=Target(max_cost=0.5, cost=cost))
         bench = Bench(pipe, job.call, job.steps, job.batch, job.target.metrics, is_timed=cost == "time")
         job._claim(bench)
         job._claim(bench)
         with monkeypatch.context() as patched:
-            patched.setattr("ras_dit.bench.results.processor", lambda: "another")
+            patched.setattr("ras_dit.machine.processor", lambda: "another")
             if cost == "time":
                 with pytest.raises(ValueError, match="holds a tuning with another machine; give another folder"):
                     job._claim(bench)

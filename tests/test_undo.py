@@ -13,6 +13,7 @@ from accelerate import cpu_offload_with_hook
 from accelerate.hooks import remove_hook_from_module
 
 import ras_dit
+from checks import state_of
 from families import wan
 from ras_dit.seams import PatchedMethod
 from tiny import REGION, inputs, run, tiny_pipeline, tiny_transformer
@@ -20,14 +21,6 @@ from tiny import REGION, inputs, run, tiny_pipeline, tiny_transformer
 CPU = torch.device("cpu")
 SKIPPING = REGION.replace(skip_steps=(5,))
 OFFLOAD = {"onload_device": CPU, "offload_device": CPU}
-
-
-def state_of(owner: Any) -> tuple[list[str], list[int]]:
-    """The attributes of an instance, and how many hooks it and its modules have."""
-    modules = list(owner.modules()) if isinstance(owner, torch.nn.Module) else []
-    hooks = [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in modules]
-    attributes = [f"{number} {name}" for number, module in enumerate(modules or [owner]) for name in vars(module)]
-    return sorted(attributes), hooks
 
 
 def expected() -> tuple[torch.Tensor, torch.Tensor]:

@@ -81,6 +81,10 @@ def test_map_of_one_step() -> None:
     for step in (-1, 3):
         with pytest.raises(ValueError, match=f"step: got {step}; allowed: 0 to 2"):
             trace.heatmap(step=step)
+    for index in (-1, 2):
+        with pytest.raises(ValueError, match=f"index: got {index}; allowed: 0 to 1, the images of this run"):
+            trace.heatmap(index=index)
+    assert Trace(TokenGrid(2, 3, 2), [dense]).heatmap(index=5, size=30).getcolors() == [(600, bright)]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from ras_dit.arena.distances import frechet_to
 from ras_dit.embedded import (
     EMBEDDED_SIZES,
     GUIDANCE_SCALE,
@@ -33,7 +34,7 @@ from ras_dit.embedded import (
     model_folder,
     scene_tables,
 )
-from ras_dit.embedded.classifier import RENDERS, SceneClassifier, frechet_distance, halve, load_classifier
+from ras_dit.embedded.classifier import RENDERS, SceneClassifier, halve, load_classifier
 from ras_dit.embedded.large import LARGE_SIZE, LARGE_WEIGHTS, enlarge_pipeline
 from recipes.embedded_model.checkpoint import Ranks, mixed_precision, save_atomically, write_json
 from recipes.embedded_model.model import CountedRowAttention
@@ -193,8 +194,8 @@ def score(pictures: Tensor, cases: list[Case], font: Path, is_reference_kept: bo
         "subject": Share(int(right_subject.sum()), len(cases)).as_dict(),
         "background": Share(int(right_background.sum()), len(cases)).as_dict(),
         "both": Share(int((right_subject & right_background).sum()), len(cases)).as_dict(),
-        "frechet_distance": round(frechet_distance(found["features"], real[:NUM_REFERENCES]), 3),
-        "frechet_distance_of_renders": round(frechet_distance(real[NUM_REFERENCES:], real[:NUM_REFERENCES]), 3),
+        "frechet_distance": round(frechet_to(found["features"], real[:NUM_REFERENCES]).value, 3),
+        "frechet_distance_of_renders": round(frechet_to(real[NUM_REFERENCES:], real[:NUM_REFERENCES]).value, 3),
         "mistaken_subjects": dict(sorted(failures.items(), key=lambda item: -len(item[1]))),
     }
 

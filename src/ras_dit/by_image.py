@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ras_dit.calls import Call
+from ras_dit.config import RASConfig
 from ras_dit.models import TokenPlan
 from ras_dit.models.plan import Arguments
 from ras_dit.pipeline import moves_layers
@@ -153,7 +154,7 @@ def count_parts(token_plan: TokenPlan, plan: Plan, latents: torch.Tensor, most_r
         latents: of the transformer's first call [R, ...].
         most_repeats: guidance rows of an image, at most.
     """
-    if token_plan.is_per_image or not plan.num_region_steps or len(latents) == 1:
+    if token_plan.has_batched_positions or not plan.num_region_steps or len(latents) == 1:
         return 1
     return count_images(latents, most_repeats)
 
@@ -171,6 +172,15 @@ def count_images(latents: torch.Tensor, most_repeats: int) -> int:
         if count and not rest and all(torch.equal(latents[:count], part) for part in latents.split(count)):
             return count
     return len(latents)
+
+
+def has_own_sets(
+    token_plan: TokenPlan, config: RASConfig, transformer: torch.nn.Module, arguments: Arguments | None = None
+) -> bool:
+    """Whether every image of a batch has an active set of its own; arguments as for `can_split`."""
+    if config.shared_active_set:
+        return False
+    return token_plan.has_batched_positions or can_split(token_plan, transformer, arguments)
 
 
 def can_split(token_plan: TokenPlan, transformer: torch.nn.Module, arguments: Arguments | None = None) -> bool:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from ras_dit.cache import KVCache, Like, rows_alone
+from ras_dit.clocks import Stopwatch
 from ras_dit.forecast import TokenHistory
 from ras_dit.kv_forecast import KVAdvance, KVProgress
 from ras_dit.outputs import Beside
 from ras_dit.plan import StepKind
 from ras_dit.rows import RowIndex
-from ras_dit.trace import Stopwatch
 
 
 @dataclass
@@ -27,6 +27,7 @@ class Branch:
         layers: keys and values per attention module (of an earlier run until the first ones are kept, if their memory
             is static).
         likes: what they look like, per attention module, where their memory is static.
+        condition: what else the noise hung on: which ControlNets and IP-Adapters were switched on.
         last_index: evaluation it last took part in.
         kept: the merged noise at the last selection [R, N, D]; what the reference rules give to slow tokens.
         noise_shape: shape of the call's output.
@@ -41,6 +42,7 @@ class Branch:
     num_rows: int
     source: object
     history: TokenHistory
+    condition: object = None
     layers: dict[str, list[KVCache]] = field(default_factory=dict)
     likes: dict[str, list[tuple[Like, Like] | None]] = field(default_factory=dict)
     last_index: int = -1

@@ -25,7 +25,7 @@ class TokenChooser:
         sigmas: S + 1 noise levels.
         note: called with what a user should know.
         num_first: tokens at the beginning of the grid that every step computes.
-        is_per_image: whether every image of a batch may have an active set of its own.
+        has_own_sets: whether every image of a batch has an active set of its own.
         allowed: tokens inside a region of interest, bool [1 or images, N]; None for all.
         operations: kernels of this run; None for torch.
         score: ranks the tokens in the place of the config's importance; None for that.
@@ -39,7 +39,7 @@ class TokenChooser:
         sigmas: list[float],
         note: Callable[..., None],
         num_first: int = 0,
-        is_per_image: bool = True,
+        has_own_sets: bool = True,
         allowed: torch.Tensor | None = None,
         operations: Operations | None = None,
         score: importance.Score | None = None,
@@ -50,7 +50,7 @@ class TokenChooser:
         self.sigmas = sigmas
         self.note = note
         self.num_first = num_first
-        self.is_per_image = is_per_image
+        self.has_own_sets = has_own_sets
         self._allow(allowed)
         self.operations = operations
         self._score = score
@@ -101,11 +101,12 @@ class TokenChooser:
         waited = self._age + 1
         self._age = torch.zeros_like(waited) if is_active is None else waited.masked_fill(is_active, 0)
 
-    def choose(self, model_output: torch.Tensor, index: int) -> torch.Tensor:
+    def choose(self, model_output: torch.Tensor, sample: torch.Tensor, index: int) -> torch.Tensor:
         """Active token ids of an evaluation [images, K], ascending.
 
         Args:
             model_output: guided noise of the evaluation before it.
+            sample: the latents that were to be advanced with it.
             index: of the evaluation to choose for.
         """
         assert self._age is not None
@@ -114,7 +115,7 @@ class TokenChooser:
             return self._choose_by_reference(model_output, index)
         top_k = selection.top_k if self.operations is None else self.operations.top_k
         if self._score is not None:
-            return top_k(self._settled(self._own_score(model_output, step.index), step.index), step.num_active)
+            return top_k(self._settled(self._own_score(model_output, sample, step.index), step.index), step.num_active)
         if config.importance in ("std", "l2norm"):
             metric = importance.displacement_metric(model_output.float(), self.grid, config.importance)  # type: ignore[arg-type]
             score = importance.starved(metric, self._age, config.starvation_scale)
@@ -132,13 +133,14 @@ class TokenChooser:
                 score = score + self._age
         return top_k(self._settled(score, step.index), step.num_active)
 
-    def _own_score(self, model_output: torch.Tensor, index: int) -> torch.Tensor:
+    def _own_score(self, model_output: torch.Tensor, sample: torch.Tensor, index: int) -> torch.Tensor:
         """What the user's function makes of what is known [images, N]."""
         assert self._score is not None
         assert self._age is not None
         noise = self.grid.patchify(model_output)
         given = importance.ScoreInputs(
             noise=noise,
+            latents=self.grid.patchify(sample),
             values=self._guided.values,
             value_sigmas=self._guided.sigmas,
             age=self._age,
@@ -201,7 +203,7 @@ class TokenChooser:
 
     def _shared(self, score: torch.Tensor) -> torch.Tensor:
         """The mean score for all images [images, N] where they have one set of tokens."""
-        if self.is_per_image or score.shape[0] == 1:
+        if self.has_own_sets or score.shape[0] == 1:
             return score
         if not self.config.shared_active_set:
             self.note(
@@ -232,8 +234,6 @@ class TokenChooser:
         """The tokens that may be computed, bool [images, N]."""
         assert self.allowed is not None
         allowed = self.allowed = sent(self.allowed, score.device)
-        if not self.is_per_image:
-            allowed = allowed.any(dim=0, keepdim=True)
         num_images = score.shape[0]
         return allowed.repeat(num_images // allowed.shape[0], 1) if num_images % allowed.shape[0] == 0 else allowed[:1]
 

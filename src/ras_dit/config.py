@@ -23,6 +23,7 @@ from ras_dit.config_checks import (
     nearest,
     plain_number,
 )
+from ras_dit.files import checked_suffix, read_as, save_text
 from ras_dit.region import RegionOfInterest, as_region
 
 
@@ -74,7 +75,10 @@ class RASConfig:
         important=True,
     )
     auto: bool = _option(
-        False, "Leave a run dense whose predicted speed-up is under 5 % (a small model or picture).", important=True
+        False,
+        "Leave a run dense whose predicted speed-up is under 5 % (a small model or picture), or that has too few "
+        "evaluations for its plan (those that RAS warns of).",
+        important=True,
     )
 
     # To tinker with.
@@ -367,29 +371,12 @@ class RASConfig:
 
     def save(self, path: str | Path) -> None:
         """Write a ``.json``, ``.yaml`` or ``.yml`` file (whole or not at all); its folder is made, too."""
-        from ras_dit.files import save_text
-
         path = Path(path)
-        text = {".json": self.to_json, ".yaml": self.to_yaml, ".yml": self.to_yaml}[_config_suffix(path)]()
-        save_text(text, path)
+        writers = {".json": self.to_json, ".yaml": self.to_yaml, ".yml": self.to_yaml}
+        save_text(writers[checked_suffix("config", path, *writers)](), path)
 
     @classmethod
     def load(cls, path: str | Path) -> RASConfig:
         """Read what `save` wrote; errors name the file."""
-        from ras_dit.files import read_text
-
-        path = Path(path)
-        read = cls.from_json if _config_suffix(path) == ".json" else cls.from_yaml
-        if not path.is_file():
-            raise ValueError(f"config: got {str(path)!r}, which is no file; give a .json, .yaml or .yml file.")
-        try:
-            return read(read_text(path))
-        except ValueError as error:
-            raise ValueError(f"config: {path} could not be read: {error}") from error
-
-
-def _config_suffix(path: Path) -> str:
-    suffix = path.suffix.lower()
-    if suffix not in (".json", ".yaml", ".yml"):
-        raise ValueError(f"config: got the file name {path.name!r}; allowed: one ending in .json, .yaml or .yml.")
-    return suffix
+        readers = {".json": cls.from_json, ".yaml": cls.from_yaml, ".yml": cls.from_yaml}
+        return read_as("config", Path(path), readers)

@@ -204,9 +204,10 @@ def _check_choices(config: RASConfig) -> None:
     tolerance = config.refresh_tolerance
     if tolerance is not None and (not _is_number(tolerance) or not tolerance > 0):
         raise ValueError(f"refresh_tolerance: got {tolerance!r}; allowed: a number above 0, or None.")
-    for name in ("forecast_midpoint", "static_memory", "text_reuse", "reference_reuse", "auto"):
-        if not isinstance(getattr(config, name), bool):
-            raise ValueError(f"{name}: got {getattr(config, name)!r}; allowed: True or False.")
+    for option in dataclasses.fields(config):
+        value = getattr(config, option.name)
+        if isinstance(option.default, bool) and not isinstance(value, bool):
+            raise ValueError(f"{option.name}: got {value!r}; allowed: True or False.")
     for name in ("seed", "skip_num_step", "skip_num_step_length"):
         if not _is_number(getattr(config, name), int):
             raise ValueError(f"{name}: got {getattr(config, name)!r}; allowed: an int.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ras_dit.pipeline import is_on
 from ras_dit.seams import NoCopies, PatchedMethod
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class IdleControlNet:
         self._patches: list[PatchedMethod | NoCopies] = []
         self._is_computing = False
         self._position = 0
+        self.switched_on: tuple[bool, ...] = ()  # in the evaluation under way; () before its call, or without one
         self._held: list[_Held] = []  # in the order of the calls of an evaluation
         self._left_out: list[_LeftOut] = []
         self._fresh: dict[int, torch.Tensor] = {}  # by the id of what stood for it in this evaluation
@@ -82,6 +84,7 @@ class IdleControlNet:
         def forward(*args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_compiling() or self._is_computing:
                 return original(*args, **kwargs)
+            self.switched_on = is_on(kwargs.get("conditioning_scale"))
             run, position = self._followed(), self._position
             is_other = position < len(self._held) and not self._held[position].is_of(args, kwargs)
             if run is None or position >= MOST or is_other or _is_watched(self._controlnet):
@@ -124,7 +127,7 @@ class IdleControlNet:
         run = self._followed()
         if run is None or all(step.kind != "skip" for step in run.plan.steps[run.index :]):
             self._held = []
-        self._position, self._left_out, self._fresh = 0, [], {}
+        self._position, self._left_out, self._fresh, self.switched_on = 0, [], {}, ()
 
     def release(self) -> None:
         """The ControlNet is as it was."""

@@ -173,7 +173,7 @@ class SameRuns:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AdviceWarning)
             recorders, handle = self._call.watched(config, NoiseRecorder)
-        costed = handle._session.costed
+        costed = handle._session.latest.costed
         if len(recorders) != 1:
             raise ValueError(f"find_plan: got a call of {len(recorders)} runs in a row; allowed: a single one.")
         assert costed is not None

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ras_dit.by_image import can_split
+from ras_dit.by_image import has_own_sets
 from ras_dit.config import RASConfig
 from ras_dit.flops import Layers, plan_cost
 from ras_dit.gain import DeviceRates, Model, is_small, why_small, with_prediction
@@ -47,7 +47,7 @@ class Handle:
 
     @property
     def config(self) -> RASConfig:
-        """What RAS was enabled with."""
+        """What RAS was enabled with, or `configure` was given since."""
         return self._session.config
 
     @property
@@ -58,12 +58,12 @@ class Handle:
     @property
     def trace(self) -> Trace:
         """What ran in the latest generation (empty before the first)."""
-        return self._session.trace
+        return self._session.latest.trace
 
     @property
     def latest_plan(self) -> Plan | None:
         """What the latest generation was planned to compute, its text and reference tokens counted; None before it."""
-        return self._session.plan
+        return self._session.latest.plan
 
     def plan(
         self,
@@ -73,7 +73,8 @@ class Handle:
         max_sequence_length: int | None = None,
         num_frames: int | None = None,
         num_images: int = 1,
-        num_references: int = 0,
+        num_reference_tokens: int = 0,
+        guidance_rows: int | None = None,
     ) -> Plan:
         """What a call with these arguments would compute, with its cost per image and guidance row.
 
@@ -88,18 +89,48 @@ class Handle:
                 count in the cost. None is the pipeline's default.
             num_frames: of a video; None is the pipeline's default.
             num_images: pictures of one call; the predicted speed-up depends on them.
-            num_references: tokens of reference pictures (edits with FLUX.1 Kontext, FLUX.2, Qwen-Image): one of the
-                picture's own size has as many as that.
+            num_reference_tokens: tokens of reference pictures (edits with FLUX.1 Kontext, FLUX.2, Qwen-Image): one of
+                the picture's own size has as many as that.
+            guidance_rows: rows of a picture in all calls of an evaluation together; they count in memory and predicted
+                speed-up. None is what the pipeline does unless told otherwise (Qwen-Image guides with a negative prompt
+                only: 2).
 
         Raises:
             ValueError: RAS is disabled and the pipeline gone; a size that the pipeline cannot make, or of other
                 proportions than the region of interest; a step of the config outside the run.
         """
-        size = (height, width, max_sequence_length, num_frames, num_images, num_references)
+        size = (height, width, max_sequence_length, num_frames, num_images, num_reference_tokens, guidance_rows)
         pipe = self._pipe()
         if pipe is None:
             raise ValueError("plan: got a disabled handle whose pipeline is gone; call ras_dit.plan_for(pipe, config).")
         return plan_for(pipe, self.config, num_inference_steps, *size, rates=self._session.rates)
+
+    def configure(
+        self, config: RASConfig | str | Path | None = None, *, preset: str | None = None, score: Score | None = None
+    ) -> None:
+        """Go by another config from the next run on; arguments, errors and warnings as for `enable`.
+
+        All hooks stay where they are, and compiled blocks compiled: a server can give every request a config of its
+        own. What is left of a run under way is dense. Keys and values of ``static_memory`` are given back.
+
+        Raises:
+            ValueError: RAS is disabled, or as for `enable`; the config before it holds on then.
+        """
+        pipe = self._pipe() if self._is_enabled else None
+        if pipe is None:
+            raise ValueError("configure: RAS is disabled on this handle; call ras_dit.enable(pipe, config) instead.")
+        chosen = _checked(pipe, config, preset, score, "configure")
+        self._session.configure(chosen, score)
+        _warn_of(pipe, self)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Runs that begin inside the block are dense, and all hooks stay where they are."""
+        before, self._session.is_paused = self._session.is_paused, True
+        try:
+            yield
+        finally:
+            self._session.is_paused = before
 
     def summary(self) -> Summary:
         """What the latest generation did, and why anything ran otherwise than planned."""
@@ -141,7 +172,8 @@ def plan_for(
     max_sequence_length: int | None = None,
     num_frames: int | None = None,
     num_images: int = 1,
-    num_references: int = 0,
+    num_reference_tokens: int = 0,
+    guidance_rows: int | None = None,
     *,
     rates: DeviceRates | None = None,
     device: torch.device | str | None = None,
@@ -153,7 +185,9 @@ def plan_for(
     config = resolve_config(config)
     for name, count in (("num_inference_steps", num_inference_steps), ("num_images", num_images)):
         check_count(name, count)
-    check_count("num_references", num_references, least=0)
+    check_count("num_reference_tokens", num_reference_tokens, least=0)
+    if guidance_rows is not None:
+        check_count("guidance_rows", guidance_rows)
     token_plan = token_plan_of(pipe.transformer)
     grid = grid_for_size(pipe, token_plan, height, width, num_frames)
     order = getattr(pipe.scheduler, "order", 1)
@@ -163,13 +197,12 @@ def plan_for(
     length = default_text(pipe) if max_sequence_length is None else max_sequence_length
     num_text = token_plan.num_text(pipe, length) + token_plan.num_registers
     layers = Layers.of(token_plan, pipe.transformer)
-    cost = plan_cost(plan, token_plan, layers, num_text, num_references, config)
+    cost = plan_cost(plan, token_plan, layers, num_text, num_reference_tokens, config)
     place = device_of(pipe) if device is None else torch.device(device)
-    num_rows = num_images * default_rows(pipe)
-    is_together = token_plan.is_per_image or config.shared_active_set or not can_split(token_plan, pipe.transformer)
-    return with_prediction(
-        replace(plan, cost=cost), config, Model.of(layers, place), num_rows, rates, 1 if is_together else num_images
-    )
+    num_rows = num_images * (guidance_rows or default_rows(pipe))
+    own_sets = has_own_sets(token_plan, config, pipe.transformer)
+    num_parts = num_images if own_sets and not token_plan.has_batched_positions else 1
+    return with_prediction(replace(plan, cost=cost), config, Model.of(layers, place), num_rows, rates, num_parts)
 
 
 def resolve_config(config: RASConfig | str | Path | None) -> RASConfig:
@@ -224,9 +257,6 @@ def enable(
     The pipeline's calls may raise `UnsupportedAttentionError`, and warn of runs that are dense for a reason that only
     the call shows.
     """
-    if preset is not None and config is not None:
-        raise ValueError(f"enable: got both a config and preset={preset!r}; give one of them.")
-    chosen = resolve_config(preset if preset is not None else config)
     if getattr(pipe, "transformer", None) is None or getattr(pipe, "scheduler", None) is None:
         raise ValueError(
             f"enable: got {type(pipe).__name__}; allowed: a diffusers pipeline with a transformer and a scheduler "
@@ -243,28 +273,49 @@ def enable(
             "enable: RAS is already enabled on this pipeline, or on its transformer. Call ras_dit.disable(pipe) first, "
             "then enable it with the new config."
         )
-    check_reuse(pipe, chosen)
+    chosen = _checked(pipe, config, preset, score, "enable")
     for transformer in transformers_of(pipe):
         check_uncached(transformer)
         check_uncompiled(transformer)
-    if score is not None:
-        _check_score(score, chosen)
     handle = Handle(pipe, chosen, rates, score)
     try:
-        backend = odd_backend(token_plan_of(pipe.transformer), pipe.transformer)
-        if backend is not None and chosen.has_regions:
-            handle._session.warn(
-                f"Attention goes by the backend {backend!r}: region steps will raise UnsupportedAttentionError. Call "
-                'pipe.transformer.set_attention_backend("native") first.'
-            )
-        if chosen.has_savings and (reason := why_stochastic(pipe.scheduler)):
-            handle._session.warn(f"{reason}: noise cannot be carried from step to step, so the whole run was dense.")
-        elif not chosen.auto and (plan := _default_plan(pipe, handle)) is not None and is_small(plan):
-            handle._session.warn.of_small_gain(f"One picture of the pipeline's default size: {why_small(plan)}")
+        _warn_of(pipe, handle)
     except BaseException:  # whoever makes errors of warnings has nothing to disable
         handle.disable()
         raise
     return handle
+
+
+def _checked(
+    pipe: Any, config: RASConfig | str | Path | None, preset: str | None, score: Score | None, what: str
+) -> RASConfig:
+    """The config that a call asks for, if this pipeline can follow it.
+
+    Raises:
+        ValueError: both a config and a preset, or as for `enable`.
+    """
+    if preset is not None and config is not None:
+        raise ValueError(f"{what}: got both a config and preset={preset!r}; give one of them.")
+    chosen = resolve_config(preset if preset is not None else config)
+    check_reuse(pipe, chosen)
+    if score is not None:
+        _check_score(score, chosen)
+    return chosen
+
+
+def _warn_of(pipe: Any, handle: Handle) -> None:
+    """Say what the runs to come will stumble over, or hardly gain."""
+    config, warn = handle.config, handle._session.warn
+    backend = odd_backend(token_plan_of(pipe.transformer), pipe.transformer)
+    if backend is not None and config.has_regions:
+        warn(
+            f"Attention goes by the backend {backend!r}: region steps will raise UnsupportedAttentionError. Call "
+            'pipe.transformer.set_attention_backend("native") first.'
+        )
+    if config.has_savings and (reason := why_stochastic(pipe.scheduler)):
+        warn(f"{reason}: noise cannot be carried from step to step, so the whole run was dense.")
+    elif not config.auto and (plan := _default_plan(pipe, handle)) is not None and is_small(plan):
+        warn.of_small_gain(f"One picture of the pipeline's default size: {why_small(plan)}")
 
 
 def _check_score(score: Any, config: RASConfig) -> None:

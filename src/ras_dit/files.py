@@ -1,35 +1,21 @@
-"""Files that are there whole or not at all, and the prompts read from files."""
+"""Files that are there whole or not at all, and folders and files that one process has to itself."""
 
 from __future__ import annotations
 
 import codecs
 import json
 import os
-import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from PIL import Image
 
-PROMPT_KEYS = (
-    "prompt",
-    "negative_prompt",
-    "seed",
-    "steps",
-    "guidance",
-    "true_cfg_scale",
-    "height",
-    "width",
-    "num_frames",
-    "image",
-    "mask_image",
-    "control_image",
-)
+Read = TypeVar("Read")
 FRAMES_PER_SECOND = 16
 """That videos are shown at unless somebody asks for others."""
 LONGEST_DIFFERENCE = 120
@@ -100,51 +86,6 @@ def save_text(text: str, path: Path) -> None:
     """Write a text file in UTF-8."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def check_folder(option: str, folder: Path) -> None:
-    """Refuse a folder that could not be made or written into; nothing is made.
-
-    Args:
-        option: for the message, such as ``--output``.
-        folder: where something will be written.
-
-    Raises:
-        ValueError: it, or a folder that it would be in, is a file or not to be written into.
-    """
-    _check_place(option, folder, folder, "a folder")
-
-
-def _check_place(option: str, given: Path, folder: Path, wanted: str) -> None:
-    place = folder.absolute()
-    while not os.path.exists(place):  # Path.exists would raise where it may not look
-        place = place.parent
-    where = "which" if place == given.absolute() else f"but {str(place)!r}"
-    if not os.path.isdir(place):
-        raise ValueError(f"{option}: got {str(given)!r}, {where} is a file; give {wanted}.")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise ValueError(f"{option}: got {str(given)!r}, {where} cannot be written into; give another place.")
-
-
-def check_file(option: str, path: Path | None, *endings: str) -> None:
-    """Refuse a file that could not be written, or has another ending; None is none at all.
-
-    Args:
-        option: for the message, such as ``--output``.
-        path: the file.
-        endings: that its name may have, such as ``.png``; any without them.
-
-    Raises:
-        ValueError: another ending, a folder, or a place as `check_folder` refuses it.
-    """
-    if path is None:
-        return
-    if endings and path.suffix not in endings:
-        allowed = " or ".join([", ".join(endings[:-1]), endings[-1]] if endings[1:] else endings)
-        raise ValueError(f"{option}: got {str(path)!r}; allowed: a name ending in {allowed}.")
-    if os.path.isdir(path):
-        raise ValueError(f"{option}: got {str(path)!r}, which is a folder; give the name of a file.")
-    _check_place(option, path, path.parent, "another place")
 
 
 def read_text(path: Path) -> str:
@@ -258,68 +199,42 @@ def differences(name: str, wanted: Any, before: Any) -> str:
     return f"{name}: got {len(wanted)}, there {len(before)}" if has_counts else name
 
 
-def read_prompts(path: Path, keys: Sequence[str] = PROMPT_KEYS) -> list[dict[str, Any]]:
-    """The prompts of a file: ``.txt`` with one a line (none of a line that begins with #), ``.jsonl`` with one object a
-    line.
+def checked_suffix(what: str, path: Path, *endings: str) -> str:
+    """The ending of a file's name, in lower case; the file need not be there.
 
     Args:
+        what: for the message, such as ``config``.
         path: the file.
-        keys: that an object may have; others are refused, so that none is ignored.
-
-    Returns:
-        Mappings with ``prompt`` and whichever of the other keys the file gives; an ``image``, a ``mask_image`` and a
-        ``control_image`` are paths, taken from the folder of the file if they are relative.
+        endings: allowed ones, such as ``.json``.
 
     Raises:
-        ValueError: no such file, another ending, no prompt, or a line that cannot be read.
+        ValueError: another ending.
     """
-    return list(numbered_prompts(path, keys).values())
+    suffix = path.suffix.lower()
+    if suffix not in endings:
+        raise ValueError(f"{what}: got the file name {path.name!r}; allowed: one ending in {_any_of(endings)}.")
+    return suffix
 
 
-def numbered_prompts(path: Path, keys: Sequence[str] = PROMPT_KEYS) -> dict[int, dict[str, Any]]:
-    """What `read_prompts` reads, by the number of its line."""
-    if path.suffix not in (".txt", ".jsonl"):
-        raise ValueError(f"--prompts-file: got {str(path)!r}; allowed: a .txt file (a prompt a line) or .jsonl.")
+def read_as(what: str, path: Path, readers: Mapping[str, Callable[[str], Read]]) -> Read:
+    """What a text file holds; errors name the file.
+
+    Args:
+        what: for the messages, such as ``config``.
+        path: the file.
+        readers: by the endings that its name may have, what makes something of its text.
+
+    Raises:
+        ValueError: another ending, no such file, or a text that its reader refuses.
+    """
+    suffix = checked_suffix(what, path, *readers)
     if not path.is_file():
-        raise ValueError(f"--prompts-file: got {str(path)!r}, which is no file.")
+        raise ValueError(f"{what}: got {str(path)!r}, which is no file; give a {_any_of(readers)} file.")
     try:
-        lines = re.split(r"\r\n|\r|\n", read_text(path))  # no others: JSON has them inside of its strings
+        return readers[suffix](read_text(path))
     except ValueError as error:
-        raise ValueError(f"--prompts-file: {error}") from error
-    numbered = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
-    if path.suffix == ".txt":
-        prompts = {number: {"prompt": line} for number, line in numbered if not line.startswith("#")}
-    else:
-        prompts = {number: _read_object(path, number, line, keys) for number, line in numbered}
-    if not prompts:
-        raise ValueError(f"--prompts-file: {path} holds no prompt.")
-    return prompts
+        raise ValueError(f"{what}: {path} could not be read: {error}") from error
 
 
-def _read_object(path: Path, number: int, line: str, keys: Sequence[str]) -> dict[str, Any]:
-    try:
-        entry = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--prompts-file: {path}, line {number}: no JSON ({error}).") from error
-    if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
-        raise ValueError(f'--prompts-file: {path}, line {number}: give an object such as {{"prompt": "a fox"}}.')
-    if unknown := sorted(set(entry) - set(keys)):
-        why = " (in this command)" if set(unknown) <= set(PROMPT_KEYS) else ""
-        raise ValueError(
-            f"--prompts-file: {path}, line {number}: got {', '.join(unknown)}; allowed{why}: {', '.join(keys)}."
-        )
-    for key in ("seed", "steps", "height", "width", "num_frames"):
-        if key in entry and type(entry[key]) is not int:
-            raise ValueError(f"--prompts-file: {path}, line {number}: {key}: got {entry[key]!r}; allowed: an int.")
-    for key in ("guidance", "true_cfg_scale"):
-        if key in entry and type(entry[key]) not in (int, float):
-            raise ValueError(f"--prompts-file: {path}, line {number}: {key}: got {entry[key]!r}; give a number.")
-    if not isinstance(entry.get("negative_prompt", ""), str):
-        raise ValueError(
-            f"--prompts-file: {path}, line {number}: negative_prompt: got {entry['negative_prompt']!r}; give a text."
-        )
-    for key in {"image", "mask_image", "control_image"} & set(entry):
-        if not isinstance(entry[key], str):
-            raise ValueError(f"--prompts-file: {path}, line {number}: {key}: got {entry[key]!r}; give a file.")
-        entry[key] = path.parent / entry[key]
-    return entry
+def _any_of(endings: Iterable[str]) -> str:
+    return " or ".join(", ".join(endings).rsplit(", ", 1))

@@ -125,11 +125,6 @@ def step_work(
     return Work(2.0 * linear, 2.0 * attention, moved)
 
 
-def step_flops(token_plan: TokenPlan, transformer: nn.Module, *counts: Any, **options: Any) -> float:
-    """Multiply-adds times two of one evaluation for one row of the batch; further arguments as for `step_work`."""
-    return step_work(Layers.of(token_plan, transformer), *counts, **options).flops
-
-
 def _idle_adapters(path: str, module: nn.Module) -> Iterator[str]:
     """LoRA layers that do not run: they were merged into the weights, or are switched off."""
     if "lora_A" in module._modules:

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 
 from ras_dit.geometry import TokenGrid
+
+
+class ForecastRule(NamedTuple):
+    """How the tokens of an evaluation are forecast: the arguments of `TokenHistory.forecast`."""
+
+    sigma: float
+    order: int
+    damping: float
+    reach: float | None
 
 
 class TokenHistory:

@@ -20,6 +20,7 @@ class ScoreInputs:
 
     Attributes:
         noise: guided noise of the evaluation before, [B, N, D]; that of tokens it did not compute is forecast.
+        latents: that the scheduler was to advance with it, [B, N, D].
         values: the last two computed guided noises of every token, newest first, [2, B, N, D] float32.
         value_sigmas: noise levels that they were computed at, [2, B, N]; NaN where there is none.
         age: evaluations since every token was computed, [B, N].
@@ -31,6 +32,7 @@ class ScoreInputs:
     """
 
     noise: torch.Tensor
+    latents: torch.Tensor
     values: torch.Tensor
     value_sigmas: torch.Tensor
     age: torch.Tensor

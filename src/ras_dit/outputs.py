@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ras_dit.forecast import TokenHistory
+from ras_dit.forecast import ForecastRule, TokenHistory
 
 
 def noise_of(output: Any) -> Any:
@@ -53,18 +53,18 @@ class Beside:
                     known = self._histories[name] = TokenHistory(depth)
                 known.record(tokens, sigma)
 
-    def output(self, noise: torch.Tensor | None, forecast: tuple[Any, ...], is_object: bool) -> Any:
+    def output(self, noise: torch.Tensor | None, rule: ForecastRule, is_object: bool) -> Any:
         """What the transformer would return in a skipped step.
 
         Args:
             noise: full noise.
-            forecast: arguments of `TokenHistory.forecast`.
+            rule: how it is forecast.
             is_object: whether the call asks for an object (``return_dict``).
         """
         if issubclass(self._form, torch.Tensor):
             return noise
         others = {
-            name: self._histories[name].forecast(*forecast).view(value.shape).to(value.dtype)
+            name: self._histories[name].forecast(*rule).view(value.shape).to(value.dtype)
             if name in self._histories
             else value
             for name, value in self._others.items()

@@ -65,6 +65,12 @@ def moves_layers(transformer: torch.nn.Module) -> bool:
     return False
 
 
+def is_on(scale: Any) -> tuple[bool, ...]:
+    """Whether a ControlNet or an IP-Adapter of this scale does anything: one answer for each scale of a list."""
+    scales = scale if isinstance(scale, (list, tuple)) else [scale]
+    return tuple(not isinstance(one, (int, float)) or one != 0 for one in scales)
+
+
 def controlnet_of(pipe: Any) -> torch.nn.Module | None:
     """The ControlNet that a pipeline calls in every step; None without one, or where it is compiled as a whole."""
     controlnet = getattr(pipe, "controlnet", None)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ras_dit.config import Position, RASConfig
+from ras_dit.step_ratios import listed_shares
 
 StepKind = Literal["dense", "region", "skip"]
 
@@ -208,7 +209,9 @@ def build_plan(
         steps = list(_reference_steps(config, num_steps, num_tokens, dense_step))
     else:
         allowed = num_tokens if num_allowed is None else num_allowed
-        shares = _listed_shares(config, num_steps) if config.step_ratios else _adaptive_shares(config, num_steps)
+        shares = (
+            listed_shares(config.step_ratios, num_steps) if config.step_ratios else _adaptive_shares(config, num_steps)
+        )
         if dense_step is not None:
             shares[dense_step] = 1.0
         steps = [_step(config, index, share, num_tokens, num_first, allowed) for index, share in enumerate(shares)]
@@ -229,6 +232,20 @@ def resolve_position(name: str, position: Position, num_steps: int) -> int:
             "Take an index inside the run, or a share of it such as 0.5, which fits any length."
         )
     return position
+
+
+def within_run(config: RASConfig, num_steps: int) -> tuple[RASConfig, str | None]:
+    """A config without the refresh and skip steps that a run of so many evaluations does not have, and what was left
+    out (None for nothing): a server serves runs of any length by one config."""
+    kept, outside = {}, []
+    for name in ("refresh_steps", "skip_steps"):
+        every = getattr(config, name)
+        kept[name] = tuple(step for step in every if isinstance(step, float) or step < num_steps)
+        outside += [f"{name}: {step}" for step in every if step not in kept[name]]
+    if not outside:
+        return config, None
+    what = ", ".join(outside)
+    return config.replace(**kept), f"{what}: left out, for this run has {num_steps} evaluations (0 to {num_steps - 1})."
 
 
 def _num_warmup(config: RASConfig, num_steps: int) -> int:
@@ -259,60 +276,6 @@ def _adaptive_shares(config: RASConfig, num_steps: int) -> list[float]:
     for order, index in enumerate(region):
         shares[index] = config.sample_ratio + (final - config.sample_ratio) * order / max(1, len(region) - 1)
     return shares
-
-
-def _listed_shares(config: RASConfig, num_steps: int) -> list[float]:
-    """The shares of `RASConfig.step_ratios`, for a run of any length: as large a share of it is dense, at the places
-    where the list is dense or between them; every other step takes the share of the nearest one that is not. Where
-    region steps stand among skipped ones, they are placed like dense steps instead, and as many."""
-    ratios = config.step_ratios
-    last, others = len(ratios) - 1, [place for place, ratio in enumerate(ratios) if ratio < 1]
-    if len(ratios) == num_steps or not others:
-        return [float(ratio) for ratio in ratios] if others else [1.0] * num_steps
-    regions = [place for place in others if ratios[place]]
-    if regions and 0 in ratios[regions[0] :]:
-        return _spread_shares(ratios, regions, num_steps)
-    scale = last / max(1, num_steps - 1)
-    nearest = (min(others, key=lambda place: abs(place - index * scale)) for index in range(num_steps))
-    shares = [float(ratios[place]) for place in nearest]
-    dense = [place for place, ratio in enumerate(ratios) if ratio == 1]
-    for index, _ in _placed(dense, last, num_steps, _num_dense(ratios, num_steps)):
-        shares[index] = 1.0
-    return shares
-
-
-def _num_dense(ratios: tuple[float, ...], num_steps: int) -> int:
-    """Dense steps of a run of ``num_steps`` by this list: as large a share of it, rounded up."""
-    return -(-ratios.count(1) * num_steps // len(ratios))
-
-
-def _spread_shares(ratios: tuple[float, ...], regions: list[int], num_steps: int) -> list[float]:
-    """Shares of a run of ``num_steps`` by a list with region steps at ``regions`` and skipped ones among them: its
-    computed steps are placed in the run, and its dense ones among those."""
-    places = [place for place, ratio in enumerate(ratios) if ratio]
-    ranks = [rank for rank, place in enumerate(places) if ratios[place] == 1]
-    num_dense = _num_dense(ratios, num_steps)
-    count = min(num_steps, num_dense + round(len(regions) * num_steps / len(ratios)))
-    is_dense = {number for number, _ in _placed(ranks, len(places) - 1, count, num_dense)}
-    shares = [0.0] * num_steps
-    for number, (index, place) in enumerate(_placed(places, len(ratios) - 1, num_steps, count)):
-        nearest = min(regions, key=lambda region: abs(region - place))
-        shares[index] = 1.0 if number in is_dense else float(ratios[nearest])
-    return shares
-
-
-def _placed(places: list[int], last: int, num_steps: int, count: int) -> Iterator[tuple[int, float]]:
-    """Where ``count`` steps of a run of ``num_steps`` stand, if those of one of ``last + 1`` are at ``places`` (the
-    first of them 0); each with its place there, which may lie between two."""
-    index = -1
-    for number in range(count):
-        rank = number * (len(places) - 1) / max(1, count - 1)
-        low = min(int(rank), len(places) - 2) if len(places) > 1 else 0
-        high = min(low + 1, len(places) - 1)
-        place = places[low] + (places[high] - places[low]) * (rank - low)
-        wanted = int(place * (num_steps - 1) / last + 0.5)
-        index = min(max(index + 1, wanted), num_steps - count + number)
-        yield index, place
 
 
 def _step(config: RASConfig, index: int, share: float, num_tokens: int, num_first: int, num_allowed: int) -> StepPlan:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import fields
 
 from ras_dit.config import RASConfig
+from ras_dit.gain import is_small, why_small
 from ras_dit.plan import Plan
 
 
@@ -55,10 +57,11 @@ OUTSIDE = (
     "The transformer was called outside of a run of the pipeline that RAS is enabled on: that call was dense. Another "
     "pipeline that shares the transformer has to share the scheduler object, too (`from_pipe` does that)."
 )
-
+PAUSED = "RAS was paused as the run began: it was dense."
 
 OF_REGION_STEPS = (
     "importance",
+    "shared_active_set",
     "text_reuse",
     "reference_reuse",
     "kv_forecast",
@@ -90,15 +93,33 @@ def unused_options(config: RASConfig, plan: Plan, num_references: int) -> Iterat
             True,
         )
     idle = [name for name in OF_REGION_STEPS if getattr(config, name) != getattr(RASConfig, name)]
-    asks_for_regions = any(0 < share < 1 for share in config.step_ratios or (config.sample_ratio,))
-    if idle and plan.has_savings and not plan.num_region_steps and not asks_for_regions:
+    if idle and plan.has_savings and not plan.num_region_steps and not config.has_regions:
         yield (
             f"{', '.join(idle)}: heeded in region steps alone, and this plan has none, so nothing changes. Take preset "
             "'regions', or a sample_ratio.",
             True,
         )
+    if plan.has_savings:
+        yield from ((remark, True) for remark in _unread(config))
     if config.reference_reuse and plan.num_region_steps and not num_references:
         yield "reference_reuse: this call has no reference tokens, so it changes nothing.", False
+
+
+def _unread(config: RASConfig) -> Iterator[str]:
+    """Options that another one keeps from being read."""
+    changed = {option.name for option in fields(config) if getattr(config, option.name) != option.default}
+    of_metrics = [name for name in ("starvation_scale", "high_ratio") if name in changed]
+    if of_metrics and config.importance not in ("std", "l2norm"):
+        yield (
+            f"{', '.join(of_metrics)}: importance={config.importance!r} has no such thing, so nothing changes. Take "
+            "importance='std' or 'l2norm'."
+        )
+    of_slopes = ["forecast_midpoint", "forecast_damping"]
+    if not config.kv_forecast:
+        of_slopes += ["forecast_below", "forecast_reach"]
+    unread = [name for name in of_slopes if name in changed]
+    if unread and config.forecast_order == 0 and not config.forecast_fit:
+        yield f"{', '.join(unread)}: forecast_order=0 reuses noise as it is, so nothing changes. Take forecast_order=1."
 
 
 def why_short(plan: Plan, config: RASConfig) -> str | None:
@@ -118,3 +139,22 @@ def why_short(plan: Plan, config: RASConfig) -> str | None:
         "than as many steps without RAS. Take more steps with it, or fewer without: in 15 presets 'quality' and "
         "'regions' held, in 20 all, though 'fast' and 'regions_fast' were level with as many steps."
     )
+
+
+def why_left(plan: Plan, config: RASConfig, warn: Warner) -> str | None:
+    """Why `RASConfig.auto` leaves a run dense: it gains little, or is too short for its plan. None if it does not;
+    without ``auto`` the user is warned instead.
+
+    Args:
+        plan: of the run, with its cost.
+        config: of the run.
+        warn: says it once.
+    """
+    short = why_short(plan, config)
+    if config.auto and (is_small(plan) or short is not None):
+        return "auto: the run was left dense" + (f", {why_small(plan)}" if is_small(plan) else f". {short}")
+    if is_small(plan):
+        warn.of_small_gain(f"This run: {why_small(plan)}")
+    if short is not None:
+        warn(short, ShortRunWarning)
+    return None

@@ -9,7 +9,7 @@ def top_k(importance: torch.Tensor, num_active: int) -> torch.Tensor:
     """The ``num_active`` most important tokens of each image.
 
     Args:
-        importance: [B, N], higher is more wanted; equal scores go to the lower id.
+        importance: [B, N], higher is more wanted; equal scores go to the lower id, NaN counts as the highest.
         num_active: K.
 
     Returns:

@@ -10,21 +10,22 @@ from typing import Any
 import torch
 
 from ras_dit.addresses import FixedAddresses
-from ras_dit.by_image import can_split, count_parts, own_forward
+from ras_dit.attached import AttachedTransformer
+from ras_dit.by_image import count_parts, has_own_sets, own_forward
 from ras_dit.calls import Call
 from ras_dit.chooser import TokenChooser
 from ras_dit.config import RASConfig
 from ras_dit.controlnets import IdleControlNet
-from ras_dit.cpu_layers import CPULayers, LayerTimings
+from ras_dit.cpu_layers import LayerTimings
 from ras_dit.fitted import FittedForecast
-from ras_dit.flops import Layers, plan_cost
-from ras_dit.gain import DeviceRates, Model, is_small, why_small, with_prediction
+from ras_dit.flops import plan_cost
+from ras_dit.gain import DeviceRates, Model, with_prediction
 from ras_dit.geometry import TokenGrid
 from ras_dit.importance import Score
 from ras_dit.inpainting import InpaintMask, allowed_tokens
 from ras_dit.kernels import operations_for
+from ras_dit.latest import LatestRun
 from ras_dit.models import TokenPlan, check_uncached, check_uncompiled
-from ras_dit.models.plan import stream_of
 from ras_dit.models.sizes import default_rows
 from ras_dit.observed import ObservedScheduler
 from ras_dit.outputs import noise_of, with_noise
@@ -36,13 +37,12 @@ from ras_dit.pipeline import (
     records_gradients,
     transformers_of,
 )
-from ras_dit.plan import Plan, build_plan
-from ras_dit.remarks import OUTSIDE, AdviceWarning, ShortRunWarning, Warner, unused_options, why_short
+from ras_dit.plan import Plan, build_plan, within_run
+from ras_dit.remarks import OUTSIDE, PAUSED, AdviceWarning, Warner, unused_options, why_left
 from ras_dit.schedule import as_steps_allow, first_index, first_of_second, forecast_levels, noise_levels
-from ras_dit.seams import KeptResults, NoCopies, PatchedMethod, WatchedLoop
+from ras_dit.seams import KeptResults, PatchedMethod, WatchedLoop
 from ras_dit.state import Generation, StaticMemory
-from ras_dit.tokens import TokenSeams, storages_of
-from ras_dit.trace import Trace
+from ras_dit.tokens import storages_of
 from ras_dit.why_dense import why_dense
 
 
@@ -57,38 +57,30 @@ class Session:
     def __init__(
         self, pipe: Any, config: RASConfig, token_plan: TokenPlan, rates: DeviceRates | None, score: Score | None
     ) -> None:
-        self.config, self.token_plan, self.rates, self.score = config, token_plan, rates, score
+        self.token_plan, self.rates = token_plan, rates
         self.transformer: torch.nn.Module = pipe.transformer
-        self.trace = Trace()
-        self.plan: Plan | None = None
+        self.latest = LatestRun()
+        self.is_paused = False
         self.fitting: Callable[[TokenGrid, list[float]], FittedForecast] | None = None  # while `calibrate` is at work
-        self.costed: Callable[..., Plan] | None = None  # puts their cost to plans of such runs as the latest
-        self.num_references, self.num_parts = 0, 1  # tokens beside the grid, images in turn, in the latest run
-        self._pipe, self._operations = pipe, operations_for(config.kernels, device_of(pipe))
+        self._pipe = pipe
         self._generation: Generation | None = None
         self._is_due, self._is_in_loop, self._is_left, self._first = False, False, False, 0
         self._call: Call | None = None
+        self._size: torch.Size | None = None  # of the latents of one row, in the run under way
         self.warn = Warner()
         self._early_notes: list[str] = []
         self._scheduler: Any = None
         self._observed: ObservedScheduler | None = None
-        self._patches: list[PatchedMethod | NoCopies | KeptResults] = []
+        self._patches: list[PatchedMethod | KeptResults] = []
         self._inpaint: InpaintMask | None = None
         self._controlnet = IdleControlNet(self._followed, self.note)
-        self._seams: dict[torch.nn.Module, TokenSeams] = {}
-        self._memory: StaticMemory = {}
-        self._addresses = FixedAddresses() if config.static_memory else None
-        self._cpu_layers: dict[torch.nn.Module, CPULayers] = {}
+        self._attached: dict[torch.nn.Module, AttachedTransformer] = {}
         self.layer_timings: LayerTimings = {}
-        self._layers: dict[torch.nn.Module, Layers] = {}
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         try:
-            self._controlnet.attach(controlnet_of(pipe) if config.skips else None)
             for transformer in transformers_of(pipe):
                 self._attach_transformer(transformer)
+            self.configure(config, score)
             self._attach_scheduler(pipe.scheduler)
-            if config.region_of_interest == "inpaint":
-                self._inpaint = InpaintMask(pipe)
             if token_plan.repeated:
                 self._patches.append(KeptResults(pipe, token_plan.repeated))
             if hasattr(pipe, "progress_bar"):
@@ -99,21 +91,35 @@ class Session:
 
     # ------------------------------------------------------------------ in and out
 
+    def configure(self, config: RASConfig, score: Score | None) -> None:
+        """Go by this from the next run on; what is left of one under way is dense.
+
+        Raises:
+            ValueError: the device cannot follow the config; nothing is changed then.
+        """
+        operations = operations_for(config.kernels, device_of(self._pipe))
+        addresses = FixedAddresses() if config.static_memory else None
+        storages = [
+            storages_of(config, len(self.token_plan.attention_modules(root)), operations, addresses)
+            for root in self._attached
+        ]
+        self._drop_generation()
+        self.config, self.score = config, score
+        self._operations, self._addresses = operations, addresses
+        self._memory: StaticMemory = {}
+        for attached, kept in zip(self._attached.values(), storages, strict=True):
+            attached.seams.keep_by(kept)
+        if self._inpaint is not None:
+            self._inpaint.release()
+        self._inpaint = InpaintMask(self._pipe) if config.region_of_interest == "inpaint" else None
+        self._controlnet.attach(controlnet_of(self._pipe) if config.has_savings else None)
+
     def _attach_transformer(self, root: torch.nn.Module) -> None:
-        self._hooks.append(root.register_forward_pre_hook(self._before_transformer, with_kwargs=True))
-        self._hooks.append(root.register_forward_pre_hook(self._compute_controlnet, with_kwargs=True))
-        self._hooks.append(root.register_forward_hook(self._after_transformer, with_kwargs=True))
-        kept = storages_of(self.config, len(self.token_plan.attention_modules(root)), self._operations, self._addresses)
-        self._seams[root] = TokenSeams(root, self.token_plan, lambda: self._call, kept)
-        self._seams[root].attach()
-        streams = self.token_plan.linear_streams(root)
-        self._cpu_layers[root] = CPULayers(root, lambda name: stream_of(name, streams), self.layer_timings)
-        self._layers[root] = Layers.of(self.token_plan, root)
-        if self.config.skips or not self.token_plan.is_per_image:
-            enter = functools.partial(setattr, self, "_call")
-            wrap = functools.partial(own_forward, self._seams[root], enter, self._skipped)
-            self._patches.append(PatchedMethod(root, "forward", wrap))
-        self._patches.append(NoCopies(root, "copy: RAS is on this transformer; ras_dit.disable(pipe) first."))
+        attached = AttachedTransformer(root, self.token_plan, lambda: self._call, self.layer_timings)
+        self._attached[root] = attached
+        enter = functools.partial(setattr, self, "_call")
+        forward = functools.partial(own_forward, attached.seams, enter, self._skipped)
+        attached.attach([self._before_transformer, self._compute_controlnet], self._after_transformer, forward)
 
     def _attach_scheduler(self, scheduler: Any) -> None:
         if self._observed is not None:
@@ -125,17 +131,12 @@ class Session:
 
     def close(self) -> None:
         """Take everything back out; the pipeline is as it was."""
-        for hook in self._hooks:
-            hook.remove()
-        for seams in self._seams.values():
-            seams.close()
-        for layers in self._cpu_layers.values():
-            layers.close()
+        for attached in self._attached.values():
+            attached.close()
         for patch in (*self._patches, self._observed, self._inpaint, self._controlnet):
             if patch is not None:
                 patch.release()
-        self._hooks, self._patches, self._observed, self._inpaint = [], [], None, None
-        self._seams, self._cpu_layers, self._layers, self._memory = {}, {}, {}, {}
+        self._attached, self._patches, self._observed, self._inpaint, self._memory = {}, [], None, None, {}
         self._generation = self._call = self._scheduler = self._addresses = None
         self._pipe = self.transformer = None  # type: ignore[assignment]
 
@@ -145,27 +146,21 @@ class Session:
         """A new run begins, or has begun: whatever an interrupted one left behind is dropped."""
         self._drop_generation()
         self._is_due, self._is_in_loop, self._is_left = True, False, False
-        for part in (*self._patches, *self._cpu_layers.values(), *self._seams.values()):
+        for part in (*self._patches, *self._attached.values()):
             part.ensure()
         if self._inpaint is not None and not is_begun:
             self._inpaint.expect_run()
-        self._controlnet.attach(controlnet_of(self._pipe) if self.config.skips else None)
-        for transformer in (self._pipe.transformer, *self._seams):
-            check_uncompiled(transformer)
+        self._controlnet.attach(controlnet_of(self._pipe) if self.config.has_savings else None)
+        check_uncompiled(self._pipe.transformer)
         if self._pipe.transformer is not self.transformer:
             self._leave("The transformer was replaced after `enable`: RAS is not on it. Disable and enable again.")
 
     def _leave(self, reason: str) -> None:
         """A run is not followed at all: say why."""
-        self._forget_latest()
-        self._is_left = True
+        self.latest, self._is_left = LatestRun(), True
         self.note(reason)
-        self.trace.notes.extend(self._early_notes)
+        self.latest.trace.notes.extend(self._early_notes)
         self._early_notes.clear()
-
-    def _forget_latest(self) -> None:
-        """Another run: what is known of the one before is not of it."""
-        self.trace, self.plan, self.num_references, self.num_parts = Trace(), None, 0, 1
 
     def _drop_generation(self) -> None:
         """Nothing that comes belongs to the run under way any more."""
@@ -173,10 +168,8 @@ class Session:
             self._generation.abandon()
         self._generation = self._call = None
         self._controlnet.end_evaluation()
-        for seams in self._seams.values():  # a call that failed did not get to let go of keys and values
-            seams.end(None)
-        for layers in self._cpu_layers.values():
-            layers.clear()
+        for attached in self._attached.values():  # a call that failed did not get to let go of keys and values
+            attached.clear()
 
     def _watched_progress_bar(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def progress_bar(*args: Any, **kwargs: Any) -> Any:
@@ -220,14 +213,12 @@ class Session:
 
     def _before_transformer(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._call = None
-        for patch in self._patches:  # offload hooks that take themselves out in the first call take ours along
-            patch.ensure()
+        attached = self._attached[module]
+        attached.ensure_forward()
         if self._addresses is not None:
             self._addresses.begin_call()
-        seams = self._seams[module]
-        seams.end(None)
-        self._cpu_layers[module].clear()
-        arguments = seams.arguments(args, kwargs)
+        attached.clear()
+        arguments = attached.seams.arguments(args, kwargs)
         if self._pipe.scheduler is not self._scheduler:
             self._attach_scheduler(self._pipe.scheduler)
             self._expect_generation(is_begun=True)
@@ -247,11 +238,16 @@ class Session:
         if generation.plan.has_savings:
             num_text = self.token_plan.count_text(module, arguments, generation.grid)
             reason = self.token_plan.check(module, arguments)
+        if generation.plan.has_savings and latents[0].shape != self._size:
+            generation.refuse(
+                "The size of the latents changed in the middle of the run: the rest of it was dense.", forgets=True
+            )
         if records_gradients(arguments):
             generation.refuse(
                 "Gradients are recorded (use torch.no_grad()): the rest of the run was dense.", forgets=True
             )
-        call = generation.begin_call(num_rows, device, source, num_text, reason, texts)
+        condition = (self._controlnet.switched_on, attached.image_prompts())
+        call = generation.begin_call(num_rows, device, source, num_text, reason, texts, condition)
         call.num_others = num_text
         is_known_text = call.take_in(texts)
         if call.rows is not None and is_known_text and self.config.text_reuse:
@@ -261,35 +257,36 @@ class Session:
         if placed is not None and self.token_plan.joint_offset is not None:
             call.joint_rows = placed.at(self.token_plan.joint_offset(arguments))
         self._call = call
-        if call.rows is not None and not call.rows.is_shared and not self.token_plan.is_per_image:
+        if call.rows is not None and not call.rows.is_shared and not self.token_plan.has_batched_positions:
             call.num_parts = call.num_images
         if call.rows is not None:
-            self._cpu_layers[module].aim(call.num_rows_of(num_rows // call.num_parts, num_text), device)
+            attached.cpu_layers.aim(call.num_rows_of(num_rows // call.num_parts, num_text), device)
         if call.num_parts > 1:
             return None  # see `own_forward`
-        seams.begin(call)
-        return None if call.rows is None else seams.gather_root(args, kwargs)
+        attached.seams.begin(call)
+        return None if call.rows is None else attached.seams.gather_root(args, kwargs)
 
     def _is_outside(self, transformer: torch.nn.Module, arguments: dict[str, Any]) -> bool:
         """Whether a call that RAS could accelerate belongs to no run, and nobody was told why."""
-        is_told = self._is_left or (self.plan is not None and not self.plan.has_savings)
+        plan = self.latest.plan
+        is_told = self._is_left or (plan is not None and not plan.has_savings)
         if self._followed() is not None or is_told or not self.config.has_savings:
             return False
         return self.token_plan.check(transformer, arguments) is None
 
     def _begin_generation(self, transformer: torch.nn.Module, arguments: dict[str, Any]) -> None:
         check_uncached(transformer)
-        self._is_due = False
-        self._forget_latest()
+        self._is_due, self.latest = False, LatestRun()
         if self._inpaint is not None:
             self._inpaint.begin_run()
         token_plan, scheduler = self.token_plan, self._scheduler
         latents = arguments[token_plan.latents]
+        self._size = latents[0].shape
         grid = token_plan.grid_or_reason(transformer, arguments)
         if isinstance(grid, str):
             self._leave(grid)
             return
-        self.num_references = num_extra = grid.count_references(latents)
+        num_extra = grid.count_references(latents)
         is_timed = token_plan.has_timestep_per_token(arguments, grid.num_tokens + num_extra)
         first = first_index(scheduler, token_plan.timestep_in(scheduler, arguments[token_plan.timestep]), is_timed)
         if first is None:
@@ -299,25 +296,29 @@ class Session:
         sigmas = noise_levels(scheduler)[self._first :]
         num_first = token_plan.num_first(transformer, arguments, grid)
         second = first_of_second(self._pipe, scheduler, self._first)
-        plan = build_plan(self.config, len(sigmas) - 1, grid.num_tokens, num_first, None, second)
+        config, left_out = within_run(self.config, len(sigmas) - 1)
+        if left_out is not None:
+            self.note(left_out)
+        plan = build_plan(config, len(sigmas) - 1, grid.num_tokens, num_first, None, second)
         num_text = token_plan.count_costed_text(transformer, arguments, grid)
         reason = why_dense(self._pipe, transformer, token_plan, arguments, plan.num_region_steps > 0)
-        if any(other not in self._seams for other in transformers_of(self._pipe)):
+        if any(other not in self._attached for other in transformers_of(self._pipe)):
             reason = "A transformer was replaced after `enable`: the run was dense. Disable and enable again."
         if reason is None and num_first and self.config.rules == "reference":
             reason = "The authors' rules would leave out the given first frame: the whole run was dense."
-        can_differ = token_plan.is_per_image or can_split(token_plan, transformer, arguments)
-        is_per_image, allowed = can_differ and not self.config.shared_active_set, None
+        if self.is_paused:
+            reason = PAUSED
+        own_sets, allowed = has_own_sets(token_plan, self.config, transformer, arguments), None
         if reason is None and self.config.has_savings:
             given = token_plan.given_tokens(arguments, grid, num_extra)
             allowed = allowed_tokens(self.config.region_of_interest, self._inpaint, grid, given, self.note)
         if allowed is not None:
-            allowed = allowed if is_per_image else allowed.any(dim=0, keepdim=True)
+            allowed = allowed if own_sets else allowed.any(dim=0, keepdim=True)
             num_allowed = max(num_first + 1, int(allowed.sum(dim=1).max()))
-            plan = build_plan(self.config, len(plan), grid.num_tokens, num_first, num_allowed, second)
-        config = self.config.dense if reason else self.config
+            plan = build_plan(config, len(plan), grid.num_tokens, num_first, num_allowed, second)
+        config = config.dense if reason else config
         if plan.has_savings and reason:
-            self.note(reason)
+            self.note(reason, is_warning=not self.is_paused)
             plan = build_plan(config, len(plan), grid.num_tokens)
         elif self.config.has_savings and not plan.has_savings:
             self.note(
@@ -330,49 +331,40 @@ class Session:
                 self.warn(remark, AdviceWarning)
         config = as_steps_allow(config, scheduler, transformer, self.note)
         num_padding = token_plan.count_padding(transformer, arguments, grid)
-        layers = self._layers[transformer] = self._layers[transformer].updated(token_plan, transformer)
+        layers = self._attached[transformer].read_layers()
         model, num_rows = Model.of(layers, latents[0].device), len(latents)  # (what `costed` keeps holds no tensors)
-        self.num_parts = count_parts(token_plan, plan, latents, default_rows(self._pipe)) if is_per_image else 1
+        num_parts = count_parts(token_plan, plan, latents, default_rows(self._pipe)) if own_sets else 1
 
-        def costed(plan: Plan, num_parts: int = self.num_parts) -> Plan:
+        def costed(plan: Plan, num_parts: int = num_parts) -> Plan:
             cost = plan_cost(plan, token_plan, layers, num_text, num_extra, self.config, is_timed, num_padding)
             return with_prediction(replace(plan, cost=cost), self.config, model, num_rows, self.rates, num_parts)
 
         if latents[0].device.type != "cpu":  # the pipeline was moved after `enable`
-            self._cpu_layers[transformer].close()
-        self.costed, self.plan = costed, costed(plan)
-        if is_small(self.plan) and self._leaves_dense(self.plan):
+            self._attached[transformer].cpu_layers.close()
+        plan = costed(plan)
+        if (reason := why_left(plan, self.config, self.warn)) is not None:
+            self.note(reason, is_warning=False)
             config = config.dense
-            self.plan = costed(build_plan(config, len(plan), plan.num_tokens))
-        if (reason := why_short(self.plan, self.config)) is not None:
-            self.warn(reason, ShortRunWarning)
-        fitted = FittedForecast.of(config, grid, sigmas, scheduler, self.note) if self.plan.has_savings else None
+            plan = costed(build_plan(config, len(plan), plan.num_tokens))
+        fitted = FittedForecast.of(config, grid, sigmas, scheduler, self.note) if plan.has_savings else None
         if self.fitting is not None:
             fitted = self.fitting(grid, sigmas)
         notes, self._early_notes = self._early_notes, []
         chooser = TokenChooser(
-            config, self.plan, grid, sigmas, self.note, num_first, is_per_image, allowed, self._operations, self.score
+            config, plan, grid, sigmas, self.note, num_first, own_sets, allowed, self._operations, self.score
         )
         levels, more = forecast_levels(scheduler, sigmas), (self._memory, fitted, self._addresses)
-        self._generation = Generation(config, self.plan, grid, sigmas, levels, self.note, chooser, num_extra, *more)
-        self.trace = self._generation.trace
-        self.trace.notes.extend(notes)
-
-    def _leaves_dense(self, plan: Plan) -> bool:
-        """Whether a run whose plan gains little is left dense, which is for the user to say."""
-        if not self.config.auto:
-            self.warn.of_small_gain(f"This run: {why_small(plan)}")
-            return False
-        self.note(f"auto: the run was left dense, {why_small(plan)}", is_warning=False)
-        return True
+        self._generation = Generation(config, plan, grid, sigmas, levels, self.note, chooser, num_extra, *more)
+        self.latest = LatestRun(self._generation.trace, plan, num_extra, num_parts, costed)
+        self.latest.trace.notes.extend(notes)
 
     def _after_transformer(
         self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
         call, generation = self._call, self._generation
         self._call = None
-        self._seams[module].end(call)
-        self._cpu_layers[module].clear()
+        self._attached[module].seams.end(call)
+        self._attached[module].cpu_layers.clear()
         if call is None or generation is None or call.kind == "skip":
             return None
         sample = noise_of(output)
@@ -387,13 +379,13 @@ class Session:
         generation, branch = self._generation, call.branch
         assert generation is not None
         assert branch is not None
-        return branch.beside.output(generation.end_call(call, None), generation.forecast_options(), return_dict)
+        return branch.beside.output(generation.end_call(call, None), generation.forecast_rule, return_dict)
 
     # ------------------------------------------------------------------ saying what happened
 
     def note(self, reason: str, is_warning: bool = True) -> None:
         """Record a reason in the trace (once a generation) and, if it is worth that, warn of it (once a session)."""
-        notes = self.trace.notes if not self._is_due and self._generation is not None else self._early_notes
+        notes = self.latest.trace.notes if not self._is_due and self._generation is not None else self._early_notes
         if reason not in notes:
             notes.append(reason)
         if is_warning:

@@ -11,17 +11,19 @@ from ras_dit.addresses import FixedAddresses
 from ras_dit.cache import KVCache
 from ras_dit.calls import Branch, Call
 from ras_dit.chooser import TokenChooser
+from ras_dit.clocks import FiniteCheck, Stopwatch
 from ras_dit.config import RASConfig
+from ras_dit.filling import NoiseFiller
 from ras_dit.fitted import FittedForecast
-from ras_dit.forecast import TokenHistory, missed_nearby
+from ras_dit.forecast import ForecastRule, TokenHistory
 from ras_dit.geometry import TokenGrid
-from ras_dit.kernels import Operations
 from ras_dit.kv_forecast import KVProgress
 from ras_dit.plan import Plan, StepKind
 from ras_dit.rows import RowIndex, as_made
-from ras_dit.trace import FiniteCheck, StepTrace, Stopwatch, Trace
+from ras_dit.trace import StepTrace, Trace
 
 TEXT_REPLACED = "The text was replaced in the middle of the run: the step that first saw it was dense."
+SWITCHED = "A ControlNet or an IP-Adapter was switched on or off in the middle of the run: that step was dense."
 StaticMemory = dict[tuple[int, object], dict[str, list[KVCache]]]
 
 
@@ -74,6 +76,7 @@ class Generation:
         self._members: torch.Tensor | None = None  # [images, N], the active tokens as a mask
         self._made_rows: dict[int, tuple[RowIndex, torch.Tensor]] = {}  # of the evaluation due, by batch size
         self._chooser = chooser
+        self._filler = NoiseFiller(config, plan, grid, sigmas, levels, chooser.operations, num_extra)
         self._stopwatches: list[Stopwatch] = []
         self._why_all_dense: str | None = None
         self._is_refresh = False  # the evaluation under way is dense because its predicted error is too large
@@ -101,6 +104,7 @@ class Generation:
         num_text: int = 0,
         reason: str | None = None,
         texts: Sequence[torch.Tensor] = (),
+        condition: object = None,
     ) -> Call:
         """Decide what the next transformer call of this evaluation computes. Branches are told apart by their order;
         they end where another source takes their place.
@@ -112,6 +116,7 @@ class Generation:
             num_text: text tokens of the call, which the keys and values kept have to agree with.
             reason: why this call cannot be anything but dense, if so.
             texts: what its text tokens are made of. Noise of one text says nothing of that of another.
+            condition: what else the noise hangs on, likewise (see `Branch`).
         """
         position = self.num_calls
         self.num_calls += 1
@@ -126,8 +131,9 @@ class Generation:
         if branch is not None and branch.num_rows != num_rows and not needs_memory:
             branch = None  # nothing is carried on any more
         is_replaced = branch is not None and branch.is_replaced_by(texts)
-        if branch is not None and is_replaced:
-            reason = reason or self._why_dense(branch, num_rows, num_text) or TEXT_REPLACED
+        if branch is not None and (is_replaced or branch.condition != condition):
+            why = TEXT_REPLACED if is_replaced else SWITCHED
+            reason = reason or self._why_dense(branch, num_rows, num_text) or why
             self._put_away(position, branch)
             branch = self._fitted = None
             if position == 0:  # so that all tokens of this evaluation are computed
@@ -137,7 +143,7 @@ class Generation:
             kind = "dense"
         if kind == "dense" and needs_memory and (branch is None or branch.num_rows != num_rows):
             history = TokenHistory(depth=max(self.config.solver_order, self.config.forecast_order + 1))
-            branch = Branch(num_rows, source, history)
+            branch = Branch(num_rows, source, history, condition)
             branch.layers = self._memory.pop((position, source), {})
             branch.is_steady = is_replaced
             self._branches[position] = branch
@@ -158,6 +164,7 @@ class Generation:
             self.trace.steps.append(step)
         else:
             step = self.trace.steps[-1]
+        step.num_rows += num_rows
         captures = kind == "dense" and needs_memory and self.plan.captures_at(self.index)
         stopwatch, size = Stopwatch(step, device), (self.grid.num_tokens + self.num_extra, self.grid.num_before)
         call = Call(kind, branch, rows, is_active, captures, stopwatch, *size, self.num_images)
@@ -202,7 +209,7 @@ class Generation:
         num_images = self._active.shape[0]
         active = self._active.repeat(num_rows // num_images, 1)
         mask = self._members.repeat(num_rows // num_images, 1)
-        is_shared = num_images == 1 or not self._chooser.is_per_image
+        is_shared = num_images == 1 or not self._chooser.has_own_sets
         num_before, beside = self.grid.num_before, (0, 0)
         if self.config.reference_reuse and self.num_extra:
             beside = (num_before, self.num_extra - num_before)
@@ -225,84 +232,15 @@ class Generation:
                 skipped step.
         """
         self._stopwatches.append(call.stopwatch.stop())
-        branch = call.branch
-        if branch is None:
+        if call.branch is None:
             return None
-        sigma, branch.last_index = self.sigmas[self.index], self.index
-        if call.kind == "dense":
-            assert output is not None
-            tokens = self.grid.patchify(output)
-            branch.noise_shape, branch.noise_dtype = tuple(output.shape), output.dtype
-            branch.history.record(tokens, sigma)
-            self._keep(branch, tokens)
-            if self.config.solver_order == 1:
-                return None
-            return self._full(branch, self._step_mean(branch).to(tokens.dtype), output)
-        if (
-            (operations := self._chooser.operations)
-            and self.config.rules == "ras_dit"
-            and not self.config.neighbor_update
-        ):
-            return self._full(branch, self._recorded(operations, call, branch, output), output)
-        filled = self._fill(branch)
-        if call.kind == "region":
-            assert output is not None
-            assert call.is_active is not None
-            tokens = self.grid.patchify(output)
-            branch.history.record(tokens, sigma, call.is_active)
-            if self.config.solver_order == 2:
-                tokens = self._step_mean(branch).to(tokens.dtype)
-            if self.config.neighbor_update:
-                nearby = missed_nearby(tokens.float() - filled, call.is_active, self.grid)
-                filled = filled + self.config.neighbor_update * nearby
-            filled = torch.where(call.is_active[..., None], tokens, filled.to(tokens.dtype))
-        self._keep(branch, filled)
-        return self._full(branch, filled, output)
-
-    def _full(self, branch: Branch, tokens: torch.Tensor, output: torch.Tensor | None) -> torch.Tensor:
-        """Noise of the grid's tokens in the form of the transformer's output."""
-        full = self.grid.unpatchify(tokens.to(branch.noise_dtype), branch.noise_shape)
-        if self.num_extra and output is not None and not self.grid.has_items:
-            # the noise of reference tokens is what it is (zero where they were not computed): nobody samples them
-            begin, end = self.grid.num_before, self.grid.num_before + self.grid.num_tokens
-            full[:, :begin] = output[:, :begin]
-            full[:, end:] = output[:, end:]
-        return full
-
-    def _fill(self, branch: Branch) -> torch.Tensor:
-        """What tokens that are not computed are given [R, N, D]."""
-        if self.config.rules == "reference":
-            assert branch.kept is not None
-            return branch.kept
-        return branch.history.forecast(*self.forecast_options())
-
-    def forecast_options(self) -> tuple[float, int, float, float | None]:
-        """Where tokens that are not computed are forecast, the order, the damping and the reach."""
-        config, sigma = self.config, self.sigmas[self.index]
-        at = self._middle if config.forecast_midpoint or config.solver_order == 2 else sigma
-        order = config.forecast_order if self.levels[self.index] < config.forecast_below else 0
-        return at, order, config.forecast_damping, config.forecast_reach
-
-    def _recorded(self, kernels: Operations, call: Call, branch: Branch, output: torch.Tensor | None) -> torch.Tensor:
-        """Noise of all tokens after a region or skipped step [R, N, D], by a kernel that records it as well."""
-        tokens = None if output is None else self.grid.patchify(output)
-        mean_at = self._middle if self.config.solver_order == 2 else None
-        options = (self.sigmas[self.index], *self.forecast_options(), mean_at, branch.noise_dtype)
-        return kernels.record_and_fill(branch.history.values, branch.history.sigmas, tokens, call.is_active, *options)
-
-    def _step_mean(self, branch: Branch) -> torch.Tensor:
-        """Noise just computed, carried to the middle of the step by its last slope [R, N, D]: Adams-Bashforth 2."""
-        return branch.history.forecast(self._middle, order=1, damping=1.0)
+        call.branch.last_index = self.index
+        return self._filler.full_noise(call, call.branch, output, self.index)
 
     @property
-    def _middle(self) -> float:
-        """The middle of the step's sigma interval."""
-        return (self.sigmas[self.index] + self.sigmas[self.index + 1]) / 2
-
-    def _keep(self, branch: Branch, tokens: torch.Tensor) -> None:
-        """The authors store the noise of slow tokens when they select, not when it is computed."""
-        if self.config.rules == "reference" and (self._next_selects() or branch.kept is None):
-            branch.kept = tokens
+    def forecast_rule(self) -> ForecastRule:
+        """How tokens that are not computed in the evaluation under way are forecast."""
+        return self._filler.rule(self.index)
 
     def _next_selects(self) -> bool:
         return self.index + 1 < len(self.plan) and self.plan[self.index + 1].selects
@@ -334,8 +272,11 @@ class Generation:
                 self._why_all_dense = "The noise held values that are not finite: the rest of the run was dense."
             self._chooser.learn(model_output, self.index, self._is_active)
             if self._next_selects() and self._why_all_dense is None:
-                self._active = self._chooser.choose(model_output, self.index + 1)
+                self._active = self._chooser.choose(model_output, sample, self.index + 1)
                 self._members = selection.membership(self._active, self.grid.num_tokens)
+        for position, branch in self._branches.items():
+            if branch.last_index < self.index and not self.config.static_memory:  # guidance that has ended
+                self._put_away(position, branch)
         self.index, self._made_rows = self.index + 1, {}
         self._is_refresh = self._exceeds_tolerance()
         self.num_calls = 0

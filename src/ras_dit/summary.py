@@ -59,7 +59,7 @@ def summarised(session: Session, has_controlnet: bool) -> Summary:
         session: of a pipeline.
         has_controlnet: the pipeline calls a ControlNet, whose time is not counted.
     """
-    trace, plan = session.trace, session.plan
+    trace, plan = session.latest.trace, session.latest.plan
     ran = None if plan is None else _as_ran(trace, plan)
     return Summary(
         num_steps=len(trace.steps),
@@ -75,13 +75,14 @@ def summarised(session: Session, has_controlnet: bool) -> Summary:
 
 def _advice(session: Session, has_controlnet: bool) -> tuple[str, ...]:
     """What `Summary.advice` says."""
-    trace, plan, config = session.trace, session.plan, session.config
+    latest, config = session.latest, session.config
+    trace, plan = latest.trace, latest.plan
     if plan is None or not plan.has_savings:
         return ()
     advice = [f"RAS gains little here: {why_small(plan)}"] if is_small(plan) else []
     if (reason := why_short(plan, config)) is not None:
         advice.append(reason)
-    count = session.num_references
+    count = latest.num_references
     could_reuse = session.token_plan.reuses_references and not config.reference_reuse
     if could_reuse and plan.num_region_steps and 4 * count >= plan.num_tokens:
         advice.append(
@@ -89,8 +90,8 @@ def _advice(session: Session, has_controlnet: bool) -> tuple[str, ...]:
             "reference_reuse=True only dense steps do."
         )
     has_one_plan = config.region_of_interest != "inpaint"  # one set for all would have to hold all masks
-    if session.costed is not None and has_one_plan:
-        reason = why_slow(plan, session.costed, session.num_parts)
+    if latest.costed is not None and has_one_plan:
+        reason = why_slow(plan, latest.costed, latest.num_parts)
         advice += [] if reason is None else [reason]
     if has_controlnet:
         advice.append("All speed-ups here are of the transformer alone, without the ControlNet's time.")

@@ -30,7 +30,6 @@ class TokenSeams:
         root: the transformer.
         token_plan: where its tokens enter, leave and attend.
         current: gives the transformer call under way, None outside of one.
-        storages: how the attention modules keep keys and values, one after the other; the last is repeated.
     """
 
     def __init__(
@@ -38,13 +37,11 @@ class TokenSeams:
         root: torch.nn.Module,
         token_plan: TokenPlan,
         current: Callable[[], Call | None],
-        storages: Sequence[KVStorage] = (AS_COMPUTED,),
     ) -> None:
         self.root = root
         self.token_plan = token_plan
         self.current = current
-        self._storages = storages
-        self._is_static = storages[0].is_static
+        self.keep_by((AS_COMPUTED,))
         self._root_signature = inspect.signature(type(root).forward)
         self._gates: list[torch.nn.Module] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
@@ -52,6 +49,11 @@ class TokenSeams:
         self._layers: dict[str, tuple[LayerSeam, Stream]] = {}
         self._blocks: list[BlockSeam] = []
         self._text: list[TextSeam] = []
+
+    def keep_by(self, storages: Sequence[KVStorage]) -> None:
+        """How the attention modules keep keys and values, one after the other; the last is repeated."""
+        self._storages = storages
+        self._is_static = storages[0].is_static
 
     def attach(self) -> None:
         """Put the hooks in. They fire in the order rows are gathered, attended with, scattered."""
@@ -304,7 +306,7 @@ def storages_of(
     shares = keeping_layers(config.kv_cache_layers, num_layers)
     try:
         device = None if device is None else torch.empty(0, device=device).device  # "cuda" is one of them
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(
             f"kv_cache_device: got {config.kv_cache_device!r}, which PyTorch cannot use: {error}"
         ) from error

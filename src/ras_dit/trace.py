@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
+from ras_dit.files import checked_suffix, read_as, save_text
 from ras_dit.geometry import TokenGrid
 from ras_dit.plan import StepKind
 
@@ -29,12 +28,15 @@ class StepTrace:
         active: computed token ids, LongTensor [B, num_active] ascending, one row per image; None when dense, [B, 0]
             when skipped.
         seconds: wall time of the evaluation's transformer calls (all branches); None while it is not known.
+        num_rows: rows of the batches of those calls together, also where none was computed; 0 in files of earlier
+            versions.
     """
 
     kind: StepKind
     sigma: float
     active: torch.Tensor | None = None
     seconds: float | None = None
+    num_rows: int = 0
 
 
 @dataclass
@@ -66,15 +68,18 @@ class Trace:
 
     @property
     def measured_speedup(self) -> float | None:
-        """Time of as many dense evaluations (their median) over the time of those that ran; None while unknown.
+        """Time of as many dense evaluations (the median per row) over the time of those that ran; None while unknown.
 
         The transformer's calls alone are timed, and a run's own dense steps are the measure: see the benchmarks for
         whole runs side by side.
         """
-        times = [(step.kind, step.seconds) for step in self.steps if step.seconds is not None]
-        dense = sorted(seconds for kind, seconds in times if kind == "dense")
-        total = sum(seconds for _, seconds in times)
-        return dense[len(dense) // 2] * len(times) / total if dense and total else None
+        steps = [step for step in self.steps if step.seconds is not None]
+        rows = [step.num_rows for step in steps]  # guidance of a part of the run makes them more there
+        rows = rows if all(rows) else [1] * len(rows)
+        total = sum(step.seconds or 0.0 for step in steps)
+        pairs = zip(steps, rows, strict=True)
+        dense = sorted((step.seconds or 0.0) / count for step, count in pairs if step.kind == "dense")
+        return dense[len(dense) // 2] * sum(rows) / total if dense and total else None
 
     def masks(self) -> torch.Tensor:
         """Which tokens every evaluation computed, bool [S, B, height, width] (video: [S, B, frames, height, width]) on
@@ -109,7 +114,11 @@ class Trace:
         if step is not None and not 0 <= step < len(self.steps):
             raise ValueError(f"step: got {step}; allowed: 0 to {len(self.steps) - 1}, the evaluations of this run.")
         counts = masks.sum(dim=0) if step is None else masks[step]
-        return counts[index if len(counts) > 1 else 0]
+        if len(counts) == 1:  # all steps were dense, however many images there were
+            return counts[0]
+        if not 0 <= index < len(counts):
+            raise ValueError(f"index: got {index}; allowed: 0 to {len(counts) - 1}, the images of this run.")
+        return counts[index]
 
     def heatmap(
         self, image: Image.Image | None = None, *, index: int = 0, step: int | None = None, size: int = 512
@@ -124,7 +133,7 @@ class Trace:
             size: longer side of the map in pixels without ``image`` (a colour bar comes below it); with one, its size.
 
         Raises:
-            ValueError: nothing has run yet, or a step outside of the run.
+            ValueError: nothing has run yet, or an image or step outside of the run.
         """
         from ras_dit.viz import draw_heatmap
 
@@ -142,6 +151,9 @@ class Trace:
         Args:
             frames: of the video, or a picture alone.
             index: which video of the batch.
+
+        Raises:
+            ValueError: nothing has run yet, or a video outside of the run.
         """
         from ras_dit.viz import draw_heatmap
 
@@ -166,6 +178,7 @@ class Trace:
                     "sigma": step.sigma,
                     "active": None if step.active is None else step.active.tolist(),
                     "seconds": step.seconds,
+                    "num_rows": step.num_rows,
                 }
                 for step in self.steps
             ],
@@ -212,9 +225,9 @@ class Trace:
         Raises:
             ValueError: another ending.
         """
-        from ras_dit.files import save_text
-
-        save_text(self.to_json(), _json_path(path))
+        path = Path(path)
+        checked_suffix("trace", path, ".json")
+        save_text(self.to_json(), path)
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
@@ -223,22 +236,7 @@ class Trace:
         Raises:
             ValueError: another ending, no such file, or one that holds no trace.
         """
-        from ras_dit.files import read_text
-
-        path = _json_path(path)
-        if not path.is_file():
-            raise ValueError(f"trace: got {str(path)!r}, which is no file; give a .json file.")
-        try:
-            return cls.from_json(read_text(path))
-        except ValueError as error:
-            raise ValueError(f"trace: {path} could not be read: {error}") from error
-
-
-def _json_path(path: str | Path) -> Path:
-    path = Path(path)
-    if path.suffix.lower() != ".json":
-        raise ValueError(f"trace: got the file name {path.name!r}; allowed: one ending in .json.")
-    return path
+        return read_as("trace", Path(path), {".json": cls.from_json})
 
 
 def _step_of(values: Mapping[str, Any]) -> StepTrace:
@@ -247,53 +245,4 @@ def _step_of(values: Mapping[str, Any]) -> StepTrace:
         raise ValueError(f"trace: got a step of kind {values['kind']!r}; allowed: {', '.join(get_args(StepKind))}.")
     active = values["active"]
     ids = None if active is None else torch.tensor(active, dtype=torch.long, device="cpu")
-    return StepTrace(values["kind"], values["sigma"], ids, values.get("seconds"))
-
-
-class Stopwatch:
-    """Adds the time of one transformer call to its step, without waiting for the device while the run is on."""
-
-    def __init__(self, step: StepTrace, device: torch.device) -> None:
-        self._step = step
-        self._device, self._is_cuda = device, device.type == "cuda"
-        self._is_timed = device.type in ("cpu", "cuda")  # others would have to be waited for
-        self._started = self._mark()
-
-    def _mark(self) -> Any:
-        if not self._is_cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self._device))
-        return event
-
-    def stop(self) -> Stopwatch:
-        self._stopped = self._mark()
-        return self
-
-    def read(self) -> None:
-        """Write the time down (waits for the device); none of a device whose calls return before they are done."""
-        if not self._is_timed:
-            return
-        if self._is_cuda:
-            self._stopped.synchronize()
-            seconds = self._started.elapsed_time(self._stopped) / 1000
-        else:
-            seconds = self._stopped - self._started
-        self._step.seconds = (self._step.seconds or 0.0) + seconds
-
-
-class FiniteCheck:
-    """Whether all noise and latents of a run were finite. A GPU is asked at the end: the CPU does not wait for it."""
-
-    def __init__(self) -> None:
-        self._total: torch.Tensor | None = None  # of everything: not finite if any of it was not
-
-    def add(self, model_output: torch.Tensor, sample: torch.Tensor) -> bool:
-        """Take in an evaluation; False if it is known to hold values that are not finite."""
-        total = model_output.sum(dtype=torch.float32) + sample.sum(dtype=torch.float32)
-        self._total = total if self._total is None else self._total + total  # once not finite, it stays so
-        return not total.is_cpu or math.isfinite(total.item())
-
-    def was_true(self) -> bool:
-        """Whether everything that was taken in was finite."""
-        return self._total is None or math.isfinite(self._total.item())
+    return StepTrace(values["kind"], values["sigma"], ids, values.get("seconds"), values.get("num_rows", 0))

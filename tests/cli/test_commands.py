@@ -157,18 +157,24 @@ def test_a_plan_counts_reference_tokens_and_the_batch(ras_dit: Run, tmp_path: Pa
     flux.build(vae=tiny_vae(4, num_levels=3)).save_pretrained(tmp_path)
     words = ("plan", "-m", tmp_path, "--steps", 12, "--height", 64, "--width", 96, "--preset", "regions")
     outline, size = pipeline_outline(str(tmp_path)), (PRESETS["regions"], 12, 64, 96, None, None)
-    for flags, counts in (((), (1, 0)), (("--references", 96), (1, 96)), (("--batch", 64), (64, 0))):
+    for flags, counts in (
+        ((), (1, 0)),
+        (("--reference-tokens", 96), (1, 96)),
+        (("--batch", 64), (64, 0)),
+        (("--guidance-rows", 2), (1, 0, 2)),
+    ):
         code, out, err = ras_dit(*words, *flags)
         assert code == 0, err
         plan = library.plan_for(outline, *size, *counts)
         assert plan.described_speedup in out
         assert plan.cost is not None
         assert f"{plan.cost.total_flops / 1e9:,.1f} GFLOP" in out
+        assert plan.cost.described_cache in out
     alone, beside = (library.plan_for(outline, *size, 1, count).cost for count in (0, 96))
     assert alone is not None
     assert beside is not None
     assert beside.total_flops > 1.2 * alone.total_flops
-    for flag in ("--batch", "--references"):
+    for flag in ("--batch", "--reference-tokens", "--guidance-rows"):
         code, _, err = ras_dit(*words, flag, -1)
         assert code == 2
         assert f"{flag}: got -1" in err

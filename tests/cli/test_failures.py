@@ -17,8 +17,9 @@ from PIL import Image
 
 from ras_dit.cli import main
 from ras_dit.cli.pipelines import resolve_device
+from ras_dit.cli.places import check_file, check_folder
 from ras_dit.config import RASConfig
-from ras_dit.files import check_file, check_folder, save_png
+from ras_dit.files import save_png
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -58,6 +59,8 @@ Run = Callable[..., tuple[int, str, str]]
         (("calibrate", "--model", "somebody/model"), "--prompts-file: got none"),
         (("generate", "a", "--height", "-64"), "height: got -64; allowed: a number of pixels"),
         (("generate", "a", "--width", "0"), "width: got 0"),
+        (("generate", "a", "--strength", "1.5"), "strength: got 1.5; allowed: above 0, at most 1."),
+        (("compare", "a", "--strength", "nan"), "strength: got nan"),
         (("generate", "a", "--guidance", "nan"), "guidance: got nan; allowed: a finite number"),
         (("compare", "a", "--height", "0"), "height: got 0"),
         (("arena", "--width", "-1"), "width: got -1"),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
+import torch
 from diffusers.utils import BaseOutput
 from packaging.version import Version
 from PIL import Image
@@ -35,12 +37,12 @@ from families import (
     prx,
     z_image,
 )
-from ras_dit.cli.call_checks import ROUNDING, STRICT, _num_steps, check_picture, num_evaluations
+from ras_dit.cli.picture_checks import ROUNDING, STRICT, _num_steps, check_picture, num_evaluations
 from ras_dit.cli.pictures import Picture, paint
 from ras_dit.cli.pipelines import load_pipeline
 from ras_dit.cli.progress import described_progress
+from ras_dit.cli.prompts import ALLOWED, HIDDEN, KINDS, PROMPT_KEYS, read_prompts
 from ras_dit.config import RASConfig
-from ras_dit.files import PROMPT_KEYS, read_prompts
 from tiny import tiny_vae
 
 SHORT = ("--steps", 8, "--guidance", 3)
@@ -292,11 +294,13 @@ def test_pipelines_that_are_strict_are_of_diffusers() -> None:
         assert any(name.startswith(start) and name.endswith("Pipeline") for name in dir(diffusers)), start
 
 
-def test_a_default_strength_shortens_the_run() -> None:
-    """0.6 of 28 steps are 17: a step may lie outside them, and what a share says comes sooner."""
+def test_a_strength_shortens_the_run() -> None:
+    """0.6 (the default) of 28 steps are 17: a step may lie outside them, and what a share says comes sooner."""
     pipe = flux_images.build(diffusers.FluxImg2ImgPipeline)
-    assert num_evaluations(pipe, 28) == 17
     picture = Picture("a fox", steps=28)
+    assert num_evaluations(pipe, picture) == 17
+    assert num_evaluations(pipe, Picture("a fox", steps=28, strength=0.25)) == 7
+    assert num_evaluations(pipe, Picture("a fox", steps=28, strength=1)) == 28
     later = RASConfig(warmup_steps=0.5, skip_steps=(10,))
     with pytest.raises(ValueError, match=r"skip_steps: got \[10\], inside the warm-up of 14"):
         library.build_plan(later, 28, 4096)
@@ -306,7 +310,7 @@ def test_a_default_strength_shortens_the_run() -> None:
         check_picture(pipe, picture, RASConfig(refresh_steps=(17,)))
     pipe.scheduler = diffusers.FlowMatchHeunDiscreteScheduler()
     assert pipe.scheduler.order == 2
-    assert num_evaluations(pipe, 28) == 33
+    assert num_evaluations(pipe, picture) == 33
     check_picture(pipe, picture, RASConfig(refresh_steps=(32,)))
     with pytest.raises(ValueError, match="refresh_steps: got 33, but this run has 33"):
         check_picture(pipe, picture, RASConfig(refresh_steps=(33,)))
@@ -331,11 +335,51 @@ def test_a_shortened_run_is_as_long_as_diffusers_makes_it(name: str) -> None:
     kind = getattr(diffusers, name)
     strength = inspect.signature(kind.__call__).parameters["strength"].default
     assert strength < 1
-    for steps in range(1, 60):
+    for steps, given in itertools.product(range(1, 60), (None, 0.1, 0.35, 0.7, 1.0)):
         scheduler = SimpleNamespace(timesteps=range(steps), order=1)
         pipe = SimpleNamespace(scheduler=scheduler)
-        timesteps, _ = kind.get_timesteps(pipe, num_inference_steps=steps, strength=strength, device="cpu")
-        assert _num_steps(kind.__new__(kind), steps) == len(timesteps), steps
+        timesteps, _ = kind.get_timesteps(pipe, steps, strength if given is None else given, device="cpu")
+        picture = Picture("a fox", steps=steps, strength=given)
+        assert _num_steps(kind.__new__(kind), picture) == len(timesteps), steps
+
+
+def test_a_strength_is_refused_where_there_is_none() -> None:
+    check_picture(flux_images.build(diffusers.FluxImg2ImgPipeline), Picture("a fox", steps=10, strength=0.01), None)
+    with pytest.raises(ValueError, match="strength: FluxPipeline has no such option"):
+        check_picture(flux.build(vae=tiny_vae(4, num_levels=3)), Picture("a fox", strength=0.5), None)
+
+
+def test_a_batch_goes_on_after_a_picture_that_failed(
+    ras_dit: Run, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = diffusers.StableDiffusion3Pipeline.__call__
+    failing: dict[str, Exception] = {"an owl": torch.OutOfMemoryError("CUDA out of memory.")}
+
+    def call(self: Any, *, prompt: str, **options: Any) -> Any:
+        if prompt in failing:
+            raise failing[prompt]
+        return original(self, prompt=prompt, **options)
+
+    call.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(diffusers.StableDiffusion3Pipeline, "__call__", call)
+    words = ("generate", "a fox", "an owl", "a cat", "-m", model, *SHORT, "-o", tmp_path)
+    code, out, err = ras_dit(*words)
+    assert (code, out.count("Wrote ")) == (2, 1)
+    assert err.strip().startswith("ras-dit: error: out of memory: CUDA out of memory.")
+    code, out, err = ras_dit(*words, "--keep-going")
+    assert (code, out.count("Wrote ")) == (2, 1)
+    assert "1 of 3 pictures are there already" in out
+    told = [line for line in err.splitlines() if "error" in line]
+    assert told[0].startswith("ras-dit: error: 'an owl', seed 0: out of memory: CUDA out of memory.")
+    assert told[1].startswith("ras-dit: error: 1 of 2 pictures failed, the others are written.")
+    failing.clear()
+    code, out, err = ras_dit(*words, "--keep-going")
+    assert (code, out.count("Wrote ")) == (0, 1), err
+    assert len(list(tmp_path.glob("*.png"))) == 3
+    failing["a dog"] = KeyError("a bug")
+    with pytest.raises(KeyError):  # an error of ours ends a batch all the same
+        ras_dit("generate", "a dog", "-m", model, *SHORT, "-o", tmp_path, "--keep-going")
 
 
 def test_omnigens_prompt_says_where_the_picture_belongs(tmp_path: Path) -> None:
@@ -383,6 +427,11 @@ def test_the_readme_names_every_key_of_a_line() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     about = readme.split("`generate --prompts-file` takes", 1)[1].split("\n\n", 1)[0]
     assert not [key for key in PROMPT_KEYS if f"`{key}`" not in about]
+
+
+def test_a_line_sets_every_field_of_a_picture_that_is_not_hidden() -> None:
+    assert {*PROMPT_KEYS, *HIDDEN} == {field.name for field in fields(Picture)}
+    assert set(KINDS.values()) <= set(ALLOWED)
 
 
 def test_lines_end_where_json_cannot_go_on(tmp_path: Path) -> None:

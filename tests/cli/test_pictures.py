@@ -229,6 +229,13 @@ def test_inpainting_within_its_mask(ras_dit: Run, model: str, tmp_path: Path) ->
     assert "1 of 1 pictures are there already" in out, err
     code, _, err = ras_dit("compare", "a fox", *words, *files, "--repeats", 1, "-o", tmp_path / "both.png")
     assert code == 0, err
+    prompts.write_text('{"prompt": "a fox", "image": "drawn.png", "mask_image": "mask.png", "strength": 0.5}')
+    code, out, err = ras_dit("generate", "--prompts-file", prompts, "-m", folder, *flags, "-o", tmp_path / "half")
+    assert code == 0, err
+    assert "RAS: 5 evaluations" in out
+    (path,) = (tmp_path / "half").glob("*.png")
+    with Image.open(path) as image:
+        assert image.text["strength"] == "0.5"  # type: ignore[attr-defined]
     code, _, err = ras_dit("generate", "a fox", *words, *files[:2], "-o", tmp_path / "out")
     assert code == 2
     assert "needs mask_image, which was not given; give --mask-image to ras-dit generate or compare" in err
@@ -345,6 +352,7 @@ def test_pictures_that_cannot_be_read(
         (("generate", "a", "--image", tmp_path / "none.png"), "none.png', which is no file."),
         (("generate", "a", "--image", words), "words.txt', which cannot be read as a picture"),
         (("generate", "--prompts-file", prompts), "line 1: image: got 3; give a file."),
+        (("generate", "a", "--strength", 0.5), "strength: StableDiffusion3Pipeline has no such option; leave it out."),
     ):
         code, _, err = ras_dit(*call, *out)
         assert code == 2

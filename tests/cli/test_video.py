@@ -20,7 +20,7 @@ from PIL import Image, ImageSequence
 import ras_dit as library
 from families import wan
 from ras_dit.arena import SUITES, Method, StepCache
-from ras_dit.arena.suites import TAYLORSEER
+from ras_dit.arena.rivals import TAYLORSEER
 from ras_dit.cli.pictures import Picture, paint
 from ras_dit.files import save_png
 

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import struct
+from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from ras_dit.cli.pictures import Picture
 from ras_dit.study import Key, Pair, Study, StudyConfig, build_study, find_pairs
+from ras_dit.study.pairs import REQUEST_KEYS
 from ras_dit.study.pictures import clean_picture
 from study.conftest import NUM_PAIRS, colour, page_data, paint
 
@@ -216,6 +219,10 @@ def test_pairs_by_request(tmp_path: Path) -> None:
     paint(tmp_path / "ras" / "again.png", 0, {"prompt": "a fox", "seed": 2, "height": 24, "width": 24})
     with pytest.raises(ValueError, match="seed 2 has no partner"):
         find_pairs(tmp_path, "ras", "dense")
+
+
+def test_requests_are_told_by_what_generate_writes() -> None:
+    assert set(REQUEST_KEYS) <= {field.name for field in fields(Picture)}
 
 
 def test_equal_names_of_other_requests_are_no_pair(tmp_path: Path) -> None:

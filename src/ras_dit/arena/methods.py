@@ -22,6 +22,9 @@ from ras_dit.config import RASConfig
 from ras_dit.plan import build_plan
 from ras_dit.schedule import is_euler
 
+Group = Literal["ras", "cache", "dense", "converged", "baseline", "reference"]
+"""Kinds of methods, each of a colour in plots: RAS, step caches, dense runs, the converged one, random or oldest
+tokens, the authors' settings."""
 Solver = Literal["euler", "ab2", "heun", "unipc", "dpm++", "euler-even", "ab2-even"]
 """``euler``: the pipeline's own scheduler, whatever it is. ``-even``: on a grid of even noise levels, 1 to 1 / steps,
 to which the pipeline's shift is applied once."""
@@ -154,7 +157,7 @@ class Method:
     """
 
     name: str
-    group: str
+    group: Group
     steps: int = 28
     solver: Solver = "euler"
     config: RASConfig | None = None
@@ -165,6 +168,8 @@ class Method:
     def __post_init__(self) -> None:
         if self.visited and (self.visited[0] != 0 or self.solver != "ab2"):
             raise ValueError(f"visited: got {self.visited} with {self.solver}; allowed: 0, ... with 'ab2'.")
+        if self.group not in get_args(Group):
+            raise ValueError(f"{self.name}: got the group {self.group!r}; allowed: {', '.join(get_args(Group))}.")
         if self.solver not in get_args(Solver):
             raise ValueError(f"solver: got {self.solver!r}; allowed: {', '.join(get_args(Solver))}.")
         if self.steps < 1:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ras_dit.machine import machine_name
 from ras_dit.versions import versions
 
 NUM_NAMED = 3
@@ -19,12 +20,11 @@ def painted_with(device: torch.device) -> dict[str, Any]:
 
 
 def _machine(device: torch.device) -> str:
-    from ras_dit.bench.results import processor
-
+    name = machine_name(device)
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return name
     count = torch.get_num_threads()
-    return f"{processor()}, {count} thread{'s' if count != 1 else ''}"
+    return f"{name}, {count} thread{'s' if count != 1 else ''}"
 
 
 def origins(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -6,11 +6,13 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from ras_dit.bench.cases import Case
-from ras_dit.bench.checks import PROBE, Probe, compiled_checks, fresh_check, probe, require
+from ras_dit.bench.checks import PROBE, Probe, compiled_checks, eager_probe, fresh_check, probe, require
 from ras_dit.bench.loops import SHORT_WARMUP, StepTimer, run_loop, short_call, short_config
+from ras_dit.bench.measure import look_into
 from ras_dit.bench.memory import memory_row, short_peak
 from ras_dit.bench.modes import config_in, settle
 from ras_dit.bench.profiling import profile_step
@@ -34,6 +36,7 @@ def size_row(
     mode: str = "eager",
     eager: Probe | None = None,
     on_run: Callable[[], None] = lambda: None,
+    is_profiled: bool = True,
 ) -> dict[str, Any]:
     """Steps of one picture size, and what they make of a whole loop. Dense loops and those of every ratio run in turn,
     round by round, so that a machine that drifts changes all of them alike.
@@ -47,6 +50,7 @@ def size_row(
         mode: one of `ras_dit.bench.modes.MODES`.
         eager: what `eager_probe` found at this size before the pipeline was compiled; None if it is not.
         on_run: called `num_runs` times.
+        is_profiled: look where the time of a step goes, after all is timed.
 
     Returns:
         ``size``, ``num_tokens``, ``dense_step`` (seconds, without RAS), its ``profile``, ``num_rounds``, ``checks`` and
@@ -62,7 +66,7 @@ def size_row(
         settle(pipe, call)
         checks = compiled_checks(pipe, call, case.dtype, eager, config_in(mode, PROBE))
     else:
-        checks = [fresh_check(probe(pipe, call), case.dtype)]
+        checks = [fresh_check(probe(pipe, call) if device == "cpu" else eager_probe(pipe, call), case.dtype)]
     require(checks, None if eager is None else eager.rounding)
     found = [_Ratio(ratio, config_in(mode, case.schedule.config(ratio, num_steps))) for ratio in ratios]
     dense: list[float] = []
@@ -90,39 +94,37 @@ def size_row(
     dense_step = statistics.median(dense)
     ratios_found = [one.row(dense_step, num_steps) for one in found]
     leanest = min(range(len(found)), key=lambda place: found[place].ratio)
-    profile, more = _looked_into(case, pipe, call, found[leanest], on_run)
-    ratios_found[leanest] |= more
-    return {
+    ratios_found[leanest]["memory"] = _memory_of(case, pipe, call, found[leanest], on_run)
+    row: dict[str, Any] = {
         "size": str(case.size),
         "num_tokens": found[0].latest_plan.num_tokens,
         "dense_step": dense_step,
         "num_rounds": num_rounds,
         "checks": [check.to_dict() for check in checks],
-        "profile": profile,
         "ratios": ratios_found,
     }
-
-
-def _looked_into(
-    case: Case, pipe: Any, call: dict[str, Any], leanest: _Ratio, on_run: Callable[[], None]
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """Where the time of a dense step goes, and of a ratio's region step with the memory that it takes."""
-
-    def profile_of(config: RASConfig | None, is_warm: bool = True) -> dict[str, float]:
-        groups = profile_step(pipe, call, config, case.calls_per_step, is_warm)
+    config = found[leanest].config
+    for target, profiled in ((row, None), (ratios_found[leanest], config)) if is_profiled else ():
+        is_warm = profiled is None or not config.static_memory
+        look_into(target, "profile", partial(profile_step, pipe, call, profiled, case.calls_per_step, is_warm))
         on_run()
-        return groups
+    return row
+
+
+def _memory_of(
+    case: Case, pipe: Any, call: dict[str, Any], leanest: _Ratio, on_run: Callable[[], None]
+) -> dict[str, Any]:
+    """What a ratio takes at its peak beside dense."""
 
     def peak_of(config: RASConfig | None, steps: int) -> int | None:
         peak = short_peak(pipe, call, config, steps)
         on_run()
         return peak
 
-    config, cost = leanest.config, leanest.latest_plan.cost
+    cost = leanest.latest_plan.cost
     assert cost is not None
-    dense, region = profile_of(None), profile_of(config, not config.static_memory)
-    peaks = peak_of(None, SHORT_WARMUP), peak_of(config, SHORT_WARMUP + 1)
-    return dense, {"profile": region, "memory": memory_row(*peaks, case.num_rows * cost.kv_cache_bytes)}
+    peaks = peak_of(None, SHORT_WARMUP), peak_of(leanest.config, SHORT_WARMUP + 1)
+    return memory_row(*peaks, case.num_rows * cost.kv_cache_bytes)
 
 
 def num_runs(num_ratios: int) -> int:

@@ -32,7 +32,7 @@ def around_parts(handle: Handle, around: Around) -> Iterator[None]:
     """
     session: Any = handle._session
     patches: list[PatchedMethod] = []
-    seams = session._seams[session.transformer]
+    seams = session._attached[session.transformer].seams
     patches.append(PatchedMethod(seams, "begin", _wrapped(session, around, ROWS)))
     seen: list[Any] = []
 

@@ -73,6 +73,25 @@ def measure(
     return [loop.row(loops[0], num_rows) for loop in loops]
 
 
+def look_into(row: dict[str, Any], name: str, look: Callable[[], Any]) -> None:
+    """Add what a look at something gives to a row; if it fails, why, among ``missing``: what was timed before is kept.
+
+    Args:
+        row: to add to.
+        name: under which.
+        look: gives it.
+    """
+    try:
+        row[name] = look()
+    except Exception as error:
+        row.setdefault("missing", {})[name] = first_line(error)
+
+
+def first_line(error: Exception) -> str:
+    """Of what an error says."""
+    return (str(error) or "no message").splitlines()[0]
+
+
 def num_loops(num_configs: int, repeats: int) -> int:
     """How often `measure` calls ``on_run``."""
     return (num_configs + 1) * (repeats + 2)
@@ -88,6 +107,7 @@ class _Loop:
         self.handle: Handle | None = None
         self.timings: LayerTimings = {}
         self.peak: int | None = None
+        self.missing: dict[str, str] = {}
         self.num_recorded = 0  # CUDA graphs, in the latest loop
 
     @property
@@ -139,7 +159,9 @@ class _Loop:
     def find_peak(self, pipe: Any, call: dict[str, Any]) -> None:
         """Peak memory of a short loop; none of a config that never fills a cache."""
         if self.config is None or self.plan.num_region_steps:
-            self.peak = short_peak(pipe, call, self.config)
+            found: dict[str, Any] = {}
+            look_into(found, "memory", lambda: short_peak(pipe, call, self.config))
+            self.peak, self.missing = found.get("memory"), found.get("missing", {})
 
     def row(self, dense: _Loop, num_rows: int) -> dict[str, Any]:
         step_seconds = by_step(self.steps)
@@ -150,6 +172,7 @@ class _Loop:
             "steps": len(self.steps[0]),
             "step_seconds": step_seconds,
             "speedup_same_mode": dense.median / self.median,
+            **({"missing": self.missing} if self.missing else {}),
         }
         if self.config is None:
             return {**common, "dense_step": statistics.median(step_seconds), "peak_bytes": self.peak}

@@ -112,6 +112,8 @@ class _Window:
             spent = self._spent(event)
             if spent:
                 found[ADDED if _is_added(event) else group_of(event.name)] += spent / 1e3
+        if not any(found.values()):
+            raise RuntimeError("the profiler recorded no operation")
         wall = (self._marks[1] - self._marks[0]) * 1e3
         return {name: round(value, 3) for name, value in found.items()} | {WALL: round(wall, 3)}
 

@@ -112,7 +112,7 @@ def profile_lines(case: Mapping[str, Any]) -> list[str]:
         lines += [f"{mode}, {row['name']}: " + _groups(row["profile"]) for row in found]
     for mode, crossed in case["crossover"].items():
         for row in crossed["rows"]:
-            lines.append(f"{mode}, {row['size']}, dense: " + _groups(row["profile"]))
+            lines += [f"{mode}, {row['size']}, dense: " + _groups(row["profile"])] if "profile" in row else []
             profiled = [one for one in row["ratios"] if "profile" in one]
             lines += [f"{mode}, {row['size']}, ratio {one['ratio']:g}: " + _groups(one["profile"]) for one in profiled]
     return lines

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ras_dit.files import alone_with, save_text
+from ras_dit.machine import machine_name
 
 SCHEMA = 3
 EARLIER = range(1, SCHEMA)
@@ -54,36 +55,17 @@ def code_hash() -> str:
     return digest.hexdigest()[:12]
 
 
-UNITS: tuple[str, ...] = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
-"""Units for matrix products, as Linux names them, the best first."""
-
-
-def processor() -> str:
-    """What the processor calls itself, with the widest of its units for matrix products that PyTorch makes use of."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    if not names:
-        return platform.processor() or platform.machine()
-    known = {word for line in lines if line.startswith("flags") for word in line.split()}
-    units = [unit for unit in UNITS if unit in known]
-    units = [unit for unit in units if unit.endswith("bf16")] or units[:1]
-    return names[0] + (f" ({', '.join(units)})" if units else "")
-
-
 def environment(device: str) -> dict[str, Any]:
     """Code, hardware and versions."""
     import torch
 
     from ras_dit.versions import versions
 
-    is_cuda = device.startswith("cuda")
+    is_cuda, name = device.startswith("cuda"), machine_name(torch.device(device))
     return {
         "code": code_hash(),
-        "device": torch.cuda.get_device_name(torch.device(device)) if is_cuda else device,
-        "processor": None if is_cuda else processor(),  # a GPU's results are resumed on any host
+        "device": name if is_cuda else device,
+        "processor": None if is_cuda else name,  # a GPU's results are resumed on any host
         "threads": None if is_cuda else torch.get_num_threads(),
         "python": platform.python_version(),
         **versions(),

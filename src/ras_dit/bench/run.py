@@ -8,13 +8,14 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ras_dit.bench.architectures import Size
 from ras_dit.bench.cases import Case
 from ras_dit.bench.checks import PROBE, Check, Probe, RefusedError, compiled_checks, eager_checks, eager_probe, require
 from ras_dit.bench.crossover import num_runs, size_row
-from ras_dit.bench.measure import measure, num_loops
+from ras_dit.bench.measure import first_line, look_into, measure, num_loops
 from ras_dit.bench.modes import config_in, in_mode, num_without_graphs, settle
 from ras_dit.bench.overhead import overhead
 from ras_dit.bench.profiling import profile_step
@@ -83,6 +84,11 @@ class Settings:
             return []
         texts = self.sizes if self.sizes is not None else case.sizes
         return list(dict.fromkeys(Size.parse(text, case.size) for text in texts))
+
+    def is_profiled(self, part: str, due: list[str]) -> bool:
+        """Whether it is looked into where the time of a part's steps goes: on a GPU of the last one alone, for a
+        profiler slows down what comes after it in the same process."""
+        return self.device == "cpu" or part == due[-1]
 
     def with_parts(self, cases: list[Case], is_named: bool) -> list[Case]:
         """The cases of which there is something to measure.
@@ -197,17 +203,20 @@ class Benchmark:
             for part in due:
                 self._keep(case, part, self._refused(case, part, error))
             return
+        broken: Exception | None = None
         for part in due:
+            is_profiled = settings.is_profiled(part, due)
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("error", RASWarning)
                     warnings.simplefilter("ignore", AdviceWarning)  # what is gained is measured here
-                    result = self._part(case, pipe, call, part, checks, eager)
+                    result = self._part(case, pipe, call, part, checks, eager, is_profiled)
             except Exception as error:
-                if not _is_refusal(error, part):
-                    raise
                 result = self._refused(case, part, error)
+                broken = broken if _is_refusal(error, part) else error
             self._keep(case, part, result)
+        if broken is not None:  # the other parts may have done better
+            raise broken
 
     def _refused(self, case: Case, part: str, error: Exception) -> dict[str, Any]:
         reason = f"{type(error).__name__}: {first_line(error)}"
@@ -225,15 +234,22 @@ class Benchmark:
             self.say(f"{case.name}: dropped what other code, options or machines measured ({', '.join(dropped)}).")
 
     def _part(
-        self, case: Case, pipe: Any, call: dict[str, Any], part: str, checks: list[Check], eager: Probe
+        self,
+        case: Case,
+        pipe: Any,
+        call: dict[str, Any],
+        part: str,
+        checks: list[Check],
+        eager: Probe,
+        is_profiled: bool,
     ) -> dict[str, Any]:
         mode, size = mode_and_size(part)[0], _size_of(part)
         require(checks, eager.rounding)
         num_before = num_without_graphs()
         if size is None:
-            result = self._loops(case, pipe, call, mode, checks, eager)
+            result = self._loops(case, pipe, call, mode, checks, eager, is_profiled)
         else:
-            result = self._crossed(case.at(size), pipe, mode)
+            result = self._crossed(case.at(size), pipe, mode, is_profiled)
         if num_without_graphs() > num_before:
             raise RefusedError(
                 "PyTorch ran compiled blocks without CUDA graphs: its warnings, or TORCH_LOGS=perf_hints, say why."
@@ -241,17 +257,27 @@ class Benchmark:
         return result
 
     def _loops(
-        self, case: Case, pipe: Any, call: dict[str, Any], mode: str, checks: list[Check], eager: Probe
+        self,
+        case: Case,
+        pipe: Any,
+        call: dict[str, Any],
+        mode: str,
+        checks: list[Check],
+        eager: Probe,
+        is_profiled: bool,
     ) -> dict[str, Any]:
         with in_mode(pipe, mode, self.settings.backend):
             if mode != "eager":
                 settle(pipe, call)
                 checks = compiled_checks(pipe, call, case.dtype, eager, config_in(mode, PROBE))
                 require(checks, eager.rounding)
-            rows = self._rows(case, pipe, call, mode)
+            rows = self._rows(case, pipe, call, mode, is_profiled)
+        for row in rows:
+            for what, why in row.get("missing", {}).items():
+                self.say(f"{case.name}, {mode}, {row['name']}: no {what}: {why}")
         return {"rows": rows, "checks": [check.to_dict() for check in checks]}
 
-    def _rows(self, case: Case, pipe: Any, call: dict[str, Any], mode: str) -> list[dict[str, Any]]:
+    def _rows(self, case: Case, pipe: Any, call: dict[str, Any], mode: str, is_profiled: bool) -> list[dict[str, Any]]:
         settings = self.settings
         configs = case.configs(settings.steps_of(case), settings.ratios, settings.presets)
         configs = {name: config_in(mode, config) for name, config in configs.items()}
@@ -269,14 +295,15 @@ class Benchmark:
             )
         regional = [row for row in rows if row.get("num_active")]
         for row in regional:
-            row["overhead"] = overhead(pipe, call, configs[row["name"]], rows[0]["dense_step"])
-        rows[0]["profile"] = profile_step(pipe, call, None, case.calls_per_step)
-        if regional:
-            leanest = min(regional, key=lambda row: row["num_active"])
-            leanest["profile"] = profile_step(pipe, call, configs[leanest["name"]], case.calls_per_step)
+            added = partial(overhead, pipe, call, configs[row["name"]], rows[0]["dense_step"])
+            look_into(row, "overhead", added)
+        leanest = sorted(regional, key=lambda row: row["num_active"])[:1]
+        for row in (rows[0], *leanest) if is_profiled else ():
+            profile = partial(profile_step, pipe, call, configs.get(row["name"]), case.calls_per_step)
+            look_into(row, "profile", profile)
         return [{"mode": mode, **row} for row in rows]
 
-    def _crossed(self, sized: Case, pipe: Any, mode: str) -> dict[str, Any]:
+    def _crossed(self, sized: Case, pipe: Any, mode: str, is_profiled: bool) -> dict[str, Any]:
         """One size of the crossover, in one mode."""
         import torch
 
@@ -289,7 +316,7 @@ class Benchmark:
             with self.progress(title, num_runs(len(ratios))) as advance:
                 eager = None if mode == "eager" else eager_probe(pipe, sized.call(pipe, device, steps))
                 with in_mode(pipe, mode, self.settings.backend):  # anew: every size gets its own graphs
-                    row = size_row(sized, pipe, device, ratios, steps, mode, eager, lambda: advance(title))
+                    row = size_row(sized, pipe, device, ratios, steps, mode, eager, lambda: advance(title), is_profiled)
         except torch.OutOfMemoryError as error:
             _free(device)
             return {"left_out": f"ran out of memory ({first_line(error)})"}
@@ -300,11 +327,6 @@ def _size_of(part: str) -> Size | None:
     """Of a part that is a size of the crossover."""
     text = mode_and_size(part)[1]
     return None if text is None else Size.parse(text, Size(1, 1))
-
-
-def first_line(error: Exception) -> str:
-    """Of what an error says."""
-    return (str(error) or "no message").splitlines()[0]
 
 
 def _on(device: str) -> AbstractContextManager[Any]:

@@ -85,14 +85,14 @@ def arena(
     from ras_dit.arena.perceptual import Perceptual, Weights
     from ras_dit.arena.report import text
     from ras_dit.arena.run import converged_solver_of
-    from ras_dit.cli.call_checks import check_picture
+    from ras_dit.cli.picture_checks import check_picture
     from ras_dit.cli.pictures import Picture, call_arguments, resolved
     from ras_dit.cli.pipelines import EMBEDDED, load_pipeline, makes_video
+    from ras_dit.cli.places import check_folder
     from ras_dit.cli.plots import NO_PLOT, has_matplotlib
     from ras_dit.cli.progress import runs_progress
     from ras_dit.cli.scenes import read_scenes
     from ras_dit.config import RASConfig
-    from ras_dit.files import check_folder
     from ras_dit.pipeline import device_of
     from ras_dit.remarks import AdviceWarning
 
@@ -113,8 +113,17 @@ def arena(
         return
     weights = Weights(lpips_weights, inception_weights, clip_model, real)
     scenes = read_scenes(prompts_file, pictures, is_embedded=model in EMBEDDED)
-    guided = (negative_prompt, true_cfg_scale)
-    picture = Picture(scenes[0].prompt, 0, steps, guidance, height, width, frames, *guided)
+    picture = Picture(
+        prompt=scenes[0].prompt,
+        seed=0,
+        steps=steps,
+        guidance=guidance,
+        height=height,
+        width=width,
+        num_frames=frames,
+        negative_prompt=negative_prompt,
+        true_cfg_scale=true_cfg_scale,
+    )
     pipe = load_pipeline(model, dtype, device, allows_video=True, offload=offload)
     picture = resolved(pipe, model, picture)
     check_picture(pipe, picture, None)  # all before the folder is claimed; a bad size is no method's mistake

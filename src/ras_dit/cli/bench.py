@@ -66,9 +66,9 @@ def bench(
     from ras_dit.bench.report import plot as draw
     from ras_dit.bench.report import profile_lines, tables
     from ras_dit.cli.pipelines import resolve_device
+    from ras_dit.cli.places import check_file
     from ras_dit.cli.plots import has_matplotlib
     from ras_dit.cli.progress import described_progress
-    from ras_dit.files import check_file
 
     console = Console(highlight=False)
     if list_cases:

@@ -56,12 +56,12 @@ def calibrate(
 
     from ras_dit.arena.run import arguments_for
     from ras_dit.calibration import DenseRun, check_fittable
-    from ras_dit.cli.call_checks import check_picture
+    from ras_dit.cli.picture_checks import check_picture
     from ras_dit.cli.pictures import Picture, call_arguments, resolved
     from ras_dit.cli.pipelines import EMBEDDED, load_pipeline
+    from ras_dit.cli.places import check_file
     from ras_dit.cli.progress import runs_progress
     from ras_dit.cli.scenes import read_scenes
-    from ras_dit.files import check_file
     from ras_dit.plan_search import NUM_TICKS, check_cost, find_plan
     from ras_dit.presets import described
     from ras_dit.remarks import AdviceWarning
@@ -77,8 +77,17 @@ def calibrate(
     scenes = read_scenes(prompts_file, pictures, is_embedded=model in EMBEDDED, first_seed=seed)
     if frames is not None and frames < 1:
         raise ValueError(f"--frames: got {frames}; allowed: at least 1.")
-    guided = (negative_prompt, true_cfg_scale)
-    picture = Picture(scenes[0].prompt, seed, steps, guidance, height, width, frames, *guided)
+    picture = Picture(
+        prompt=scenes[0].prompt,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        height=height,
+        width=width,
+        num_frames=frames,
+        negative_prompt=negative_prompt,
+        true_cfg_scale=true_cfg_scale,
+    )
     pipe = load_pipeline(model, dtype, device, allows_video=True, offload=offload)
     picture = resolved(pipe, model, picture)
     check_picture(pipe, picture, config if cost is None else None)  # with a cost, its plan is found

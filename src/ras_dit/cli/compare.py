@@ -38,6 +38,7 @@ def compare(
     image: options.ImageFile = None,
     mask_image: options.MaskImage = None,
     control_image: options.ControlImage = None,
+    strength: options.Strength = None,
     dtype: options.DType = "auto",
     device: options.Device = "auto",
     offload: options.Offload = "none",
@@ -46,19 +47,33 @@ def compare(
 
     Of a video the PNG is an animated one, without sound. Of layers there is one each, ...-layer0.png and so on.
     """
-    from ras_dit.cli.call_checks import check_call, check_picture
+    from ras_dit.cli.call_checks import check_call
     from ras_dit.cli.measure import measure
+    from ras_dit.cli.picture_checks import check_picture
     from ras_dit.cli.pictures import Picture, resolved
     from ras_dit.cli.pipelines import load_pipeline, makes_video
+    from ras_dit.cli.places import check_file
     from ras_dit.cli.progress import runs_progress
-    from ras_dit.files import check_file
 
     check_file("--output", output, ".png")
     check_file("--json", json_file)
     if repeats < 1:
         raise ValueError(f"--repeats: got {repeats}; allowed: at least 1.")
-    guided = (negative_prompt, true_cfg_scale, image, None, mask_image, control_image)
-    picture = Picture(prompt, seed, steps, guidance, height, width, frames, *guided)
+    picture = Picture(
+        prompt=prompt,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        height=height,
+        width=width,
+        num_frames=frames,
+        negative_prompt=negative_prompt,
+        true_cfg_scale=true_cfg_scale,
+        image=image,
+        mask_image=mask_image,
+        control_image=control_image,
+        strength=strength,
+    )
 
     def check(pipeline_class: Any) -> None:
         check_call(pipeline_class, picture.gives)

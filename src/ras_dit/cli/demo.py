@@ -42,14 +42,14 @@ def demo(
     offload: options.Offload = "none",
 ) -> None:
     """Paint a few prompts dense and with RAS: one sheet with the map of where the compute went, and a table."""
-    from ras_dit.cli.call_checks import check_picture
     from ras_dit.cli.measure import measure
+    from ras_dit.cli.picture_checks import check_picture
     from ras_dit.cli.pictures import Picture, paint, resolved
     from ras_dit.cli.pipelines import load_pipeline
+    from ras_dit.cli.places import check_file, check_folder
     from ras_dit.cli.progress import runs_progress
     from ras_dit.embedded import embedded_prompts
     from ras_dit.engine import accelerate
-    from ras_dit.files import check_file, check_folder
 
     configs = {name.strip(): RASConfig.preset(name.strip()) for name in presets.split(",")}
     if num_prompts < 1:

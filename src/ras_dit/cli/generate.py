@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from ras_dit.cli import options
+from ras_dit.cli.exits import EXIT_USAGE
 from ras_dit.config import RASConfig
 from ras_dit.files import FRAMES_PER_SECOND
 
@@ -71,6 +72,7 @@ class Batch:
     folder: Path
     saves_trace: bool
     fps: int
+    keeps_going: bool = False
 
     def path(self, picture: Picture) -> Path:
         """The picture's file: its name holds a digest of everything asked for, so the same request is the same file."""
@@ -118,9 +120,14 @@ def generate(
     image: options.ImageFile = None,
     mask_image: options.MaskImage = None,
     control_image: options.ControlImage = None,
+    strength: options.Strength = None,
     dense: Annotated[bool, typer.Option("--dense", help="Without RAS.")] = False,
     trace: Annotated[bool, typer.Option("--trace", help="Save the trace (JSON) and the heat map, too.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Paint again what is there already.")] = False,
+    keep_going: Annotated[
+        bool,
+        typer.Option("--keep-going", help="Go on after a picture that failed, and say so at the end (exit code 2)."),
+    ] = False,
     dtype: options.DType = "auto",
     device: options.Device = "auto",
     offload: options.Offload = "none",
@@ -130,7 +137,8 @@ def generate(
     Videos become animated PNGs, which browsers play and in which nothing is lost; `ffmpeg -i film.png film.mp4` makes
     them smaller. Sound is not kept. Layers (Qwen-Image-Layered) become pictures of their own, ...-layer0.png and so on.
     """
-    from ras_dit.files import check_folder, numbered_prompts
+    from ras_dit.cli.places import check_folder
+    from ras_dit.cli.prompts import numbered_prompts
 
     if num_images < 1:
         raise ValueError(f"--num-images: got {num_images}; allowed: at least 1.")
@@ -155,9 +163,10 @@ def generate(
         "image": image,
         "mask_image": mask_image,
         "control_image": control_image,
+        "strength": strength,
     }
     pictures = _pictures(entries, common, num_images)
-    batch = Batch(model, None if dense else config, dtype, output_dir, trace, fps)
+    batch = Batch(model, None if dense else config, dtype, output_dir, trace, fps, keep_going)
     kept = {} if overwrite else {picture: file for picture in pictures if (file := batch.found(picture))}
     due = {picture: origin for picture, origin in pictures.items() if picture not in kept}
     console = Console(soft_wrap=True, highlight=False)
@@ -202,7 +211,8 @@ def _check_calls(pipeline_class: Any, pictures: Mapping[Picture, Origin]) -> Non
 
 
 def _paint_all(batch: Batch, pictures: Mapping[Picture, Origin], device: str, offload: str, console: Console) -> None:
-    from ras_dit.cli.call_checks import check_picture, num_evaluations
+    from ras_dit.cli.messages import one_line, to_stderr
+    from ras_dit.cli.picture_checks import check_picture, num_evaluations
     from ras_dit.cli.pictures import resolved
     from ras_dit.cli.pipelines import load_pipeline
     from ras_dit.cli.progress import runs_progress, share_of
@@ -217,15 +227,30 @@ def _paint_all(batch: Batch, pictures: Mapping[Picture, Origin], device: str, of
     for picture, origin in pictures.items():  # a mistake in the last one is known before the first is painted
         with origin.named(check):
             check(picture)
-    counts = [num_evaluations(pipe, picture.steps) for picture in pictures]
+    counts = [num_evaluations(pipe, picture) for picture in pictures]
+    num_failed = 0
     with runs_progress(f"{len(pictures)} picture(s)", sum(counts)) as advance:
         for (picture, origin), count in zip(pictures.items(), counts, strict=True):
-            with origin.named(), share_of(advance, count) as on_step:
-                files, summary = _paint_one(pipe, batch, picture, on_step)
+            with share_of(advance, count) as on_step:
+                try:
+                    with origin.named():
+                        files, summary = _paint_one(pipe, batch, picture, on_step)
+                except Exception as error:
+                    if not batch.keeps_going or (message := one_line(error)) is None:
+                        raise
+                    to_stderr(f"ras-dit: error: {picture.prompt!r}, seed {picture.seed}: {message}")
+                    num_failed += 1
+                    continue
             for file in files:
                 console.print(f"Wrote {file}", markup=False)
             if summary is not None:
                 console.print(f"  {' '.join(str(replace(summary, advice=())).splitlines())}", markup=False)
+    if num_failed:
+        to_stderr(
+            f"ras-dit: error: {num_failed} of {len(pictures)} pictures failed, the others are written. The same "
+            "command paints those that are missing."
+        )
+        raise typer.Exit(EXIT_USAGE)
 
 
 def _paint_one(

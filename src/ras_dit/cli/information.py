@@ -32,13 +32,20 @@ def plan(
         typer.Option(help="Text tokens of a prompt, which count in the cost.  [default: the pipeline's; embedded: 1]"),
     ] = None,
     batch: Annotated[int, typer.Option(help="Pictures of one call; a batch gains more on small models.")] = 1,
-    references: Annotated[
+    reference_tokens: Annotated[
         int,
         typer.Option(
             help="Tokens of reference pictures of an edit (FLUX.1 Kontext, Qwen-Image ...); one of the picture's own "
             "size has as many as that."
         ),
     ] = 0,
+    guidance_rows: Annotated[
+        int | None,
+        typer.Option(
+            help="Guidance rows of a picture, all calls of an evaluation together (2 with a negative prompt).  "
+            "[default: as the pipeline guides unless told otherwise]"
+        ),
+    ] = None,
     dtype: options.DType = "auto",
     device: Annotated[
         str, typer.Option(help="To predict for: auto (this machine's), cpu or cuda, which need not be here.")
@@ -50,15 +57,21 @@ def plan(
     from ras_dit.engine import plan_for
     from ras_dit.models.sizes import check_count
 
-    for flag, count, least in (("--steps", steps, 1), ("--batch", batch, 1), ("--references", references, 0)):
+    for flag, count, least in (
+        ("--steps", steps, 1),
+        ("--batch", batch, 1),
+        ("--reference-tokens", reference_tokens, 0),
+    ):
         check_count(flag, count, least=least)
     num_text = MAX_SEQUENCE_LENGTH if max_sequence_length is None and model in EMBEDDED else max_sequence_length
+    if guidance_rows is not None:
+        check_count("--guidance-rows", guidance_rows)
     if num_text is not None:
         check_count("--max-sequence-length", num_text)
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"--device: got {device!r}; allowed: auto, cpu, cuda (every GPU is predicted alike).")
     place = resolve_device("auto") if device == "auto" else device
-    size = (height, width, num_text, frames, batch, references)
+    size = (height, width, num_text, frames, batch, reference_tokens, guidance_rows)
     outline = pipeline_outline(model, dtype, place)
     result = plan_for(outline, config, steps, *size, device=place)
     console = Console(highlight=False)
@@ -105,7 +118,7 @@ def models() -> None:
     table.add_column("transformer", no_wrap=True)
     table.add_column("about")
     for name, plan_ in TOKEN_PLANS.items():
-        how = "together" if plan_.is_per_image else "one after the other"
+        how = "together" if plan_.has_batched_positions else "one after the other"
         about = f"Attention over {layout_of(plan_)}; region steps compute the images of a batch {how}."
         lines = [plan_.family, about, "Pipelines:"]
         lines += [f"  {pipeline}" for pipeline in plan_.pipelines]

@@ -53,6 +53,13 @@ MaskImage = Annotated[
 ControlImage = Annotated[
     Path | None, typer.Option("--control-image", help="For pipelines with a ControlNet: edges, depth, a pose ...")
 ]
+Strength = Annotated[
+    float | None,
+    typer.Option(
+        help="Of img2img and inpainting: the share of the steps that is taken, 1 paints over all of --image; the "
+        "pipeline's default without it."
+    ),
+]
 DType = Annotated[
     str, typer.Option(help="auto (bfloat16 on a CUDA device, else float32), float32, float16 or bfloat16.")
 ]

@@ -18,10 +18,21 @@ from ras_dit.cli.pipelines import EMBEDDED, makes_video
 if TYPE_CHECKING:
     from PIL import Image
 
-LATER = ("num_frames", "true_cfg_scale", *FLAGS)
+LATER = ("num_frames", "true_cfg_scale", "strength", *FLAGS)
 """Fields that `Picture.to_dict` leaves out where they are None, so that pictures are called what they always were."""
 MODES = {"mask_image": "L"}
 """Kinds of pictures that are not RGB."""
+ARGUMENTS = {
+    "negative_prompt": "negative_prompt",
+    "guidance": "guidance_scale",
+    "true_cfg_scale": "true_cfg_scale",
+    "height": "height",
+    "width": "width",
+    "max_sequence_length": "max_sequence_length",
+    "num_frames": "num_frames",
+    "strength": "strength",
+}
+"""Fields of `Picture`, beside prompt, seed, steps and files, and the arguments of a pipeline's call that take them."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,7 @@ class Picture:
         guidance: ``guidance_scale`` of the call: classifier-free guidance, or what guidance-distilled models have
             instead.
         true_cfg_scale: of the pipelines that have both; it needs a negative prompt.
+        strength: of img2img and inpainting: the share of the steps that is taken, 1 from noise alone.
     """
 
     prompt: str
@@ -50,6 +62,7 @@ class Picture:
     max_sequence_length: int | None = None
     mask_image: Path | None = None
     control_image: Path | None = None
+    strength: float | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -62,6 +75,8 @@ class Picture:
             scale = getattr(self, name)
             if scale is not None and not math.isfinite(scale):
                 raise ValueError(f"{name}: got {scale}; allowed: a finite number.")
+        if self.strength is not None and not 0 < self.strength <= 1:
+            raise ValueError(f"strength: got {self.strength}; allowed: above 0, at most 1.")
         check_seed(self.seed)
         for name in self.gives:
             read_image(getattr(self, name), MODES.get(name, "RGB"), name)
@@ -186,15 +201,7 @@ def call_arguments(pipe: Any, picture: Picture) -> dict[str, Any]:
     Raises:
         ValueError: the pipeline has no such option.
     """
-    wanted: dict[str, Any] = {
-        "negative_prompt": picture.negative_prompt,
-        "guidance_scale": picture.guidance,
-        "true_cfg_scale": picture.true_cfg_scale,
-        "height": picture.height,
-        "width": picture.width,
-        "max_sequence_length": picture.max_sequence_length,
-        "num_frames": picture.num_frames,
-    }
+    wanted = {argument: getattr(picture, name) for name, argument in ARGUMENTS.items()}
     call = {check_takes(name, type(pipe)): value for name, value in wanted.items() if value is not None}
     for name in picture.gives:
         argument = check_takes(name, type(pipe))

@@ -24,7 +24,7 @@ def read_scenes(prompts_file: Path | None, count: int, is_embedded: bool, first_
     """
     from ras_dit.arena import Scene
     from ras_dit.cli.call_checks import check_seed
-    from ras_dit.files import numbered_prompts
+    from ras_dit.cli.prompts import numbered_prompts
 
     if prompts_file is not None:
         found: list[Scene] = []

@@ -54,8 +54,9 @@ def build(
     Files of equal names are a pair, or PNGs by `ras-dit generate` of one prompt, seed and size. Two videos have as many
     frames, and show each as long.
     """
+    from ras_dit.cli.places import check_folder
     from ras_dit.cli.progress import runs_progress
-    from ras_dit.files import check_folder, read_prompts
+    from ras_dit.cli.prompts import read_prompts
     from ras_dit.study import StudyConfig, build_study, find_pairs
     from ras_dit.study.build import KEY, PAGE
 
@@ -133,8 +134,9 @@ def report(
     """Win, tie and loss with 95 % intervals, and how far the voters can be trusted."""
     import json
 
+    from ras_dit.cli.places import check_file
     from ras_dit.cli.study_tables import print_results
-    from ras_dit.files import check_file, save_text
+    from ras_dit.files import save_text
     from ras_dit.study import Key, read_ballots, tally
     from ras_dit.study.build import VOTES
 

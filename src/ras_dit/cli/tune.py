@@ -117,13 +117,13 @@ def tune(
     """
     from rich.console import Console
 
-    from ras_dit.cli.call_checks import check_picture
+    from ras_dit.cli.picture_checks import check_picture
     from ras_dit.cli.pictures import Picture, call_arguments, resolved
     from ras_dit.cli.pipelines import EMBEDDED, load_pipeline, resolve_device
+    from ras_dit.cli.places import check_folder
     from ras_dit.cli.plots import NO_PLOT, has_matplotlib
     from ras_dit.cli.progress import described_progress
     from ras_dit.config import RASConfig
-    from ras_dit.files import check_folder
     from ras_dit.remarks import AdviceWarning
     from ras_dit.tune import Floor, Target, Tuning, write_report
     from ras_dit.tune.report import check_name, preset_path
@@ -143,8 +143,17 @@ def tune(
     base = RASConfig() if config is None else RASConfig.load(config)
     if frames is not None and frames < 1:
         raise ValueError(f"--frames: got {frames}; allowed: at least 1.")
-    guided = (negative_prompt, true_cfg_scale)
-    picture = Picture(first[0].prompt, 0, steps, guidance, height, width, frames, *guided)
+    picture = Picture(
+        prompt=first[0].prompt,
+        seed=0,
+        steps=steps,
+        guidance=guidance,
+        height=height,
+        width=width,
+        num_frames=frames,
+        negative_prompt=negative_prompt,
+        true_cfg_scale=true_cfg_scale,
+    )
     pipe = load_pipeline(model, dtype, device, allows_video=True, offload=offload)
     picture = resolved(pipe, model, picture)
     check_picture(pipe, picture, base)

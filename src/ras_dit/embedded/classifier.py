@@ -84,22 +84,3 @@ def halve(pictures: Tensor) -> Tensor:
     """Reduce pictures [N, 3, S, S] in -1..1 to half the side, as uint8: what the classifier was trained on."""
     small = F.avg_pool2d(pictures, 2)
     return small.add(1).mul(127.5).round().clamp(0, 255).byte()
-
-
-def frechet_distance(first: Tensor, second: Tensor) -> float:
-    """Frechet distance of two sets of features, each [N, D], modelled as Gaussians."""
-    a, b = first.double(), second.double()
-    return frechet_distance_of(a.mean(0), torch.cov(a.T), b.mean(0), torch.cov(b.T))
-
-
-def frechet_distance_of(mean: Tensor, covariance: Tensor, other_mean: Tensor, other_covariance: Tensor) -> float:
-    """Frechet distance of two Gaussians: means [D], covariances [D, D].
-
-    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), the trace of the root taken from the eigenvalues of C1 C2.
-    """
-    mean, covariance, other_mean, other_covariance = (
-        t.double() for t in (mean, covariance, other_mean, other_covariance)
-    )
-    roots = torch.linalg.eigvals(covariance @ other_covariance).real.clamp_min(0).sqrt().sum()
-    spread = covariance.trace() + other_covariance.trace() - 2 * roots
-    return float((mean - other_mean).square().sum() + spread)

@@ -14,13 +14,14 @@ import torch
 from ras_dit.kernels import reference
 from ras_dit.kernels.linear import is_plain_linear
 from ras_dit.kernels.tile import Tile
+from ras_dit.selection import top_k
 
 __all__ = ["REFERENCE", "Operations", "Tile", "is_plain_linear", "operations_for", "triton_operations"]
 
 
 @dataclass(frozen=True)
 class Operations:
-    """The functions of `ras_dit.kernels.reference`, or kernels with the same arguments.
+    """The functions of `ras_dit.kernels.reference` and `ras_dit.selection.top_k`, or kernels with the same arguments.
 
     Attributes:
         name: ``reference`` or ``triton``.
@@ -47,7 +48,7 @@ REFERENCE = Operations(
     reference.merge_rows,
     reference.linear_scatter,
     reference.predicted_error,
-    reference.top_k,
+    top_k,
     reference.record_and_fill,
 )
 """The twins, in plain torch."""

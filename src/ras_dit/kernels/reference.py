@@ -1,4 +1,5 @@
-"""What the kernels compute, in plain torch and as simply as it can be said: each kernel's twin, same arguments.
+"""What the kernels compute, in plain torch and as simply as it can be said: each kernel's twin, same arguments (that of
+`top_k` is `ras_dit.selection.top_k`).
 
 Every argument may have any strides and any floating type; sums run in float32 (float64 for float64 inputs).
 """
@@ -107,20 +108,6 @@ def predicted_error(values: torch.Tensor, sigmas: torch.Tensor, sigma_next: floa
         change = (last - values[1].to(last.dtype)).norm(dim=-1)
         slope = torch.where(gap.isnan(), slope, change / gap)
     return (slope * (sigma_next - sigmas[0]).abs()).float()
-
-
-def top_k(importance: torch.Tensor, num_active: int) -> torch.Tensor:
-    """The ``num_active`` most important tokens of each image.
-
-    Args:
-        importance: [B, N]; equal scores go to the lower id, NaN counts as the highest.
-        num_active: K.
-
-    Returns:
-        LongTensor [B, K], ascending.
-    """
-    order = importance.sort(dim=-1, descending=True, stable=True).indices
-    return order[:, :num_active].sort(dim=-1).values
 
 
 def record_and_fill(

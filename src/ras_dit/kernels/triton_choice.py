@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ras_dit.kernels import reference
+from ras_dit import selection
 from ras_dit.kernels.launch import on_device_of
 
 MOST_TOKENS = 16_384
@@ -135,10 +135,10 @@ def _top_k_kernel(  # type: ignore[no-untyped-def]
 
 
 def top_k(importance: torch.Tensor, num_active: int) -> torch.Tensor:
-    """See `ras_dit.kernels.reference.top_k`. Up to `MOST_TOKENS` tokens; torch sorts more."""
+    """See `ras_dit.selection.top_k`. Up to `MOST_TOKENS` tokens; torch sorts more."""
     num_images, num_tokens = importance.shape
     if num_tokens > MOST_TOKENS:
-        return reference.top_k(importance, num_active)
+        return selection.top_k(importance, num_active)
     num_active = min(num_active, num_tokens)
     out = torch.empty(num_images, num_active, dtype=torch.long, device=importance.device)
     if not out.numel():

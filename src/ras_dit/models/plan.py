@@ -255,9 +255,9 @@ class TokenPlan:
         return heads_per_key(attention) if self.repeats_keys else 1
 
     @property
-    def is_per_image(self) -> bool:
-        """Whether the images of a batch can have active sets of their own in one call. (Where they cannot, they go
-        through it one after the other: `ras_dit.by_image`.)"""
+    def has_batched_positions(self) -> bool:
+        """Whether one call can compute another set of tokens for every image of a batch. (Where it cannot, images go
+        through the transformer one after the other: `ras_dit.by_image`.)"""
         if self.has_shared_positions:
             return False
         return all(select.dim != 0 for chosen in self.gather.values() for select in chosen.values())

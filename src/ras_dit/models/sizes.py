@@ -124,10 +124,17 @@ def default_text(pipe: Any) -> int:
 
 def default_rows(pipe: Any) -> int:
     """Rows of the transformer's batch for one picture at the pipeline's default guidance."""
+    if has_two_guidances(pipe):
+        return 1  # the guidance that takes a second row needs a negative prompt
     parameter = _parameters(pipe).get("guidance_scale")
     scale = None if parameter is None else parameter.default
     is_guided = isinstance(scale, (int, float)) and scale > 1
     return 2 if is_guided and not getattr(pipe.transformer.config, "guidance_embeds", False) else 1
+
+
+def has_two_guidances(pipe: Any) -> bool:
+    """Whether classifier-free guidance is ``true_cfg_scale``, and ``guidance_scale`` what a distilled model is told."""
+    return "true_cfg_scale" in _parameters(pipe) and not hasattr(type(pipe), "do_classifier_free_guidance")
 
 
 def _default(pipe: Any, name: str) -> int | None:

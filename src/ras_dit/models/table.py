@@ -40,7 +40,7 @@ def markdown() -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, plan in TOKEN_PLANS.items():
-        images = "together" if plan.is_per_image else "in turn"
+        images = "together" if plan.has_batched_positions else "in turn"
         cells = [f"`{name}`", plan.family, ", ".join(plan.pipelines), layout_of(plan), images, reuse_of(plan)]
         cells.append(" ".join(plan.caveats))
         lines.append("| " + " | ".join(cells) + " |")

@@ -11,7 +11,8 @@ from typing import Any
 
 SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".webp")
 FILE_KEYS = ("image", "mask_image", "control_image")
-REQUEST_KEYS = ("prompt", "seed", "height", "width", "num_frames", *FILE_KEYS)  # what `ras-dit generate` writes
+REQUEST_KEYS = ("prompt", "seed", "height", "width", "num_frames", "strength", *FILE_KEYS)
+"""Of what `ras-dit generate` writes into a picture, what makes two of them pictures of one request."""
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ class Bench:
             order = getattr(self.pipe.scheduler, "order", 1)  # Heun's evaluates twice a step, but for the last
             share = (method.steps * order - order + 1) / (self.steps * order - order + 1)
             return {"flops": share, "token_steps": share}
-        ran, costed = ran_plan(handle), handle._session.costed
+        ran, costed = ran_plan(handle), handle._session.latest.costed
         if costed is None:
             raise ValueError(f"{method.name}: RAS does not follow this call. {' '.join(handle.summary().notes)}")
         return {"flops": 1 / costed(ran).speedup_limit, "token_steps": ran.token_steps / len(ran)}

@@ -19,6 +19,7 @@ from ras_dit.arena.run import CONVERGED, DENSE, Scene, identity_of
 from ras_dit.config import RASConfig
 from ras_dit.engine import check_reuse
 from ras_dit.files import alone_in, claim_folder, save_text
+from ras_dit.machine import machine_name
 from ras_dit.models import token_plan_of
 from ras_dit.pipeline import device_of
 from ras_dit.remarks import RASWarning
@@ -269,7 +270,4 @@ def scenes_of(folder: Path) -> list[Scene]:
 
 def _machine(device: torch.device) -> list[object]:
     """What times depend on: the GPU, or the processor and its threads; and PyTorch."""
-    from ras_dit.bench.results import processor
-
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-    return [name, torch.get_num_threads(), torch.__version__]
+    return [machine_name(device), torch.get_num_threads(), torch.__version__]
