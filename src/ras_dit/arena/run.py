@@ -231,7 +231,7 @@ class Arena:
 
     def pictures(self, method: Method) -> torch.Tensor:
         """All pictures of a method, uint8 [N, 3, H, W], or videos [N, F, 3, H, W]."""
-        return torch.stack([_read(self.picture_path(method, index)) for index in range(len(self.scenes))])
+        return torch.stack([read_pixels(self.picture_path(method, index)) for index in range(len(self.scenes))])
 
     def _is_painted(self, method: Method, indices: range) -> bool:
         return (self.folder / method.slug / f"run-{indices.start:05d}.json").is_file() and all(
@@ -319,7 +319,7 @@ def converged_solver_of(pipe: Any) -> Solver:
     return "euler" if why_unfit(pipe.scheduler, "ab2") else "ab2"
 
 
-def _read(path: Path) -> torch.Tensor:
+def read_pixels(path: Path) -> torch.Tensor:
     with Image.open(path) as image:
         frames = [frame.convert("RGB") for frame in ImageSequence.Iterator(image)]
     return pixels(frames) if len(frames) > 1 else pixels(frames[0])

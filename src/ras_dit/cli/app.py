@@ -18,6 +18,7 @@ from ras_dit.cli.exits import EXIT_INTERRUPTED, EXIT_USAGE, MEANINGS
 from ras_dit.cli.generate import generate
 from ras_dit.cli.information import models, plan, presets
 from ras_dit.cli.messages import one_line, to_stderr
+from ras_dit.cli.metrics import metrics
 from ras_dit.cli.study import study_app
 from ras_dit.cli.tune import tune
 
@@ -46,7 +47,7 @@ def build_app() -> typer.Typer:
     app = typer.Typer(
         name="ras-dit", add_completion=False, epilog=MEANINGS, pretty_exceptions_enable=False, callback=_options
     )
-    for command in (demo, generate, compare, arena, bench, calibrate, tune, plan, models, presets):
+    for command in (demo, generate, compare, metrics, arena, bench, calibrate, tune, plan, models, presets):
         app.command()(command)
     app.add_typer(study_app())
     return app

@@ -50,9 +50,7 @@ def arena(
     frames: options.Frames = None,
     fps: options.FPS = FRAMES_PER_SECOND,
     batch: Annotated[int | None, typer.Option(help="Pictures per call; without it 8, of videos 1.")] = None,
-    lpips_weights: Annotated[
-        Path | None, typer.Option(help="For LPIPS: torchvision's VGG16 or AlexNet; in torch hub's cache without it.")
-    ] = None,
+    lpips_weights: options.LPIPSWeights = None,
     inception_weights: Annotated[
         Path | None, typer.Option(help="For FID, sFID, KID: torch-fidelity's file; in torch hub's cache without it.")
     ] = None,

@@ -64,6 +64,9 @@ DType = Annotated[
     str, typer.Option(help="auto (bfloat16 on a CUDA device, else float32), float32, float16 or bfloat16.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
+LPIPSWeights = Annotated[
+    Path | None, typer.Option(help="For LPIPS: torchvision's VGG16 or AlexNet; in torch hub's cache without it.")
+]
 Offload = Annotated[
     str,
     typer.Option(

@@ -50,11 +50,11 @@ def find_pairs(folder: Path, ours: str, against: str, prompts: Sequence[str] | N
     """
     first, second = _resolve(folder, ours), _resolve(folder, against)
     if first.resolve() == second.resolve():
-        raise ValueError(f"study: got the folder {str(first)!r} twice; give two.")
+        raise ValueError(f"pairs: got the folder {str(first)!r} twice; give two.")
     pairs = _partners(_pictures(first), _pictures(second), first, second)
     if prompts is not None:
         if len(prompts) != len(pairs):
-            raise ValueError(f"study: got {len(prompts)} prompts for {len(pairs)} pairs; give one for each.")
+            raise ValueError(f"pairs: got {len(prompts)} prompts for {len(pairs)} pairs; give one for each.")
         return [replace(pair, prompt=prompt) for pair, prompt in zip(pairs, prompts, strict=True)]
     scenes = _arena_prompts(folder)
     return [replace(pair, prompt=scenes.get(pair.name) or _prompt(pair)) for pair in pairs]
@@ -67,7 +67,7 @@ def _resolve(folder: Path, name: str) -> Path:
             return candidate
     inside = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     allowed = f"the folders there: {', '.join(inside)}" if inside else "a folder of pictures"
-    raise ValueError(f"study: got {name!r}, which is no folder in {folder}; allowed: {allowed}.")
+    raise ValueError(f"pairs: got {name!r}, which is no folder in {folder}; allowed: {allowed}.")
 
 
 def _pictures(folder: Path) -> dict[str, Path]:
@@ -77,7 +77,7 @@ def _pictures(folder: Path) -> dict[str, Path]:
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and ".heatmap." not in path.name
     }
     if not found:
-        raise ValueError(f"study: {folder} holds no pictures or videos; allowed: {', '.join(SUFFIXES)}.")
+        raise ValueError(f"pairs: {folder} holds no pictures or videos; allowed: {', '.join(SUFFIXES)}.")
     return found
 
 
@@ -87,7 +87,7 @@ def _partners(ours: dict[str, Path], against: dict[str, Path], first: Path, seco
             requests_of = [_request(ours[name]), _request(against[name])]
             if None not in requests_of and requests_of[0] != requests_of[1]:
                 raise ValueError(
-                    f"study: {ours[name]} and {against[name]} have one name, but different prompts, seeds, sizes or "
+                    f"pairs: {ours[name]} and {against[name]} have one name, but different prompts, seeds, sizes or "
                     "pictures to go by; paint the same requests into both folders."
                 )
         return [Pair(Path(name).stem, ours[name], against[name]) for name in ours]
@@ -96,7 +96,7 @@ def _partners(ours: dict[str, Path], against: dict[str, Path], first: Path, seco
         alone = sorted(ours.keys() ^ against.keys())
         where, other = (first, second) if alone[0] in ours else (second, first)
         raise ValueError(
-            f"study: {where / alone[0]} has no partner in {other} ({len(alone)} picture(s) without); give equal file "
+            f"pairs: {where / alone[0]} has no partner in {other} ({len(alone)} picture(s) without); give equal file "
             "names, or PNGs by `ras-dit generate`, which carry their prompt and seed."
         )
     by_request = [_unique(found, folder) for found, folder in zip(requests, (first, second), strict=True)]
@@ -104,7 +104,7 @@ def _partners(ours: dict[str, Path], against: dict[str, Path], first: Path, seco
     if without:
         prompt, seed = without[0][:2]
         raise ValueError(
-            f"study: the picture of {prompt!r} with seed {seed} has no partner of that prompt, seed and size, "
+            f"pairs: the picture of {prompt!r} with seed {seed} has no partner of that prompt, seed and size, "
             f"and of the same pictures to go by ({len(without)} picture(s) without); paint the same requests into "
             f"{first} and {second}."
         )
@@ -118,7 +118,7 @@ def _unique(found: dict[str, Any], folder: Path) -> dict[tuple[str, ...], str]:
     for name, request in found.items():
         if request in names:
             raise ValueError(
-                f"study: {folder} holds two pictures of {request[0]!r} with seed {request[1]} ({names[request]} and "
+                f"pairs: {folder} holds two pictures of {request[0]!r} with seed {request[1]} ({names[request]} and "
                 f"{name}); keep the pictures of one setting in a folder."
             )
         names[request] = name
@@ -138,13 +138,13 @@ def _metadata(path: Path) -> dict[str, Any]:
         with Image.open(path) as image:
             return dict(image.info)
     except UnidentifiedImageError as error:
-        raise ValueError(f"study: {path} is no picture that can be read.") from error
+        raise ValueError(f"pairs: {path} is no picture that can be read.") from error
 
 
 def _prompt(pair: Pair) -> str | None:
     found = {str(prompt) for path in (pair.ours, pair.against) if (prompt := _metadata(path).get("prompt"))}
     if len(found) > 1:
-        raise ValueError(f"study: {pair.ours} and {pair.against} are of different prompts: {sorted(found)}.")
+        raise ValueError(f"pairs: {pair.ours} and {pair.against} are of different prompts: {sorted(found)}.")
     return found.pop() if found else None
 
 
