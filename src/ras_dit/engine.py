@@ -21,7 +21,7 @@ from ras_dit.pipeline import device_of, transformers_of, weakly
 from ras_dit.plan import Plan, build_plan
 from ras_dit.presets import PRESETS
 from ras_dit.region import RegionOfInterest
-from ras_dit.schedule import why_stochastic
+from ras_dit.schedule import NOT_CARRIED, num_evaluations, why_stochastic
 from ras_dit.session import Session
 from ras_dit.summary import Summary, summarised
 from ras_dit.trace import Trace
@@ -190,10 +190,9 @@ def plan_for(
         check_count("guidance_rows", guidance_rows)
     token_plan = token_plan_of(pipe.transformer)
     grid = grid_for_size(pipe, token_plan, height, width, num_frames)
-    order = getattr(pipe.scheduler, "order", 1)
     region = config.region_of_interest
     num_allowed = int(region.tokens(grid).sum()) if isinstance(region, RegionOfInterest) else None
-    plan = build_plan(config, num_inference_steps * order - (order - 1), grid.num_tokens, 0, num_allowed)
+    plan = build_plan(config, num_evaluations(pipe.scheduler, num_inference_steps), grid.num_tokens, 0, num_allowed)
     length = default_text(pipe) if max_sequence_length is None else max_sequence_length
     num_text = token_plan.num_text(pipe, length) + token_plan.num_registers
     layers = Layers.of(token_plan, pipe.transformer)
@@ -313,7 +312,7 @@ def _warn_of(pipe: Any, handle: Handle) -> None:
             'pipe.transformer.set_attention_backend("native") first.'
         )
     if config.has_savings and (reason := why_stochastic(pipe.scheduler)):
-        warn(f"{reason}: noise cannot be carried from step to step, so the whole run was dense.")
+        warn(f"{reason}: {NOT_CARRIED}")
     elif not config.auto and (plan := _default_plan(pipe, handle)) is not None and is_small(plan):
         warn.of_small_gain(f"One picture of the pipeline's default size: {why_small(plan)}")
 

@@ -88,6 +88,10 @@ _STOCHASTIC_CLASSES = (
 )
 
 
+NOT_CARRIED = "noise cannot be carried from step to step, so the whole run was dense."
+"""What the reason of `why_stochastic` comes to."""
+
+
 def why_stochastic(scheduler: Any) -> str | None:
     """The reason why a scheduler adds fresh noise at every step, None if it does not."""
     name = type(scheduler).__name__
@@ -138,3 +142,10 @@ def as_steps_allow(config: RASConfig, scheduler: Any, transformer: Any, note: Ca
 def is_euler(scheduler: Any) -> bool:
     """Whether a step goes along the model's output in sigma and does nothing else."""
     return any(cls.__name__ == "FlowMatchEulerDiscreteScheduler" for cls in type(scheduler).__mro__)
+
+
+def num_evaluations(scheduler: Any, num_steps: int) -> int:
+    """How often a transformer is evaluated in so many steps: a scheduler of second order (Heun) does it twice in all
+    steps but the last."""
+    order = getattr(scheduler, "order", 1)
+    return num_steps * order - (order - 1)

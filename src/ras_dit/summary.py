@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from ras_dit.by_image import why_slow
 from ras_dit.gain import is_small, why_small
-from ras_dit.plan import Plan, StepPlan
+from ras_dit.plan import Plan
 from ras_dit.remarks import why_short
 from ras_dit.session import Session
 from ras_dit.trace import Trace
@@ -108,10 +108,6 @@ def _as_ran(trace: Trace, plan: Plan) -> Plan:
     """The plan of what ran in its stead; before anything ran, itself."""
     if plan.cost is None or not trace.steps:
         return plan
-    counts = [trace.num_tokens if step.active is None else step.active.shape[1] for step in trace.steps]
-    steps = tuple(
-        StepPlan(index, step.kind, count, captures=step.kind == "dense" and planned.captures)
-        for index, (step, count, planned) in enumerate(zip(trace.steps, counts, plan.steps, strict=False))
-    )
-    total = sum(plan.cost.work_of[count].flops for count in counts if count)
-    return Plan(steps, plan.num_tokens, replace(plan.cost, total_flops=total))
+    ran = trace.as_plan(plan)
+    total = sum(plan.cost.work_of[step.num_active].flops for step in ran if step.num_active)
+    return replace(ran, cost=replace(plan.cost, total_flops=total))

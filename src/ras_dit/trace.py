@@ -12,7 +12,7 @@ import torch
 
 from ras_dit.files import checked_suffix, read_as, save_text
 from ras_dit.geometry import TokenGrid
-from ras_dit.plan import StepKind
+from ras_dit.plan import Plan, StepKind, StepPlan
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -80,6 +80,20 @@ class Trace:
         pairs = zip(steps, rows, strict=True)
         dense = sorted((step.seconds or 0.0) / count for step, count in pairs if step.kind == "dense")
         return dense[len(dense) // 2] * sum(rows) / total if dense and total else None
+
+    def as_plan(self, planned: Plan | None = None) -> Plan:
+        """What ran, as a plan without a cost.
+
+        Args:
+            planned: dense steps whose keys and values that plan keeps are taken to have kept them.
+        """
+        keeps = [step.captures for step in planned or ()]
+        steps = []
+        for index, step in enumerate(self.steps):
+            count = self.num_tokens if step.active is None else step.active.shape[1]
+            captures = step.kind == "dense" and index < len(keeps) and keeps[index]
+            steps.append(StepPlan(index, step.kind, count, captures=captures))
+        return Plan(tuple(steps), self.num_tokens)
 
     def masks(self) -> torch.Tensor:
         """Which tokens every evaluation computed, bool [S, B, height, width] (video: [S, B, frames, height, width]) on

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ras_dit.models.plan import Arguments, TokenPlan
-from ras_dit.schedule import why_stochastic
+from ras_dit.schedule import NOT_CARRIED, why_stochastic
 
 
 def why_dense(
@@ -24,7 +24,7 @@ def why_dense(
         has_regions: steps are planned that compute some of the tokens.
     """
     if reason := why_stochastic(pipe.scheduler):
-        return f"{reason}: noise cannot be carried from step to step, so the whole run was dense."
+        return f"{reason}: {NOT_CARRIED}"
     reason = why_unfit(pipe, transformer) or token_plan.check(transformer, arguments)
     if reason is None and has_regions:
         reason = why_frozen(transformer) or why_split(transformer) or why_chunked(transformer)

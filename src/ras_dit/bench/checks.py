@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ras_dit.bench.loops import device_of, run_loop, short_call
+from ras_dit.bench.loops import run_loop, short_call, weights_device
 from ras_dit.bench.modes import blocks_of, num_recorded
 from ras_dit.config import RASConfig
 from ras_dit.outputs import noise_of
@@ -193,7 +193,7 @@ def rounding_error(pipe: Any, call: dict[str, Any], still: Probe) -> float:
     """
     import torch
 
-    device = device_of(pipe)
+    device = weights_device(pipe)
     noise = torch.Generator(device).manual_seed(0)
 
     def nudged(value: Any) -> Any:
@@ -308,7 +308,7 @@ def compiled_checks(
         eager: the `eager_probe` of the same pipeline before.
         config: `PROBE`, as it runs in this mode.
     """
-    device, before = device_of(pipe), num_recorded(device_of(pipe))
+    device, before = weights_device(pipe), num_recorded(weights_device(pipe))
     still = replace(probe(pipe, call, config=config), rounding=eager.rounding)
     errors = {"dense": still.error_to(eager, 0, 0), "region": still.error_to(eager, _REGION, _REGION)}
     bound = max(COMPILED_TOLERANCE[dtype], eager.rounding)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ras_dit.bench.loops import device_of, synchronize
+from ras_dit.bench.loops import synchronize, weights_device
 from ras_dit.seams import PatchedMethod
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class PartTimer:
     """
 
     def __init__(self, pipe: Any) -> None:
-        self._device = device_of(pipe)
+        self._device = weights_device(pipe)
         self._spans: list[tuple[str, int, Any, Any]] = []
 
     def _mark(self) -> Any:

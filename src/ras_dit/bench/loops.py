@@ -18,7 +18,7 @@ SHORT_STEPS = 6
 SHORT_WARMUP = 2
 
 
-def device_of(pipe: Any) -> torch.device:
+def weights_device(pipe: Any) -> torch.device:
     """Where the transformer is."""
     return next(pipe.transformer.parameters()).device
 
@@ -45,7 +45,7 @@ def run_loop(pipe: Any, call: dict[str, Any]) -> torch.Tensor:
 
 def timed_loop(pipe: Any, call: dict[str, Any]) -> float:
     """Seconds of a call."""
-    device = device_of(pipe)
+    device = weights_device(pipe)
     synchronize(device)
     started = time.perf_counter()
     run_loop(pipe, call)
@@ -79,7 +79,7 @@ class StepTimer:
 
     def __init__(self, pipe: Any, calls_per_step: int, is_whole: bool = False) -> None:
         self._pipe, self._calls_per_step, self._is_whole = pipe, calls_per_step, is_whole
-        self._is_cuda = device_of(pipe).type == "cuda"
+        self._is_cuda = weights_device(pipe).type == "cuda"
         self._begun: list[Any] = []
         self._ended: list[Any] = []
 
@@ -120,7 +120,7 @@ class StepTimer:
 
     def seconds(self) -> list[float]:
         """Of every evaluation."""
-        synchronize(device_of(self._pipe))
+        synchronize(weights_device(self._pipe))
         count = self._calls_per_step
         begun, ended = self._begun[:: count if self._is_whole else 1], self._ended
         if self._is_cuda:

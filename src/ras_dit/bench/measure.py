@@ -10,11 +10,11 @@ from ras_dit.bench.checks import RefusedError
 from ras_dit.bench.loops import (
     StepTimer,
     by_step,
-    device_of,
     run_loop,
     short_call,
     short_config,
     timed_loop,
+    weights_device,
 )
 from ras_dit.bench.memory import memory_row, short_peak
 from ras_dit.bench.modes import num_recorded
@@ -148,9 +148,9 @@ class _Loop:
         self.steps.append([step.seconds or 0.0 for step in handle.trace.steps])
 
     def _time(self, pipe: Any, call: dict[str, Any]) -> None:
-        before = num_recorded(device_of(pipe))
+        before = num_recorded(weights_device(pipe))
         self.seconds.append(timed_loop(pipe, call))
-        self.num_recorded = max(0, num_recorded(device_of(pipe)) - before - 1)
+        self.num_recorded = max(0, num_recorded(weights_device(pipe)) - before - 1)
 
     def forget(self) -> None:
         """Leave out what ran so far."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ras_dit.bench.loops import SHORT_STEPS, device_of, run_loop, short_call, short_config
+from ras_dit.bench.loops import SHORT_STEPS, run_loop, short_call, short_config, weights_device
 from ras_dit.config import RASConfig
 
 HOW = {
@@ -29,7 +29,7 @@ def short_peak(pipe: Any, call: dict[str, Any], config: RASConfig | None, num_st
     """
     from ras_dit.engine import accelerate
 
-    short, device_type = short_call(call, num_steps), device_of(pipe).type
+    short, device_type = short_call(call, num_steps), weights_device(pipe).type
     if config is None:
         return peak_bytes(lambda: run_loop(pipe, short), device_type)
     before = allocated(device_type)

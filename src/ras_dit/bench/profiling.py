@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from ras_dit.bench.inside import PARTS, around_parts
-from ras_dit.bench.loops import device_of, run_loop, short_call, short_config, synchronize
+from ras_dit.bench.loops import run_loop, short_call, short_config, synchronize, weights_device
 from ras_dit.config import RASConfig
 
 GROUPS = {
@@ -77,7 +77,7 @@ class _Window:
         import torch
 
         self._pipe, self._calls_per_step, self._index, self._num_calls = pipe, calls_per_step, index, 0
-        self._device = device_of(pipe)
+        self._device = weights_device(pipe)
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self._device.type == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)

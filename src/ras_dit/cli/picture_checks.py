@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from ras_dit import schedule
 from ras_dit.cli.pictures import Picture, call_arguments
 from ras_dit.config import RASConfig
 from ras_dit.plan import build_plan
@@ -57,8 +58,7 @@ def check_picture(pipe: Any, picture: Picture, config: RASConfig | None) -> None
 
 def num_evaluations(pipe: Any, picture: Picture) -> int:
     """How often a picture's call evaluates its transformer for the whole picture, as far as can be told before it."""
-    order = getattr(pipe.scheduler, "order", 1)
-    return _num_steps(pipe, picture) * order - (order - 1)
+    return schedule.num_evaluations(pipe.scheduler, _num_steps(pipe, picture))
 
 
 def _num_steps(pipe: Any, picture: Picture) -> int:

@@ -16,7 +16,8 @@ from ras_dit.arena.run import Scene, call_for, pixels
 from ras_dit.config import RASConfig
 from ras_dit.engine import Handle, plan_for
 from ras_dit.files import whole_file
-from ras_dit.plan import Plan, StepPlan
+from ras_dit.plan import Plan
+from ras_dit.schedule import num_evaluations
 from ras_dit.tune.metric import Metric
 
 NUM_TIMED = 3
@@ -159,10 +160,10 @@ class Bench:
 
     def _costs(self, handle: Handle | None, method: Method) -> dict[str, float]:
         if handle is None:  # a dense run with fewer steps
-            order = getattr(self.pipe.scheduler, "order", 1)  # Heun's evaluates twice a step, but for the last
-            share = (method.steps * order - order + 1) / (self.steps * order - order + 1)
+            count, whole = (num_evaluations(self.pipe.scheduler, steps) for steps in (method.steps, self.steps))
+            share = count / whole
             return {"flops": share, "token_steps": share}
-        ran, costed = ran_plan(handle), handle._session.latest.costed
+        ran, costed = handle.trace.as_plan(), handle._session.latest.costed
         if costed is None:
             raise ValueError(f"{method.name}: RAS does not follow this call. {' '.join(handle.summary().notes)}")
         return {"flops": 1 / costed(ran).speedup_limit, "token_steps": ran.token_steps / len(ran)}
@@ -177,11 +178,3 @@ class Bench:
 
     def _paint(self, scenes: Sequence[Scene], steps: int) -> torch.Tensor:
         return torch.stack([pixels(image) for image in call_for(self.pipe, scenes, steps, self.call)[0]])
-
-
-def ran_plan(handle: Handle) -> Plan:
-    """What the latest generation computed, as a plan."""
-    trace = handle.trace
-    counts = [trace.num_tokens if step.active is None else step.active.shape[1] for step in trace.steps]
-    steps = [StepPlan(i, step.kind, count) for i, (step, count) in enumerate(zip(trace.steps, counts, strict=True))]
-    return Plan(tuple(steps), trace.num_tokens)
