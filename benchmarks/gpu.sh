@@ -24,13 +24,10 @@ export PYTHONPATH=src:.${PYTHONPATH:+:$PYTHONPATH}
     exit 2
 }
 failed=0 FOLDER=${FOLDER:-outputs/bench}
-speed() { "$PYTHON" -m benchmarks.speed --device cuda --folder "$FOLDER" "$@"; }
-by_mode() { # a process each: a profiler, once used, slows down what the GPU does after it
-    local status=0
-    for mode in ${MODES:-eager compiled reduce-overhead}; do speed --mode "$mode" "$@" || status=$?; done
-    return "$status"
-}
-paper() { by_mode --no-crossover --repeats 3 --ratios "$2" --machine paper --case "$1"; }
+modes=()
+for mode in ${MODES:-eager compiled reduce-overhead}; do modes+=(--mode "$mode"); done
+speed() { "$PYTHON" -m benchmarks.speed --device cuda --folder "$FOLDER" --apart "$@"; }
+paper() { speed "${modes[@]}" --no-crossover --repeats 3 --ratios "$2" --machine paper --case "$1"; }
 
 all="tests sd3 lumina kernels speed all-tests model arena"
 for part in "$@"; do
@@ -45,7 +42,7 @@ for part in ${*:-$all}; do
             "$PYTHON" -m benchmarks.kernels --device cuda --folder "$FOLDER" || failed=$?
             speed --no-crossover --repeats 3 --ratios 0.25,0.125 --mode eager --kernels --case sd3-medium || failed=$?
             ;;
-        speed) by_mode --crossover || failed=$? ;;
+        speed) speed "${modes[@]}" --crossover || failed=$? ;;
         all-tests) "$PYTHON" -m pytest -m gpu || failed=$? ;;
         model)
             "$PYTHON" -m recipes.embedded_model.enlarge --out runs/large --device cuda --scenes 60000 --workers 16 --compile \

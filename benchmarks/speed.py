@@ -9,6 +9,7 @@ result that has modes or picture sizes which the new one does not have is not wr
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -62,6 +63,25 @@ def why_kept(name: str, case: dict[str, Any], environment: Mapping[str, Any]) ->
     return f"the one that is there has {', '.join(sorted(lost))} too" if lost else None
 
 
+def commands(a: argparse.Namespace, settings: Settings) -> Iterator[list[str]]:
+    """The arguments of the processes that measure apart, without writing a result: a case, a mode, and whole loops or
+    picture sizes each. A profiler slows down what a GPU does after it in the same process."""
+    kept = ("device", "ratios", "folder", "repeats", "dtype", "size", "depth", "steps", "machine")
+    common = [word for name in kept if getattr(a, name) is not None for word in (f"--{name}", str(getattr(a, name)))]
+    common += ["--only-measure", *(["--kernels"] if a.kernels else [])]
+    for name in a.case or [case.name for case in chosen_cases((), a.device, None, None, None)]:
+        (case,) = chosen_cases((name,), a.device, a.dtype, a.size, a.depth)
+        for mode in settings.modes:
+            if settings.has_loops:
+                yield ["--case", name, "--mode", mode, "--no-crossover", *common, *_given("--presets", a.presets)]
+            if settings.has_crossover and settings.sizes_of(case):
+                yield ["--case", name, "--mode", mode, "--no-loops", *common, *_given("--sizes", a.sizes)]
+
+
+def _given(flag: str, value: str | None) -> list[str]:
+    return [] if value is None else [flag, value]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     has_gpu = torch.cuda.is_available()
@@ -85,6 +105,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="evaluations, for a quick look: nothing is written then")
     parser.add_argument("--machine", help="ends the names of the results; after cuda on a GPU")
     parser.add_argument("--replace", action="store_true", help="write over results that hold more, or other, parts")
+    parser.add_argument("--apart", action="store_true", help="loops and sizes of every mode in a process of their own")
+    parser.add_argument("--only-measure", action="store_true", help="write nothing but the folder's file")
     a = parser.parse_args()
     is_gpu = a.device.startswith("cuda")
     modes = tuple(a.mode or (("eager", "compiled", "reduce-overhead") if is_gpu else ("eager",)))
@@ -104,18 +126,21 @@ def main() -> None:
     cases = chosen_cases(tuple(a.case or ()), a.device, a.dtype, a.size, a.depth)
     is_asked = a.crossover or a.no_loops or bool(a.sizes)
     cases = settings.with_parts(cases, is_named=is_asked and bool(a.case))
+    for words in commands(a, settings) if a.apart else ():
+        is_green &= subprocess.run([sys.executable, "-m", "benchmarks.speed", *words], check=False).returncode == 0
     for case in (case.with_kernels() for case in cases) if a.kernels else cases:
         name = "_".join(["speed", case.name, *filter(None, (kind, a.machine))])
         path = None if a.steps else a.folder / f"{name}.json"
         results = Results(None, {})
         try:
             with Results.opened(path, environment(a.device)) as results:
-                is_green &= Benchmark(settings, results, bar, print).run([case])
+                if not a.apart:
+                    is_green &= Benchmark(settings, results, bar, print).run([case])
         except Exception:  # the next case may do better; what this one has is written
             traceback.print_exc()
             is_green = False
         found = results.cases.get(case.name)
-        if not found or not (found["rows"] or found["crossover"]):
+        if a.only_measure or not found or not (found["rows"] or found["crossover"]):
             continue
         for row in found["rows"]:
             limit = f"  limit {row['limit']:.2f}x  {row['share_of_limit']:.0%} of it" if "limit" in row else ""

@@ -74,6 +74,12 @@ def speed_table() -> str:
     return "\n".join([*lines, NOTE + (FORMER_NOTE if any(map(_is_former, results)) else "")])
 
 
+def _title(result: dict[str, Any]) -> str:
+    """The case's title as it is now: results of one case have one, whenever they were measured."""
+    found = CASES.get(result["case"]) if "size" in result else None
+    return result["title"] if found is None else found.title
+
+
 def speed_digest() -> str:
     """Settings by models: speed-up and limit, of the results with today's plans, in the best mode of each."""
     results = [result for result in speed_results() if not _is_former(result)]
@@ -81,15 +87,20 @@ def speed_digest() -> str:
     found = [
         {row["name"]: row for row in rows_of(result, mode)[1:]} for result, mode in zip(results, modes, strict=True)
     ]
-    heads = [
-        f"{result['title']}{_named(mode, ', {}')}<br>{record.machine(result)}"
-        for result, mode in zip(results, modes, strict=True)
-    ]
+    compiled = {result["case"] for result, mode in zip(results, modes, strict=True) if mode != "eager"}
+    heads = [_head(result, mode, compiled) for result, mode in zip(results, modes, strict=True)]
     lines = ["| setting | " + " | ".join(heads) + " |", "| --- " * (1 + len(heads)) + "|"]
     for name in dict.fromkeys(name for rows in found for name in rows):
         cells = [_digest_cell(rows[name]) if name in rows else "" for rows in found]
         lines.append(f"| {name if name.startswith('ratio') else f'`{name}`'} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
+
+
+def _head(result: dict[str, Any], mode: str, compiled: set[str]) -> str:
+    """Of a column: what was timed, on what, and how long a dense loop took there."""
+    which = ", not compiled" if mode == "eager" and result["case"] in compiled else _named(mode, ", {}")
+    dense = result.get("dense_best", result["rows"][0])["median"]
+    return f"{_title(result)}{which}<br>{record.machine(result)}<br>dense {dense:.0f} s"
 
 
 def _digest_cell(row: dict[str, Any]) -> str:
@@ -162,10 +173,11 @@ def profile_table() -> str:
 
 
 def largest_sizes() -> Iterator[tuple[dict[str, Any], str, dict[str, Any]]]:
-    """Result, mode and row of the largest picture size of every case that has no whole loops in that mode."""
+    """Result, mode and row of the largest picture size of every case that has no whole loops with a profile in that
+    mode."""
     for result in record.read_all("speed_*").values():
         for mode, found in result.get("crossover", {}).items():
-            if mode in modes_of(result) or not found["rows"]:
+            if any("profile" in row for row in rows_of(result, mode)) or not found["rows"]:
                 continue
             row = max(found["rows"], key=lambda one: one["num_tokens"])
             if "profile" in row and "profile" in min(row["ratios"], key=lambda one: one["ratio"]):
@@ -209,7 +221,7 @@ def memory_table() -> str:
             lines += [*_memory_head(f"{heading(result)} ({record.origin(result)})"), *map(_memory_row, found), ""]
     for result, mode, row in largest_sizes():
         region = min(row["ratios"], key=lambda one: one["ratio"])
-        if region["memory"]["extra_bytes"] is None:
+        if region.get("memory", {}).get("extra_bytes") is None:
             continue
         added = region["profile"][ADDED] / 1e3 / row["dense_step"]
         named = {**region, "mode": mode, "name": f"ratio {region['ratio']:g}", "overhead": {"share": added}}

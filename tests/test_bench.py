@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -42,7 +44,7 @@ from ras_dit.bench.memory import allocated_peak, memory_row
 from ras_dit.bench.modes import blocks_of, in_mode
 from ras_dit.bench.profiling import group_of
 from ras_dit.bench.report import profile_lines, tables
-from ras_dit.bench.results import compare, gains_from
+from ras_dit.bench.results import compare, gains_from, part_of
 from ras_dit.bench.run import silent
 from ras_dit.bench.weights import empty_transformer, random_transformer, weight_bytes
 from ras_dit.cache import KVCache
@@ -850,23 +852,72 @@ def test_a_gpu_is_profiled_after_all_is_timed(monkeypatch: pytest.MonkeyPatch) -
     note(bench_run, "profile_step")
     note(bench_measure, "timed_loop")
     settings = dataclasses.replace(QUICK, modes=("eager", "compiled"), backend="eager", ratios=(0.25,))
-    on_gpu = Settings(device="cuda")
-    assert [on_gpu.is_profiled(part, ["eager", "compiled"]) for part in ("eager", "compiled")] == [False, True]
-    rule = Settings.is_profiled
-    monkeypatch.setattr(Settings, "is_profiled", lambda self, *part: rule(on_gpu, *part))
-    ran = benchmark(settings)
-    assert ran.run([CASES["sd3-medium"].tiny()])
+    ran = benchmark(dataclasses.replace(settings, device="cpu:0"))  # like a GPU, a device that is not "cpu"
+    assert ran.run([CASES["sd3-medium"].tiny(), CASES["wan-1.3b"].tiny()])
     assert order.index("profile_step") > max(at for at, name in enumerate(order) if name == "timed_loop")
-    rows = ran.results.cases["sd3-medium-tiny"]["rows"]
-    assert [row["mode"] for row in rows if "profile" in row] == ["compiled"] * 2
-    json.dumps(rows)
+    cases = {
+        name: [row["mode"] for row in case["rows"] if "profile" in row] for name, case in ran.results.cases.items()
+    }
+    assert cases == {"sd3-medium-tiny": [], "wan-1.3b-tiny": ["compiled"] * 2}
+
+
+def test_processes_apart_measure_and_one_publishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(record, "write", lambda name, result: written.append((name, result)) or Path(name))
+    written: list[tuple[str, dict[str, Any]]] = []
+    case = dataclasses.replace(CASES["sd3-medium"].tiny(), name="sd3-medium", sizes=("64",), repeats=1)
+    monkeypatch.setattr(speed, "chosen_cases", lambda names, *more: (case,))
+    words = ["--case", "sd3-medium", "--device", "cpu", "--crossover", "--ratios", "0.25", "--folder", str(tmp_path)]
+    ran: list[list[str]] = []
+
+    def run(command: list[str], check: bool) -> Any:
+        assert command[:3] == [sys.executable, "-m", "benchmarks.speed"]
+        ran.append(command[3:])
+        return SimpleNamespace(returncode=called(command[3:]))
+
+    def called(arguments: list[str]) -> Any:
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "argv", ["speed", *arguments])
+            with pytest.raises(SystemExit) as left:
+                speed.main()
+        return left.value.code
+
+    monkeypatch.setattr(speed, "subprocess", SimpleNamespace(run=run))
+    assert not called([*words, "--apart"])
+    assert [command[2:5] for command in ran] == [["--mode", "eager", what] for what in ("--no-crossover", "--no-loops")]
+    ((name, result),) = written
+    assert name == "speed_sd3-medium"
+    assert speed.measured(result) == {"eager", part_of("eager", "64x64")}
+    both = Settings(modes=("eager", "compiled"), has_crossover=True)
+    given = SimpleNamespace(
+        case=["sd3-medium"],
+        device="cuda",
+        presets="fast",
+        sizes=None,
+        kernels=False,
+        repeats=3,
+        **dict.fromkeys(("ratios", "folder", "dtype", "size", "depth", "steps", "machine")),
+    )
+    commands = [" ".join(command) for command in speed.commands(given, both)]  # type: ignore[arg-type]
+    common = "--device cuda --repeats 3 --only-measure"
+    assert commands == [
+        f"--case sd3-medium --mode {mode} {what}"
+        for mode in both.modes
+        for what in (f"--no-crossover {common} --presets fast", f"--no-loops {common}")
+    ]
 
 
 def test_what_was_timed_is_kept_whatever_comes_after(monkeypatch: pytest.MonkeyPatch) -> None:
     def boom(*_: Any, **__: Any) -> None:
         raise RuntimeError("boom\nand more")
 
-    for place in ("run.profile_step", "run.overhead", "measure.short_peak", "crossover.profile_step"):
+    for place in (
+        "run.profile_step",
+        "run.overhead",
+        "measure.short_peak",
+        "crossover.profile_step",
+        "crossover.short_peak",
+    ):
         monkeypatch.setattr(f"ras_dit.bench.{place}", boom)
     said: list[str] = []
     settings = dataclasses.replace(QUICK, has_crossover=True, sizes=("64",), ratios=(0.25,))
@@ -877,9 +928,11 @@ def test_what_was_timed_is_kept_whatever_comes_after(monkeypatch: pytest.MonkeyP
     assert dense["missing"] == {"memory": "boom", "profile": "boom"}
     assert region["missing"] == {"memory": "boom", "overhead": "boom", "profile": "boom"}
     assert region["speedup"] > 0
-    assert "sd3-medium-tiny, eager, ratio 0.25: no overhead: boom" in said
+    assert "sd3-medium-tiny, eager: no overhead of ratio 0.25: boom" in said
+    assert "sd3-medium-tiny, eager, 64x64: no memory: boom" in said
     (row,) = case["crossover"]["eager"]["rows"]
     assert row["missing"] == {"profile": "boom"}
+    assert row["ratios"][0]["missing"] == {"memory": "boom", "profile": "boom"}
     assert "profile" not in row
     for table in tables(ran.results.cases):
         Console(file=io.StringIO()).print(table)
@@ -897,7 +950,8 @@ def test_modes_after_one_that_is_broken_are_measured(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(bench_run, "measure", broken)
     ran = benchmark(dataclasses.replace(QUICK, modes=("eager", "compiled"), backend="eager", ratios=(0.25,)))
     with pytest.raises(RuntimeError, match="boom"):
-        ran.run([CASES["sd3-medium"].tiny()])
+        ran.run([CASES["sd3-medium"].tiny(), CASES["wan-1.3b"].tiny()])
+    assert {row["mode"] for row in ran.results.cases["wan-1.3b-tiny"]["rows"]} == {"compiled"}
     case = ran.results.cases["sd3-medium-tiny"]
     assert {row["mode"] for row in case["rows"]} == {"compiled"}
     assert case["refused"]["eager"] == "RuntimeError: boom"

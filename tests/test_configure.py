@@ -91,9 +91,13 @@ def test_a_run_under_way_is_finished_dense() -> None:
         return tensors
 
     with ras_dit.accelerate(pipe, REGION) as handle:
-        with pytest.warns(ras_dit.RASWarning, match="outside of a run"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ras_dit.RASWarning)
+            warnings.simplefilter("ignore", ras_dit.AdviceWarning)
             assert run(pipe, **inputs(callback_on_step_end=change)).isfinite().all()
+        assert "The config was changed in the middle of the run: the rest of it was dense." in handle.summary().notes
         run(pipe, **inputs())
+        assert handle.summary().notes == ()
         assert [step.kind for step in handle.trace.steps].count("skip") == 2
 
 
@@ -118,12 +122,45 @@ def test_the_mask_of_an_inpainting_call_is_seen_once_it_is_asked_for() -> None:
     assert "prepare_mask_latents" not in vars(pipe)
 
 
-@pytest.mark.parametrize("config", [REGION, SKIPPING, REGION.replace(solver_order=2, static_memory=True)])
+def test_what_was_said_of_a_run_is_not_judged_by_the_next_config() -> None:
+    pipe, call = tiny_pipeline(), inputs(batch=2, num_inference_steps=15)
+    with ras_dit.accelerate(pipe, REGION) as handle:
+        run(pipe, **call)
+        before = handle.summary()
+        assert any("15 evaluations" in advice for advice in before.advice)
+        handle.configure(REGION.replace(region_of_interest="inpaint", kv_cache_dtype="bfloat16"))
+        assert handle.summary() == before
+
+
+def test_warnings_that_are_errors_leave_the_config_before() -> None:
+    pipe, call = tiny_pipeline(), inputs()
+    handle = ras_dit.enable(pipe, RASConfig(sample_ratio=1.0))
+    dense = run(pipe, **call)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ras_dit.SmallGainWarning)
+        with pytest.raises(ras_dit.SmallGainWarning):
+            handle.configure(REGION)
+    assert handle.config == RASConfig(sample_ratio=1.0)
+    assert torch.equal(run(pipe, **call), dense)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        REGION,
+        SKIPPING,
+        REGION.replace(solver_order=2, static_memory=True),
+        RASConfig.reference(0.25, start_step=2, end_step=26),
+        REGION.replace(refresh_steps=(12,)),
+        RASConfig(sample_ratio=0.5, warmup_steps=10),
+        REGION.replace(region_of_interest=torch.ones(3, 40, dtype=torch.bool)),
+    ],
+)
 def test_runs_that_begin_in_a_pause_are_dense(config: RASConfig) -> None:
     pipe, call = tiny_pipeline(), inputs()
     dense = run(pipe, **call)
     with ras_dit.accelerate(pipe, config) as handle:
-        fast = run(pipe, **call)
+        fast = None if config.region_of_interest is not None else run(pipe, **call)
         with handle.paused(), warnings.catch_warnings():
             warnings.simplefilter("error", ras_dit.RASWarning)
             assert torch.equal(run(pipe, **call), dense)
@@ -131,8 +168,10 @@ def test_runs_that_begin_in_a_pause_are_dense(config: RASConfig) -> None:
                 pass
             assert torch.equal(run(pipe, **call), dense), "a pause within a pause does not end it"
         assert handle.summary().notes == ("RAS was paused as the run began: it was dense.",)
+        if fast is None:  # of other proportions than the picture
+            return
         assert torch.equal(run(pipe, **call), fast)
-        assert handle.summary().notes == ()
+        assert "RAS was paused as the run began: it was dense." not in handle.summary().notes
         with pytest.raises(RuntimeError, match="stop"), handle.paused():
             raise RuntimeError("stop")
         assert torch.equal(run(pipe, **call), fast), "an error ends the pause, too"

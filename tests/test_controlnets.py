@@ -329,6 +329,36 @@ def test_a_controlnet_that_is_replaced_is_followed() -> None:
     assert "forward" not in vars(pipe.controlnet)
 
 
+def test_a_second_order_step_takes_no_slope_across_the_end_of_control() -> None:
+    """In a run that is dense as well: the step that first goes without is as the transformer has it."""
+    pipe, call = with_controlnet()
+    call = {**call, "num_inference_steps": 10, "control_guidance_end": 0.5}
+    config = RASConfig(sample_ratio=1.0, solver_order=2)
+    with recorded(pipe) as raw, ras_dit.accelerate(pipe, config), recorded(pipe) as given:
+        run(pipe, **call)
+    is_untouched = [torch.equal(before, after) for before, after in zip(raw, given, strict=True)]
+    assert [index for index, is_same in enumerate(is_untouched) if is_same] == [0, 5]
+
+
+def test_a_compiled_controlnet_is_told_of() -> None:
+    pipe, call = with_controlnet()
+    pipe.controlnet.compile(backend="eager")
+    with ras_dit.accelerate(pipe, SKIPPING) as handle:
+        run(pipe, **call)
+    assert any("The ControlNet is compiled as a whole" in note for note in handle.summary().notes)
+
+
+def test_a_swapped_scheduler_switches_nothing() -> None:
+    pipe, call = with_controlnet()
+    config = RASConfig(sample_ratio=1.0, warmup_steps=1, skip_steps=(1, 3), forecast_order=1)
+    with ras_dit.accelerate(pipe, config) as handle:
+        expected = run(pipe, **call)
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+        for _ in range(2):
+            assert torch.equal(run(pipe, **call), expected)
+            assert handle.summary().notes == ()
+
+
 def test_several_controlnets_are_left_out_together(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe, call = with_controlnet()
     pipe.controlnet = SD3MultiControlNetModel([pipe.controlnet, with_controlnet()[0].controlnet])

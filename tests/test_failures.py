@@ -60,7 +60,14 @@ def test_images_may_leave_the_batch_in_the_middle(config: RASConfig) -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [REGION, REGION.replace(sample_ratio=1.0, skip_steps=(5, 7)), REGION.replace(solver_order=2)]
+    "config",
+    [
+        REGION,
+        REGION.replace(sample_ratio=1.0, skip_steps=(5, 7)),
+        REGION.replace(solver_order=2),
+        RASConfig(sample_ratio=1.0, solver_order=2),
+        RASConfig(warmup_steps=99, solver_order=2),
+    ],
 )
 def test_latents_may_change_their_size_in_the_middle(config: RASConfig) -> None:
     """As progressive resolution does: what is left of the run is dense."""

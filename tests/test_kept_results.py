@@ -15,7 +15,6 @@ import ras_dit
 from families import lumina_next
 from ras_dit import RASConfig
 from ras_dit.seams import KeptResults
-from ras_dit.session import Session
 from tiny import REGION, run
 
 TABLE = "get_2d_rotary_pos_embed_lumina"
@@ -118,7 +117,7 @@ def test_it_is_undone_where_enable_fails(monkeypatch: pytest.MonkeyPatch) -> Non
         assert type(pipe) is not LuminaPipeline, "it was in place"
         raise MemoryError
 
-    monkeypatch.setattr(Session, "_watched_progress_bar", fail)
+    monkeypatch.setattr("ras_dit.session.watched_bar", fail)
     with pytest.raises(MemoryError):
         ras_dit.enable(pipe, REGION)
     assert type(pipe) is LuminaPipeline

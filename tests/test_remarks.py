@@ -106,6 +106,46 @@ def test_steps_that_a_run_does_not_have_are_left_out_with_a_note() -> None:
             handle.plan(10, 128, 192)
 
 
+@pytest.mark.parametrize(
+    ("config", "num_steps", "message"),
+    [
+        (RASConfig(sample_ratio=1.0, warmup_steps=4, skip_steps=(0.3, 0.6)), 10, "skip_steps: 0.3: left out"),
+        (
+            RASConfig(sample_ratio=1.0, warmup_steps=2, refresh_steps=(0.5,), skip_steps=(6, 8)),
+            12,
+            "skip_steps: 6: left",
+        ),
+        (RASConfig(sample_ratio=1.0, warmup_steps=0.2, skip_steps=(4, 9)), 25, "skip_steps: 4: left out"),
+        (RASConfig.reference(0.5, start_step=2, end_step=26), 10, "end_step: 26: left out"),
+    ],
+)
+def test_nor_are_steps_an_error_that_are_computed_whole_in_any_case(
+    config: RASConfig, num_steps: int, message: str
+) -> None:
+    pipe = tiny_pipeline()
+    with pytest.raises(ValueError, match=r"end_step|skip_steps"):
+        build_plan(config, num_steps, 96)
+    with ras_dit.accelerate(pipe, config) as handle:
+        with pytest.warns(RASWarning, match=message):
+            assert run(pipe, **inputs(num_inference_steps=num_steps)).isfinite().all()
+        assert any(step.kind != "dense" for step in handle.trace.steps)
+
+
+def test_a_fitted_forecast_outlasts_a_step_that_is_left_out() -> None:
+    pipe = tiny_pipeline()
+    config = RASConfig(sample_ratio=0.5, warmup_steps=2, refresh_steps=(5, 12), auto=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RASWarning)
+        fitted = ras_dit.calibrate(pipe, config, **inputs(batch=2))
+        assert fitted.auto
+        assert len(fitted.forecast_fit) == 40
+        pictures = []
+        for one in (fitted, fitted.replace(forecast_fit=())):
+            with ras_dit.accelerate(pipe, one.replace(auto=False)):
+                pictures.append(run(pipe, **inputs()))
+    assert not torch.equal(*pictures)
+
+
 def test_a_short_run_is_warned_of_and_a_longer_or_a_dense_one_is_not() -> None:
     pipe = tiny_pipeline()
     (reason,) = said(pipe, REGION, num_inference_steps=8)

@@ -87,7 +87,7 @@ class SameCall:
 
         for generator, state in zip(self._generators, self._states, strict=True):
             generator.set_state(state)
-        with accelerate(self._pipe, config) as handle:
+        with accelerate(self._pipe, config.replace(auto=False)) as handle:
             handle._session.fitting = fitting
             self._pipe(**self._call)
         return found, handle

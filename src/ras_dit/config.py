@@ -284,6 +284,11 @@ class RASConfig:
         return min(self.sample_ratio, self.final_sample_ratio or 1) < 1 or bool(self.skip_steps)
 
     @property
+    def remembers(self) -> bool:
+        """Whether noise of one evaluation may go into another."""
+        return self.has_savings or self.solver_order == 2
+
+    @property
     def skips(self) -> bool:
         """Whether any evaluation may compute no token at all."""
         return bool(self.skip_steps) or 0 in self.step_ratios
@@ -297,6 +302,11 @@ class RASConfig:
     def dense(self) -> RASConfig:
         """The same with every evaluation over all tokens, and steps as the scheduler takes them."""
         return self.replace(sample_ratio=1.0, final_sample_ratio=None, skip_steps=(), step_ratios=(), solver_order=1)
+
+    @property
+    def whole(self) -> RASConfig:
+        """`dense`, without a word of steps that a run may not have."""
+        return self.dense.replace(refresh_steps=(), end_step=None)
 
     def replace(self, **changes: Any) -> RASConfig:
         """A copy with some options changed (validated again).

@@ -119,9 +119,13 @@ class Handle:
         pipe = self._pipe() if self._is_enabled else None
         if pipe is None:
             raise ValueError("configure: RAS is disabled on this handle; call ras_dit.enable(pipe, config) instead.")
-        chosen = _checked(pipe, config, preset, score, "configure")
+        chosen, before = _checked(pipe, config, preset, score, "configure"), (self.config, self._session.score)
         self._session.configure(chosen, score)
-        _warn_of(pipe, self)
+        try:
+            _warn_of(pipe, self)
+        except BaseException:  # whoever makes errors of warnings has the config before it
+            self._session.configure(*before)
+            raise
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from ras_dit.config import Position, RASConfig
 from ras_dit.step_ratios import listed_shares
@@ -235,17 +235,29 @@ def resolve_position(name: str, position: Position, num_steps: int) -> int:
 
 
 def within_run(config: RASConfig, num_steps: int) -> tuple[RASConfig, str | None]:
-    """A config without the refresh and skip steps that a run of so many evaluations does not have, and what was left
-    out (None for nothing): a server serves runs of any length by one config."""
-    kept, outside = {}, []
-    for name in ("refresh_steps", "skip_steps"):
-        every = getattr(config, name)
-        kept[name] = tuple(step for step in every if isinstance(step, float) or step < num_steps)
-        outside += [f"{name}: {step}" for step in every if step not in kept[name]]
+    """A config without the steps that a run of so many evaluations does not have, or computes whole in any case, and
+    what was left out (None for nothing): a server serves runs of any length by one config."""
+    refresh = [step for step in config.refresh_steps if isinstance(step, float) or step < num_steps]
+    dense = {resolve_position("refresh_steps", step, num_steps) for step in refresh}
+    warmup = _num_warmup(config, num_steps)
+
+    def can_be_skipped(step: Position) -> bool:
+        index = resolve_position("skip_steps", step, num_steps) if isinstance(step, float) else int(step)
+        return warmup <= index < num_steps and index not in dense
+
+    skip = [step for step in config.skip_steps if can_be_skipped(step)]
+    outside = [f"refresh_steps: {step}" for step in config.refresh_steps if step not in refresh]
+    outside += [f"skip_steps: {step}" for step in config.skip_steps if step not in skip]
+    changes: dict[str, Any] = {"refresh_steps": tuple(refresh), "skip_steps": tuple(skip)}
+    if config.rules == "reference" and config.end_step is not None and config.end_step > num_steps:
+        outside.append(f"end_step: {config.end_step}")
+        changes["end_step"] = None
     if not outside:
         return config, None
-    what = ", ".join(outside)
-    return config.replace(**kept), f"{what}: left out, for this run has {num_steps} evaluations (0 to {num_steps - 1})."
+    what = f"{', '.join(outside)}: left out, for this run has {num_steps} evaluations (0 to {num_steps - 1})"
+    return config.replace(**changes, forecast_fit=config.forecast_fit), what + (
+        f", the first {warmup} of them whole." if warmup < num_steps else "."
+    )
 
 
 def _num_warmup(config: RASConfig, num_steps: int) -> int:

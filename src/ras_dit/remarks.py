@@ -57,6 +57,11 @@ OUTSIDE = (
     "The transformer was called outside of a run of the pipeline that RAS is enabled on: that call was dense. Another "
     "pipeline that shares the transformer has to share the scheduler object, too (`from_pipe` does that)."
 )
+UNSEEN_CONTROL = (
+    "The ControlNet is compiled as a whole: it is called in skipped steps, too, and where it is switched on or off in "
+    "the middle of the run (control_guidance_start, control_guidance_end) goes unnoticed. Compile its blocks instead."
+)
+RECONFIGURED = "The config was changed in the middle of the run: the rest of it was dense."
 PAUSED = "RAS was paused as the run began: it was dense."
 
 OF_REGION_STEPS = (

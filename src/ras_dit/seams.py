@@ -307,3 +307,23 @@ class WatchedLoop:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._bar, name)
+
+
+def watched_bar(
+    pipe: Any, on_entered: Callable[[], None], on_left: Callable[[], None], original: Callable[..., Any]
+) -> Callable[..., Any]:
+    """A pipeline's ``progress_bar`` that says when its denoising loop begins, and when that is left before its end.
+
+    Args:
+        pipe: the pipeline.
+        on_entered: called as the bar is made.
+        on_left: see `WatchedLoop`.
+        original: the method as it was.
+    """
+
+    def progress_bar(*args: Any, **kwargs: Any) -> Any:
+        bar = original(*args, **kwargs)
+        on_entered()
+        return WatchedLoop(bar, lambda: bool(getattr(pipe, "_interrupt", False)), on_left)
+
+    return progress_bar

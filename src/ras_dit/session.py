@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ras_dit import remarks
 from ras_dit.addresses import FixedAddresses
 from ras_dit.attached import AttachedTransformer
 from ras_dit.by_image import count_parts, has_own_sets, own_forward
@@ -38,9 +39,8 @@ from ras_dit.pipeline import (
     transformers_of,
 )
 from ras_dit.plan import Plan, build_plan, within_run
-from ras_dit.remarks import OUTSIDE, PAUSED, AdviceWarning, Warner, unused_options, why_left
 from ras_dit.schedule import as_steps_allow, first_index, first_of_second, forecast_levels, noise_levels
-from ras_dit.seams import KeptResults, PatchedMethod, WatchedLoop
+from ras_dit.seams import KeptResults, PatchedMethod, watched_bar
 from ras_dit.state import Generation, StaticMemory
 from ras_dit.tokens import storages_of
 from ras_dit.why_dense import why_dense
@@ -67,7 +67,7 @@ class Session:
         self._is_due, self._is_in_loop, self._is_left, self._first = False, False, False, 0
         self._call: Call | None = None
         self._size: torch.Size | None = None  # of the latents of one row, in the run under way
-        self.warn = Warner()
+        self.warn = remarks.Warner()
         self._early_notes: list[str] = []
         self._scheduler: Any = None
         self._observed: ObservedScheduler | None = None
@@ -84,7 +84,9 @@ class Session:
             if token_plan.repeated:
                 self._patches.append(KeptResults(pipe, token_plan.repeated))
             if hasattr(pipe, "progress_bar"):
-                self._patches.append(PatchedMethod(pipe, "progress_bar", self._watched_progress_bar))
+                entered = functools.partial(setattr, self, "_is_in_loop", True)
+                bar = functools.partial(watched_bar, pipe, entered, self._drop_generation)
+                self._patches.append(PatchedMethod(pipe, "progress_bar", bar))
         except BaseException:
             self.close()
             raise
@@ -103,6 +105,9 @@ class Session:
             storages_of(config, len(self.token_plan.attention_modules(root)), operations, addresses)
             for root in self._attached
         ]
+        if self._followed() is not None:
+            self.note(remarks.RECONFIGURED, is_warning=False)
+            self._is_left = True
         self._drop_generation()
         self.config, self.score = config, score
         self._operations, self._addresses = operations, addresses
@@ -112,7 +117,10 @@ class Session:
         if self._inpaint is not None:
             self._inpaint.release()
         self._inpaint = InpaintMask(self._pipe) if config.region_of_interest == "inpaint" else None
-        self._controlnet.attach(controlnet_of(self._pipe) if config.has_savings else None)
+        self._attach_controlnet()
+
+    def _attach_controlnet(self) -> None:
+        self._controlnet.attach(controlnet_of(self._pipe) if self.config.remembers else None)
 
     def _attach_transformer(self, root: torch.nn.Module) -> None:
         attached = AttachedTransformer(root, self.token_plan, lambda: self._call, self.layer_timings)
@@ -150,7 +158,7 @@ class Session:
             part.ensure()
         if self._inpaint is not None and not is_begun:
             self._inpaint.expect_run()
-        self._controlnet.attach(controlnet_of(self._pipe) if self.config.has_savings else None)
+        self._attach_controlnet()
         check_uncompiled(self._pipe.transformer)
         if self._pipe.transformer is not self.transformer:
             self._leave("The transformer was replaced after `enable`: RAS is not on it. Disable and enable again.")
@@ -170,13 +178,6 @@ class Session:
         self._controlnet.end_evaluation()
         for attached in self._attached.values():  # a call that failed did not get to let go of keys and values
             attached.clear()
-
-    def _watched_progress_bar(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def progress_bar(*args: Any, **kwargs: Any) -> Any:
-            bar, self._is_in_loop = original(*args, **kwargs), True
-            return WatchedLoop(bar, lambda: bool(getattr(self._pipe, "_interrupt", False)), self._drop_generation)
-
-        return progress_bar
 
     def _refuse(self, reason: str) -> None:
         generation = self._followed()
@@ -218,14 +219,14 @@ class Session:
         if self._addresses is not None:
             self._addresses.begin_call()
         attached.clear()
-        arguments = attached.seams.arguments(args, kwargs)
+        arguments, switched_on = attached.seams.arguments(args, kwargs), self._controlnet.switched_on
         if self._pipe.scheduler is not self._scheduler:
             self._attach_scheduler(self._pipe.scheduler)
             self._expect_generation(is_begun=True)
         if self._is_due:
             self._begin_generation(module, arguments)
         elif self._is_outside(module, arguments):
-            self.warn(OUTSIDE)
+            self.warn(remarks.OUTSIDE)
         generation = self._followed()
         if generation is None or not self.token_plan.is_due(
             self._scheduler, arguments[self.token_plan.timestep], self._first + generation.index
@@ -238,7 +239,7 @@ class Session:
         if generation.plan.has_savings:
             num_text = self.token_plan.count_text(module, arguments, generation.grid)
             reason = self.token_plan.check(module, arguments)
-        if generation.plan.has_savings and latents[0].shape != self._size:
+        if generation.remembers and latents[0].shape != self._size:
             generation.refuse(
                 "The size of the latents changed in the middle of the run: the rest of it was dense.", forgets=True
             )
@@ -246,7 +247,7 @@ class Session:
             generation.refuse(
                 "Gradients are recorded (use torch.no_grad()): the rest of the run was dense.", forgets=True
             )
-        condition = (self._controlnet.switched_on, attached.image_prompts())
+        condition = (switched_on, attached.image_prompts())
         call = generation.begin_call(num_rows, device, source, num_text, reason, texts, condition)
         call.num_others = num_text
         is_known_text = call.take_in(texts)
@@ -275,7 +276,9 @@ class Session:
         return self.token_plan.check(transformer, arguments) is None
 
     def _begin_generation(self, transformer: torch.nn.Module, arguments: dict[str, Any]) -> None:
-        check_uncached(transformer)
+        base = self.config.whole if self.is_paused else self.config
+        if base.has_savings:
+            check_uncached(transformer)
         self._is_due, self.latest = False, LatestRun()
         if self._inpaint is not None:
             self._inpaint.begin_run()
@@ -296,39 +299,39 @@ class Session:
         sigmas = noise_levels(scheduler)[self._first :]
         num_first = token_plan.num_first(transformer, arguments, grid)
         second = first_of_second(self._pipe, scheduler, self._first)
-        config, left_out = within_run(self.config, len(sigmas) - 1)
+        config, left_out = within_run(base, len(sigmas) - 1)
         if left_out is not None:
             self.note(left_out)
         plan = build_plan(config, len(sigmas) - 1, grid.num_tokens, num_first, None, second)
         num_text = token_plan.count_costed_text(transformer, arguments, grid)
-        reason = why_dense(self._pipe, transformer, token_plan, arguments, plan.num_region_steps > 0)
+        reason = why_dense(self._pipe, transformer, token_plan, arguments, plan, base, num_first)
         if any(other not in self._attached for other in transformers_of(self._pipe)):
             reason = "A transformer was replaced after `enable`: the run was dense. Disable and enable again."
-        if reason is None and num_first and self.config.rules == "reference":
-            reason = "The authors' rules would leave out the given first frame: the whole run was dense."
-        if self.is_paused:
-            reason = PAUSED
-        own_sets, allowed = has_own_sets(token_plan, self.config, transformer, arguments), None
-        if reason is None and self.config.has_savings:
+        own_sets, allowed = has_own_sets(token_plan, base, transformer, arguments), None
+        if reason is None and base.has_savings:
             given = token_plan.given_tokens(arguments, grid, num_extra)
-            allowed = allowed_tokens(self.config.region_of_interest, self._inpaint, grid, given, self.note)
+            allowed = allowed_tokens(base.region_of_interest, self._inpaint, grid, given, self.note)
         if allowed is not None:
             allowed = allowed if own_sets else allowed.any(dim=0, keepdim=True)
             num_allowed = max(num_first + 1, int(allowed.sum(dim=1).max()))
             plan = build_plan(config, len(plan), grid.num_tokens, num_first, num_allowed, second)
         config = config.dense if reason else config
         if plan.has_savings and reason:
-            self.note(reason, is_warning=not self.is_paused)
+            self.note(reason)
             plan = build_plan(config, len(plan), grid.num_tokens)
-        elif self.config.has_savings and not plan.has_savings:
+        elif base.has_savings and not plan.has_savings:
             self.note(
                 f"The run has {len(plan)} evaluations, all of them dense by the plan (warm-up or refresh steps): take "
                 "more steps or a shorter warm-up."
             )
-        for remark, is_advice in unused_options(config, plan, num_extra):
+        if self.is_paused and self.config.has_savings:
+            self.note(remarks.PAUSED, is_warning=False)
+        if plan.has_savings and getattr(self._pipe, "controlnet", None) and controlnet_of(self._pipe) is None:
+            self.note(remarks.UNSEEN_CONTROL, is_warning=False)
+        for remark, is_advice in remarks.unused_options(config, plan, num_extra):
             self.note(remark, is_warning=False)
             if is_advice:
-                self.warn(remark, AdviceWarning)
+                self.warn(remark, remarks.AdviceWarning)
         config = as_steps_allow(config, scheduler, transformer, self.note)
         num_padding = token_plan.count_padding(transformer, arguments, grid)
         layers = self._attached[transformer].read_layers()
@@ -336,13 +339,13 @@ class Session:
         num_parts = count_parts(token_plan, plan, latents, default_rows(self._pipe)) if own_sets else 1
 
         def costed(plan: Plan, num_parts: int = num_parts) -> Plan:
-            cost = plan_cost(plan, token_plan, layers, num_text, num_extra, self.config, is_timed, num_padding)
-            return with_prediction(replace(plan, cost=cost), self.config, model, num_rows, self.rates, num_parts)
+            cost = plan_cost(plan, token_plan, layers, num_text, num_extra, base, is_timed, num_padding)
+            return with_prediction(replace(plan, cost=cost), base, model, num_rows, self.rates, num_parts)
 
         if latents[0].device.type != "cpu":  # the pipeline was moved after `enable`
             self._attached[transformer].cpu_layers.close()
         plan = costed(plan)
-        if (reason := why_left(plan, self.config, self.warn)) is not None:
+        if (reason := remarks.why_left(plan, base, self.warn)) is not None:
             self.note(reason, is_warning=False)
             config = config.dense
             plan = costed(build_plan(config, len(plan), plan.num_tokens))
@@ -355,7 +358,7 @@ class Session:
         )
         levels, more = forecast_levels(scheduler, sigmas), (self._memory, fitted, self._addresses)
         self._generation = Generation(config, plan, grid, sigmas, levels, self.note, chooser, num_extra, *more)
-        self.latest = LatestRun(self._generation.trace, plan, num_extra, num_parts, costed)
+        self.latest = LatestRun(self._generation.trace, plan, base, num_extra, num_parts, costed)
         self.latest.trace.notes.extend(notes)
 
     def _after_transformer(

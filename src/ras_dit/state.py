@@ -87,6 +87,11 @@ class Generation:
         return self.index >= len(self.plan)
 
     @property
+    def remembers(self) -> bool:
+        """Whether noise of one evaluation goes into another."""
+        return self.plan.has_savings or self.config.solver_order == 2
+
+    @property
     def will_skip(self) -> bool:
         """Whether the evaluation due leaves the transformer out, as far as can be told before its call."""
         branches = [branch for position, branch in self._branches.items() if position >= self.num_calls]
@@ -123,8 +128,7 @@ class Generation:
         planned = self.plan[self.index]
         kind = "dense" if self._is_refresh else planned.kind
         branch = self._branches.get(position)
-        is_needed = self.plan.has_savings or self.config.solver_order == 2
-        needs_memory = is_needed and self._why_all_dense is None
+        needs_memory = self.remembers and self._why_all_dense is None
         if branch is not None and branch.source != source:
             self._put_away(position, branch)
             branch = None

@@ -75,9 +75,9 @@ def summarised(session: Session, has_controlnet: bool) -> Summary:
 
 def _advice(session: Session, has_controlnet: bool) -> tuple[str, ...]:
     """What `Summary.advice` says."""
-    latest, config = session.latest, session.config
-    trace, plan = latest.trace, latest.plan
-    if plan is None or not plan.has_savings:
+    latest = session.latest
+    trace, plan, config = latest.trace, latest.plan, latest.config
+    if plan is None or config is None or not plan.has_savings:
         return ()
     advice = [f"RAS gains little here: {why_small(plan)}"] if is_small(plan) else []
     if (reason := why_short(plan, config)) is not None:

@@ -7,12 +7,20 @@ from typing import Any
 
 import torch
 
+from ras_dit.config import RASConfig
 from ras_dit.models.plan import Arguments, TokenPlan
+from ras_dit.plan import Plan
 from ras_dit.schedule import NOT_CARRIED, why_stochastic
 
 
 def why_dense(
-    pipe: Any, transformer: torch.nn.Module, token_plan: TokenPlan, arguments: Arguments, has_regions: bool
+    pipe: Any,
+    transformer: torch.nn.Module,
+    token_plan: TokenPlan,
+    arguments: Arguments,
+    plan: Plan,
+    config: RASConfig,
+    num_first: int,
 ) -> str | None:
     """The reason why a run cannot leave anything out; None if it can.
 
@@ -21,13 +29,17 @@ def why_dense(
         transformer: that it calls.
         token_plan: of that.
         arguments: of the run's first call.
-        has_regions: steps are planned that compute some of the tokens.
+        plan: of the run.
+        config: of the run.
+        num_first: tokens that every step computes (a given first frame).
     """
     if reason := why_stochastic(pipe.scheduler):
         return f"{reason}: {NOT_CARRIED}"
     reason = why_unfit(pipe, transformer) or token_plan.check(transformer, arguments)
-    if reason is None and has_regions:
+    if reason is None and plan.num_region_steps:
         reason = why_frozen(transformer) or why_split(transformer) or why_chunked(transformer)
+    if reason is None and num_first and config.rules == "reference":
+        reason = "The authors' rules would leave out the given first frame: the whole run was dense."
     return reason
 
 

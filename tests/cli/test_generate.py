@@ -343,6 +343,12 @@ def test_a_shortened_run_is_as_long_as_diffusers_makes_it(name: str) -> None:
         assert _num_steps(kind.__new__(kind), picture) == len(timesteps), steps
 
 
+def test_the_strength_of_a_condition_does_not_shorten_the_run() -> None:
+    picture = Picture("a fox runs", steps=28, strength=0.5)
+    assert _num_steps(diffusers.LTXConditionPipeline.__new__(diffusers.LTXConditionPipeline), picture) == 28
+    assert _num_steps(diffusers.FluxImg2ImgPipeline.__new__(diffusers.FluxImg2ImgPipeline), picture) == 14
+
+
 def test_a_strength_is_refused_where_there_is_none() -> None:
     check_picture(flux_images.build(diffusers.FluxImg2ImgPipeline), Picture("a fox", steps=10, strength=0.01), None)
     with pytest.raises(ValueError, match="strength: FluxPipeline has no such option"):
@@ -378,8 +384,12 @@ def test_a_batch_goes_on_after_a_picture_that_failed(
     assert (code, out.count("Wrote ")) == (0, 1), err
     assert len(list(tmp_path.glob("*.png"))) == 3
     failing["a dog"] = KeyError("a bug")
-    with pytest.raises(KeyError):  # an error of ours ends a batch all the same
-        ras_dit("generate", "a dog", "-m", model, *SHORT, "-o", tmp_path, "--keep-going")
+    with pytest.raises(KeyError):
+        ras_dit("generate", "a dog", "-m", model, *SHORT, "-o", tmp_path)
+    code, out, err = ras_dit("generate", "a dog", "a horse", "-m", model, *SHORT, "-o", tmp_path, "--keep-going")
+    assert (code, out.count("Wrote ")) == (1, 1), "an error of ours leaves its traceback, and the others are painted"
+    assert "Traceback" in err
+    assert "ras-dit: error: 'a dog', seed 0: KeyError('a bug')" in err
 
 
 def test_omnigens_prompt_says_where_the_picture_belongs(tmp_path: Path) -> None:

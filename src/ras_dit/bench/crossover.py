@@ -94,7 +94,7 @@ def size_row(
     dense_step = statistics.median(dense)
     ratios_found = [one.row(dense_step, num_steps) for one in found]
     leanest = min(range(len(found)), key=lambda place: found[place].ratio)
-    ratios_found[leanest]["memory"] = _memory_of(case, pipe, call, found[leanest], on_run)
+    look_into(ratios_found[leanest], "memory", partial(_memory_of, case, pipe, call, found[leanest], on_run))
     row: dict[str, Any] = {
         "size": str(case.size),
         "num_tokens": found[0].latest_plan.num_tokens,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -85,11 +85,6 @@ class Settings:
         texts = self.sizes if self.sizes is not None else case.sizes
         return list(dict.fromkeys(Size.parse(text, case.size) for text in texts))
 
-    def is_profiled(self, part: str, due: list[str]) -> bool:
-        """Whether it is looked into where the time of a part's steps goes: on a GPU of the last one alone, for a
-        profiler slows down what comes after it in the same process."""
-        return self.device == "cpu" or part == due[-1]
-
     def with_parts(self, cases: list[Case], is_named: bool) -> list[Case]:
         """The cases of which there is something to measure.
 
@@ -156,14 +151,25 @@ class Benchmark:
 
         Returns:
             Whether no part of these cases was refused, now or, by the same code with the same options, before.
-        """
-        with _on(self.settings.device):
-            is_green = True
-            for case in cases:
-                is_green &= self._measure(case)
-            return is_green
 
-    def _measure(self, case: Case) -> bool:
+        Raises:
+            Exception: something is broken; all other parts of all cases were measured before it is raised.
+        """
+        is_green, broken = True, list[Exception]()
+        due = [
+            case.name for case in cases if any(not self._is_finished(case, one) for one in self.settings.parts(case))
+        ]
+        with _on(self.settings.device):
+            for case in cases:
+                try:
+                    is_green &= self._measure(case, is_last=[case.name] == due[-1:])
+                except Exception as error:
+                    broken.append(error)
+        if broken:
+            raise broken[0]
+        return is_green
+
+    def _measure(self, case: Case, is_last: bool) -> bool:
         parts = self.settings.parts(case)
         due = [part for part in parts if not self._is_finished(case, part)]
         known = {part: self._why_refused(case, part) for part in parts if part not in due}
@@ -179,7 +185,7 @@ class Benchmark:
             self.say(f"{case.name}: left out, {reason}.")
         else:
             try:
-                self._run_case(case, due)
+                self._run_case(case, due, is_last)
             finally:
                 _free(self.settings.device)
             is_green &= not any(self._why_refused(case, part) for part in due)
@@ -191,7 +197,7 @@ class Benchmark:
     def _why_refused(self, case: Case, part: str) -> str | None:
         return self.results.why_refused(case.name, part, self.settings.options(case, part))
 
-    def _run_case(self, case: Case, due: list[str]) -> None:
+    def _run_case(self, case: Case, due: list[str], is_last: bool) -> None:
         import torch
 
         settings = self.settings
@@ -205,7 +211,7 @@ class Benchmark:
             return
         broken: Exception | None = None
         for part in due:
-            is_profiled = settings.is_profiled(part, due)
+            is_profiled = settings.device == "cpu" or (is_last and part == due[-1])
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("error", RASWarning)
@@ -272,9 +278,7 @@ class Benchmark:
                 checks = compiled_checks(pipe, call, case.dtype, eager, config_in(mode, PROBE))
                 require(checks, eager.rounding)
             rows = self._rows(case, pipe, call, mode, is_profiled)
-        for row in rows:
-            for what, why in row.get("missing", {}).items():
-                self.say(f"{case.name}, {mode}, {row['name']}: no {what}: {why}")
+        self._say_missing(f"{case.name}, {mode}", rows)
         return {"rows": rows, "checks": [check.to_dict() for check in checks]}
 
     def _rows(self, case: Case, pipe: Any, call: dict[str, Any], mode: str, is_profiled: bool) -> list[dict[str, Any]]:
@@ -320,7 +324,15 @@ class Benchmark:
         except torch.OutOfMemoryError as error:
             _free(device)
             return {"left_out": f"ran out of memory ({first_line(error)})"}
+        self._say_missing(f"{sized.name}, {mode}, {sized.size}", (row, *row["ratios"]))
         return {"row": row}
+
+    def _say_missing(self, what: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Of what could not be looked into after all was timed."""
+        for row in rows:
+            for name, why in row.get("missing", {}).items():
+                of = f" of {row['name']}" if "name" in row else ""
+                self.say(f"{what}: no {name}{of}: {why}")
 
 
 def _size_of(part: str) -> Size | None:

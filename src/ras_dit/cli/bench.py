@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,9 @@ from ras_dit.cli.exits import EXIT_VERDICT
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from ras_dit.bench import Results
+    from ras_dit.bench.cases import Case
 
 
 def bench(
@@ -63,8 +67,6 @@ def bench(
     from rich.console import Console
 
     from ras_dit.bench import Benchmark, Results, Settings, chosen_cases, environment
-    from ras_dit.bench.report import plot as draw
-    from ras_dit.bench.report import profile_lines, tables
     from ras_dit.cli.pipelines import resolve_device
     from ras_dit.cli.places import check_file
     from ras_dit.cli.plots import has_matplotlib
@@ -104,7 +106,21 @@ def bench(
     speak = Console(stderr=True, highlight=False, soft_wrap=True)
     with Results.opened(output, environment(where)) as results:
         benchmark = Benchmark(settings, results, described_progress, lambda text: speak.print(text, markup=False))
-        is_green = benchmark.run(chosen)
+        try:
+            is_green = benchmark.run(chosen)
+        finally:
+            _show(results, chosen, output, plot, console, speak)
+    if not is_green:
+        raise typer.Exit(EXIT_VERDICT)
+
+
+def _show(
+    results: Results, chosen: Sequence[Case], output: Path, plot: Path | None, console: Console, speak: Console
+) -> None:
+    """Print what is there of the cases, and draw it."""
+    from ras_dit.bench.report import plot as draw
+    from ras_dit.bench.report import profile_lines, tables
+
     shown = {one.name: results.cases[one.name] for one in chosen if one.name in results.cases}
     for table in tables(shown):
         console.print(table, markup=False, soft_wrap=isinstance(table, str))
@@ -118,8 +134,6 @@ def bench(
         speak.print(f"--plot: there are no figures, and so no {plot}.", markup=False)
     if written:
         console.print(f"Wrote {' and '.join(written)}", markup=False, soft_wrap=True)
-    if not is_green:
-        raise typer.Exit(EXIT_VERDICT)
 
 
 def _modes(eager: bool, compiled: bool | None, reduce_overhead: bool | None, device: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+EXIT_OURS = 1  # an error that is not the caller's; Python leaves with it after a traceback, too
 EXIT_USAGE = 2
 EXIT_VERDICT = 3  # it ran as asked, and what came out is not good enough: a target missed, a figure refused
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ import typer
 from rich.console import Console
 
 from ras_dit.cli import options
-from ras_dit.cli.exits import EXIT_USAGE
+from ras_dit.cli.exits import EXIT_OURS, EXIT_USAGE
 from ras_dit.config import RASConfig
 from ras_dit.files import FRAMES_PER_SECOND
 
@@ -228,7 +229,7 @@ def _paint_all(batch: Batch, pictures: Mapping[Picture, Origin], device: str, of
         with origin.named(check):
             check(picture)
     counts = [num_evaluations(pipe, picture) for picture in pictures]
-    num_failed = 0
+    num_failed, is_ours = 0, False
     with runs_progress(f"{len(pictures)} picture(s)", sum(counts)) as advance:
         for (picture, origin), count in zip(pictures.items(), counts, strict=True):
             with share_of(advance, count) as on_step:
@@ -236,9 +237,13 @@ def _paint_all(batch: Batch, pictures: Mapping[Picture, Origin], device: str, of
                     with origin.named():
                         files, summary = _paint_one(pipe, batch, picture, on_step)
                 except Exception as error:
-                    if not batch.keeps_going or (message := one_line(error)) is None:
+                    if not batch.keeps_going:
                         raise
-                    to_stderr(f"ras-dit: error: {picture.prompt!r}, seed {picture.seed}: {message}")
+                    message = one_line(error)
+                    is_ours |= message is None
+                    if message is None:
+                        to_stderr("".join(traceback.format_exception(error)))
+                    to_stderr(f"ras-dit: error: {picture.prompt!r}, seed {picture.seed}: {message or repr(error)}")
                     num_failed += 1
                     continue
             for file in files:
@@ -250,7 +255,7 @@ def _paint_all(batch: Batch, pictures: Mapping[Picture, Origin], device: str, of
             f"ras-dit: error: {num_failed} of {len(pictures)} pictures failed, the others are written. The same "
             "command paints those that are missing."
         )
-        raise typer.Exit(EXIT_USAGE)
+        raise typer.Exit(EXIT_OURS if is_ours else EXIT_USAGE)
 
 
 def _paint_one(

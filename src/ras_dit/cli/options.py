@@ -56,8 +56,8 @@ ControlImage = Annotated[
 Strength = Annotated[
     float | None,
     typer.Option(
-        help="Of img2img and inpainting: the share of the steps that is taken, 1 paints over all of --image; the "
-        "pipeline's default without it."
+        help="Of img2img and inpainting: the share of the steps that is taken, 1 paints over all of --image. (Of LTX's "
+        "conditions: how firmly the picture holds.) The pipeline's default without it."
     ),
 ]
 DType = Annotated[

@@ -63,7 +63,10 @@ def num_evaluations(pipe: Any, picture: Picture) -> int:
 
 def _num_steps(pipe: Any, picture: Picture) -> int:
     """How many of its steps a call takes: with a ``strength`` below 1 it begins later (``get_timesteps``)."""
-    parameter, steps = inspect.signature(pipe.__call__).parameters.get("strength"), picture.steps
+    parameters, steps = inspect.signature(pipe.__call__).parameters, picture.steps
+    if "denoise_strength" in parameters:  # LTX's conditions: its ``strength`` is how firmly the picture holds
+        return steps
+    parameter = parameters.get("strength")
     strength = parameter.default if parameter is not None and picture.strength is None else picture.strength
     if not isinstance(strength, (int, float)) or strength >= 1:
         return steps
