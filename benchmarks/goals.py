@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ras_dit.arena.metrics import better_by
@@ -18,7 +18,15 @@ OURS = {
     7.0: ("preset regions_faster", "preset regions_faster"),
     6.0: ("regions midway, T 6, order 1", "regions midway, T 6, order 1"),
 }
-"""Ours by budget, on each yardstick; chosen on other pictures than the arena's."""
+"""Ours by budget, on each yardstick. The plans were found on other pictures than the arena's; which options stay in the
+presets was judged by rows of the arena, too."""
+PRESETS_ALONE = {
+    17.0: ("preset quality", "preset quality"),
+    11.5: ("preset regions", "preset regions"),
+    8.75: OURS[8.75],
+    7.0: OURS[7.0],
+}
+"""The same with presets on both yardsticks; at T = 6 there is none."""
 
 
 AS_LONG = 1.15
@@ -65,11 +73,12 @@ AGAINST: dict[str, Callable[..., list[Row]]] = {
 """What ours has to beat. Of each kind the best one is taken, so that the comparison favours the others."""
 
 
-def goals(rows: list[Row]) -> list[dict[str, Any]]:
+def goals(rows: list[Row], every: Mapping[float, tuple[str, str]] = OURS) -> list[dict[str, Any]]:
     """For every budget, yardstick and kind: the best of that kind, and how much nearer ours is, picture by picture.
 
     Args:
         rows: of an arena, with ``per_picture`` where they are compared; methods that are missing are left out.
+        every: ours by budget, on each yardstick.
 
     Returns:
         ``token_steps``, ``yardstick``, ``ours``, ``kind``, ``other``, both times as shares of the dense run's, and the
@@ -80,7 +89,7 @@ def goals(rows: list[Row]) -> list[dict[str, Any]]:
     """
     by_name = {row["name"]: row for row in rows}
     found = []
-    for token_steps, names in OURS.items():
+    for token_steps, names in every.items():
         for yardstick, name in zip(YARDSTICKS, names, strict=True):
             ours = by_name.get(name)
             for kind, rivals in AGAINST.items():
@@ -147,7 +156,8 @@ def _margin(one: dict[str, Any]) -> str:
     """A difference, bold where its interval is clear of 0."""
     mean, low, _ = one["difference"]
     is_ahead = "**" if low > 0 else ""
-    return f"{is_ahead}{mean:+.1f}{is_ahead}"
+    text = f"{mean:+.1f}"
+    return f"{is_ahead}{'0.0' if text in ('+0.0', '-0.0') else text}{is_ahead}"
 
 
 def _first(found: list[dict[str, Any]], budget: float) -> dict[str, Any]:

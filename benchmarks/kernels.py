@@ -29,10 +29,11 @@ from torch.nn import functional
 from benchmarks import record
 from ras_dit import importance, selection
 from ras_dit.bench import environment
-from ras_dit.cache import KVCache, KVStorage
+from ras_dit.cache import KVCache
 from ras_dit.files import save_text
 from ras_dit.forecast import TokenHistory
 from ras_dit.kernels import REFERENCE, Operations, Tile
+from ras_dit.kv_storage import KVStorage
 from ras_dit.rows import RowIndex, as_words
 
 Run = Callable[[], Any]

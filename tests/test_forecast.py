@@ -13,8 +13,9 @@ from diffusers import FlowMatchHeunDiscreteScheduler, UniPCMultistepScheduler
 import ras_dit
 from families import hunyuan_image
 from ras_dit import RASConfig
-from ras_dit.cache import KVCache, KVStorage
+from ras_dit.cache import KVCache
 from ras_dit.kv_forecast import KVProgress
+from ras_dit.kv_storage import KVStorage
 from ras_dit.rows import RowIndex
 from ras_dit.seams import PatchedMethod
 from ras_dit.selection import membership

@@ -10,8 +10,9 @@ import torch
 import ras_dit
 from ras_dit.attention import grouped_attention
 from ras_dit.bench.modes import in_mode, num_recorded, num_without_graphs
-from ras_dit.cache import KVCache, KVStorage
+from ras_dit.cache import KVCache
 from ras_dit.kernels import REFERENCE, triton_operations
+from ras_dit.kv_storage import KVStorage
 from ras_dit.rows import RowIndex
 from tiny import REGION, inputs, run, tiny_pipeline
 

@@ -34,6 +34,7 @@ ORDER = [
     "rows",
     "kv_forecast",
     "addresses",
+    "kv_storage",
     "cache",
     "attention",
     "routing",

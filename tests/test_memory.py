@@ -12,8 +12,9 @@ import torch
 import ras_dit
 from families import one_case_per_class
 from ras_dit import RASConfig, attention
-from ras_dit.cache import KVCache, KVStorage
+from ras_dit.cache import KVCache
 from ras_dit.flops import keeping_layers
+from ras_dit.kv_storage import KVStorage
 from ras_dit.rows import RowIndex
 from ras_dit.state import Generation
 from tiny import inputs, run, tiny_pipeline

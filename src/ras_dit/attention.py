@@ -12,7 +12,8 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from ras_dit.cache import AS_COMPUTED, KVCache, KVStorage, Like, as_little_as
+from ras_dit.cache import KVCache, as_little_as
+from ras_dit.kv_storage import AS_COMPUTED, KVStorage, Like
 
 WITHOUT = "Take a preset without region steps ('quality', 'balanced' or 'fast'), or ras_dit.disable the pipeline."
 REMEDY = "Set adapters, prompts and images before the call and leave them alone until it returns. " + WITHOUT

@@ -4,84 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
-from ras_dit.addresses import FixedAddresses, lasting
-from ras_dit.kernels import Operations
+from ras_dit.addresses import lasting
 from ras_dit.kv_forecast import KVAdvance
+from ras_dit.kv_storage import AS_COMPUTED, KVStorage, Like, is_device
 from ras_dit.rows import RowIndex, as_words
-
-
-@dataclass(frozen=True)
-class Like:
-    """What memory a tensor needs: shape, type and device."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-
-    @classmethod
-    def of(cls, tensor: torch.Tensor) -> Like:
-        return cls(tuple(tensor.shape), tensor.dtype, tensor.device)
-
-
-def is_device(place: torch.device, device: torch.device) -> bool:
-    """Whether a device is the one named (``cuda`` names any of them)."""
-    return place.type == device.type and place.index in (None, device.index)
-
-
-@dataclass(frozen=True)
-class KVStorage:
-    """How keys and values are kept between steps.
-
-    Attributes:
-        dtype: type they are kept in; None as computed. Rows of the step under way are attended to as computed.
-        device: where they are kept; None where they are computed.
-        keeps: False keeps none: computed rows then attend among themselves.
-        operations: kernels that write the rows; None for torch.
-        addresses: all that compiled blocks read stays where it is from step to step and from run to run, as CUDA graphs
-            need: keys and values, and at these addresses what is laid out for a step. None if it need not.
-    """
-
-    dtype: torch.dtype | None = None
-    device: torch.device | None = None
-    keeps: bool = True
-    operations: Operations | None = None
-    addresses: FixedAddresses | None = None
-
-    @property
-    def is_static(self) -> bool:
-        return self.addresses is not None
-
-    def is_as_computed(self, tensor: torch.Tensor | Like) -> bool:
-        """Whether a key or value is kept in the type and at the place of computing."""
-        is_there = self.device is None or is_device(self.device, tensor.device)
-        return is_there and self.dtype in (None, tensor.dtype)
-
-    def fixed(self, tensor: torch.Tensor) -> torch.Tensor:
-        """What is laid out for a step, at an address that stays if need be."""
-        return tensor if self.addresses is None else self.addresses.of(tensor)
-
-    def store(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A key or value as it is kept, contiguous."""
-        return self.bounded(tensor).to(device=self.device, dtype=self.dtype).contiguous()
-
-    def bounded(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A key or value within the range of the type that it is kept in."""
-        if self.dtype is None or self.dtype.itemsize > 1:
-            return tensor
-        limit = torch.finfo(self.dtype).max
-        return tensor.clamp(-limit, limit)
-
-    def reserve(self, likes: Like) -> torch.Tensor:
-        """Memory for a key or value, at an address that compiled code may count on."""
-        place = self.device if self.device is not None else likes.device
-        return lasting(likes.shape, self.dtype or likes.dtype, place)
-
-
-AS_COMPUTED = KVStorage()
 
 
 class KVCache:
@@ -96,7 +25,27 @@ class KVCache:
     Attributes:
         key_slope, value_slope: change per sigma, where keys and values are forecast; else None.
         num_dropped: rows of the sequence that the region step under way does not compute.
+
+    A step lays out what `merge`, `mask_for` and `refill` will read (`aim`, `aim_whole`): plain tensors and numbers, for
+    these may be traced into a compiled block.
     """
+
+    # of the step under way: the rows computed, by image and for `index_copy_` (there, and where they are kept)
+    places: torch.Tensor
+    index: torch.Tensor
+    kept_index: torch.Tensor
+    is_flat: bool  # the index is one of rows of all images laid end to end
+    # where keys and values are forecast: the fresh rows of the grid, their places, and what `KVAdvance` says of them
+    begin: int
+    end: int
+    moving: torch.Tensor
+    change: torch.Tensor
+    followed: torch.Tensor
+    per_sigma: torch.Tensor
+    # of the mask: the queries that are computed, whether those of all images are, and whether text is left out
+    queries: torch.Tensor | None
+    queries_are_alike: bool
+    drops_text: bool
 
     def __init__(
         self,
@@ -201,6 +150,10 @@ class KVCache:
             tensor = getattr(self, name)
             if tensor is not None and tensor.numel():
                 setattr(self, name, lasting(tensor.shape, tensor.dtype, tensor.device).copy_(tensor))
+
+    def end_run(self) -> None:
+        """What comes is of another run: no slope goes on from this one."""
+        self.advance = None
 
     def begin_slopes(self) -> None:
         """Forecast from now on, from slopes of zero."""

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from ras_dit.cache import KVCache, Like, rows_alone
+from ras_dit.cache import KVCache, rows_alone
 from ras_dit.clocks import Stopwatch
 from ras_dit.forecast import TokenHistory
 from ras_dit.kv_forecast import KVAdvance, KVProgress
+from ras_dit.kv_storage import Like
 from ras_dit.outputs import Beside
 from ras_dit.plan import StepKind
 from ras_dit.rows import RowIndex

@@ -314,7 +314,7 @@ class Generation:
         """The keys and values of a branch are not needed any more in this run; static memory is kept for the next."""
         if self.config.static_memory and branch.layers:
             for cached in (cached for caches in branch.layers.values() for cached in caches):
-                cached.advance = None
+                cached.end_run()
             self._memory[position, branch.source] = branch.layers
         branch.layers = {}
 

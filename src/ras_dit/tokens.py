@@ -12,11 +12,12 @@ import torch
 from ras_dit.addresses import FixedAddresses
 from ras_dit.attention import LayerSeam
 from ras_dit.blocks import BlockSeam, TextSeam, attention_seam, drop_text
-from ras_dit.cache import AS_COMPUTED, KVCache, KVStorage, reserved, rows_alone
+from ras_dit.cache import KVCache, reserved, rows_alone
 from ras_dit.calls import Call
 from ras_dit.config import RASConfig
 from ras_dit.flops import keeping_layers
 from ras_dit.kernels import Operations
+from ras_dit.kv_storage import AS_COMPUTED, KVStorage
 from ras_dit.models import TokenPlan, TokenSelect
 from ras_dit.models.plan import Stream, matches
 from ras_dit.rows import RowIndex
