@@ -69,7 +69,13 @@ def commands(a: argparse.Namespace, settings: Settings) -> Iterator[list[str]]:
     kept = ("device", "ratios", "folder", "repeats", "dtype", "size", "depth", "steps", "machine")
     common = [word for name in kept if getattr(a, name) is not None for word in (f"--{name}", str(getattr(a, name)))]
     common += ["--only-measure", *(["--kernels"] if a.kernels else [])]
-    for name in a.case or [case.name for case in chosen_cases((), a.device, None, None, None)]:
+    is_as_it_ships = a.size is None and a.depth is None
+    fitting = [
+        case.name
+        for case in chosen_cases((), a.device, None, None, None)
+        if case.dimensions is not None or (is_as_it_ships and a.dtype in (None, case.dtype))
+    ]
+    for name in a.case or fitting:
         (case,) = chosen_cases((name,), a.device, a.dtype, a.size, a.depth)
         for mode in settings.modes:
             if settings.has_loops:
@@ -140,11 +146,13 @@ def main() -> None:
             traceback.print_exc()
             is_green = False
         found = results.cases.get(case.name)
-        if a.only_measure or not found or not (found["rows"] or found["crossover"]):
+        if not found or not (found["rows"] or found["crossover"]):
             continue
         for row in found["rows"]:
             limit = f"  limit {row['limit']:.2f}x  {row['share_of_limit']:.0%} of it" if "limit" in row else ""
             print(f"{row['mode']:<16} {row['name']:<12} {row['median']:8.3f} s  {row['speedup']:.2f}x{limit}")
+        if a.only_measure:
+            continue
         if reason := path and not a.replace and why_kept(name, found, results.environment):
             print(f"{name}.json is left as it is: {reason}. What was measured is in {path}; --replace takes it.")
             is_green = False

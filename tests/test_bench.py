@@ -861,6 +861,33 @@ def test_a_gpu_is_profiled_after_all_is_timed(monkeypatch: pytest.MonkeyPatch) -
     assert cases == {"sd3-medium-tiny": [], "wan-1.3b-tiny": ["compiled"] * 2}
 
 
+def test_the_last_that_can_be_measured_is_profiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the last that is asked for: a case or a size may not fit."""
+    original = Case.why_skipped
+
+    def why_skipped(self: Case, device: str, is_loaded: bool = False) -> str | None:
+        is_large = self.name == "wan-1.3b-tiny" or self.size.num_pixels > 64 * 64
+        return "too large" if is_large else original(self, device, is_loaded)
+
+    monkeypatch.setattr(Case, "why_skipped", why_skipped)
+    settings = dataclasses.replace(QUICK, device="cpu:0", has_crossover=True, has_loops=False, ratios=(0.25,))
+    ran = benchmark(dataclasses.replace(settings, sizes=("64", "96")))
+    assert ran.run([CASES["sd3-medium"].tiny(), CASES["wan-1.3b"].tiny()])
+    (row,) = ran.results.cases["sd3-medium-tiny"]["crossover"]["eager"]["rows"]
+    assert "profile" in row
+    assert "profile" in row["ratios"][0]
+
+
+@pytest.mark.parametrize("options", [{}, {"depth": 0.5}, {"dtype": "float16"}, {"size": "512"}])
+def test_processes_apart_are_of_cases_that_can_be_so(options: dict[str, Any]) -> None:
+    names = ("case", "ratios", "folder", "repeats", "dtype", "size", "depth", "steps", "machine", "presets", "sizes")
+    given = SimpleNamespace(**dict.fromkeys(names), device="cpu", kernels=False)
+    vars(given).update(options)
+    words = [command[1] for command in speed.commands(given, Settings())]  # type: ignore[arg-type]
+    assert "sd3-medium" in words or not options
+    assert ("embedded" in words) == (not options)
+
+
 def test_processes_apart_measure_and_one_publishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(record, "write", lambda name, result: written.append((name, result)) or Path(name))

@@ -90,11 +90,17 @@ def test_a_run_under_way_is_finished_dense() -> None:
             handle.configure(SKIPPING)
         return tensors
 
+    counts: list[int] = []
     with ras_dit.accelerate(pipe, REGION) as handle:
+        block = pipe.transformer.transformer_blocks[0]
+        hook = block.register_forward_hook(lambda module, args, output: counts.append(output[1].shape[1]))
         with warnings.catch_warnings():
             warnings.simplefilter("error", ras_dit.RASWarning)
             warnings.simplefilter("ignore", ras_dit.AdviceWarning)
             assert run(pipe, **inputs(callback_on_step_end=change)).isfinite().all()
+        hook.remove()
+        assert counts == [96, 96, 24, 24, 24, *[96] * 5]
+        assert len(handle.trace.steps) == 5
         assert "The config was changed in the middle of the run: the rest of it was dense." in handle.summary().notes
         run(pipe, **inputs())
         assert handle.summary().notes == ()
@@ -138,8 +144,9 @@ def test_warnings_that_are_errors_leave_the_config_before() -> None:
     dense = run(pipe, **call)
     with warnings.catch_warnings():
         warnings.simplefilter("error", ras_dit.SmallGainWarning)
-        with pytest.raises(ras_dit.SmallGainWarning):
-            handle.configure(REGION)
+        for _ in range(2):
+            with pytest.raises(ras_dit.SmallGainWarning):
+                handle.configure(REGION)
     assert handle.config == RASConfig(sample_ratio=1.0)
     assert torch.equal(run(pipe, **call), dense)
 
@@ -153,6 +160,7 @@ def test_warnings_that_are_errors_leave_the_config_before() -> None:
         RASConfig.reference(0.25, start_step=2, end_step=26),
         REGION.replace(refresh_steps=(12,)),
         RASConfig(sample_ratio=0.5, warmup_steps=10),
+        RASConfig(sample_ratio=1.0, solver_order=2),
         REGION.replace(region_of_interest=torch.ones(3, 40, dtype=torch.bool)),
     ],
 )
@@ -175,6 +183,15 @@ def test_runs_that_begin_in_a_pause_are_dense(config: RASConfig) -> None:
         with pytest.raises(RuntimeError, match="stop"), handle.paused():
             raise RuntimeError("stop")
         assert torch.equal(run(pipe, **call), fast), "an error ends the pause, too"
+
+
+def test_a_pause_asks_nothing_of_the_scheduler() -> None:
+    pipe = tiny_pipeline(scheduler=diffusers.FlowMatchHeunDiscreteScheduler(shift=3.0))
+    config = REGION.replace(forecast_order=1, forecast_midpoint=True)
+    with ras_dit.accelerate(pipe, config) as handle, handle.paused(), warnings.catch_warnings():
+        warnings.simplefilter("error", ras_dit.RASWarning)
+        run(pipe, **inputs())
+        assert handle.summary().notes == ("RAS was paused as the run began: it was dense.",)
 
 
 @torch.no_grad()

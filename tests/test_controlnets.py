@@ -348,6 +348,15 @@ def test_a_compiled_controlnet_is_told_of() -> None:
     assert any("The ControlNet is compiled as a whole" in note for note in handle.summary().notes)
 
 
+def test_so_is_one_that_is_wrapped() -> None:
+    case = next(case for case in all_cases() if case.name == "z-image-controlnet")
+    pipe = case.build()
+    pipe.controlnet = torch.compile(pipe.controlnet, backend="eager")
+    with ras_dit.accelerate(pipe, SKIPPING) as handle:
+        case.output(pipe(**case.call()))
+    assert any("The ControlNet is compiled as a whole" in note for note in handle.summary().notes)
+
+
 def test_a_swapped_scheduler_switches_nothing() -> None:
     pipe, call = with_controlnet()
     config = RASConfig(sample_ratio=1.0, warmup_steps=1, skip_steps=(1, 3), forecast_order=1)

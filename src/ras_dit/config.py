@@ -305,8 +305,8 @@ class RASConfig:
 
     @property
     def whole(self) -> RASConfig:
-        """`dense`, without a word of steps that a run may not have."""
-        return self.dense.replace(refresh_steps=(), end_step=None)
+        """`dense`, without what a run or its scheduler may not have."""
+        return self.dense.replace(refresh_steps=(), end_step=None, forecast_midpoint=False)
 
     def replace(self, **changes: Any) -> RASConfig:
         """A copy with some options changed (validated again).

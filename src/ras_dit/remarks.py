@@ -37,15 +37,15 @@ class Warner:
     def __call__(self, reason: str, category: type[RASWarning] = RASWarning) -> None:
         """Warn of a reason why something runs otherwise than asked for, or than is wise."""
         if reason not in self._said:
-            self._said.add(reason)
             warnings.warn(reason, category, stacklevel=3)
+            self._said.add(reason)  # not, if it was made an error
 
     def of_small_gain(self, reason: str) -> None:
         """Warn of a run that is hardly worth it, whatever the run; `Handle.summary` gives advice on every one."""
         if "small gain" not in self._said:
-            self._said.add("small gain")
             text = f"RAS gains little here. {reason} auto=True leaves such runs dense."
             warnings.warn(text, SmallGainWarning, stacklevel=3)
+            self._said.add("small gain")
 
 
 SHORT_RUN, LONG_RUN = 10, 20

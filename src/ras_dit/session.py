@@ -324,9 +324,10 @@ class Session:
                 f"The run has {len(plan)} evaluations, all of them dense by the plan (warm-up or refresh steps): take "
                 "more steps or a shorter warm-up."
             )
-        if self.is_paused and self.config.has_savings:
+        if self.is_paused and self.config.remembers:
             self.note(remarks.PAUSED, is_warning=False)
-        if plan.has_savings and getattr(self._pipe, "controlnet", None) and controlnet_of(self._pipe) is None:
+        is_hidden = getattr(self._pipe, "controlnet", None) is not None and controlnet_of(self._pipe) is None
+        if plan.has_savings and is_hidden:
             self.note(remarks.UNSEEN_CONTROL, is_warning=False)
         for remark, is_advice in remarks.unused_options(config, plan, num_extra):
             self.note(remark, is_warning=False)

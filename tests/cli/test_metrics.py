@@ -35,7 +35,11 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return ours, reference
 
 
-def test_the_mean_and_the_worst_of_all_pairs(ras_dit: Run, folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_mean_and_the_worst_of_all_pairs(
+    ras_dit: Run, folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torchmetrics")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     ours, reference = folders
     weights = ("--lpips-weights", lpips_file(tmp_path / "alex.pth"))
     code, out, err = ras_dit("metrics", ours, reference, "--json", tmp_path / "found.json", *weights)
@@ -59,6 +63,11 @@ def test_the_mean_and_the_worst_of_all_pairs(ras_dit: Run, folders: tuple[Path, 
     code, out, _ = ras_dit("metrics", ours, reference)
     assert code == 0
     assert "LPIPS: no weights; give --lpips-weights FILE" in " ".join(out.split())
+    for folder in folders:
+        save_png(noisy(5, 0, (16, 16, 3)), folder / "small.png")
+    code, out, _ = ras_dit("metrics", ours, reference, *weights)
+    assert code == 0
+    assert "LPIPS: left out; a picture has a side of less than" in " ".join(out.split())
 
 
 def test_pictures_of_generate_find_their_partners(ras_dit: Run, model: str, tmp_path: Path) -> None:

@@ -127,7 +127,10 @@ def generate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Paint again what is there already.")] = False,
     keep_going: Annotated[
         bool,
-        typer.Option("--keep-going", help="Go on after a picture that failed, and say so at the end (exit code 2)."),
+        typer.Option(
+            "--keep-going",
+            help="Go on after a picture that failed, and say so at the end (exit code 2, or 1 for an error of ours).",
+        ),
     ] = False,
     dtype: options.DType = "auto",
     device: options.Device = "auto",

@@ -37,6 +37,7 @@ def metrics(
     Files of equal names are a pair, or PNGs by `ras-dit generate` of one prompt, seed and size. Videos (animated PNGs)
     are compared over all of their frames.
     """
+    from ras_dit.arena.perceptual import MIN_LPIPS_SIZE
     from ras_dit.cli.pipelines import resolve_device
     from ras_dit.cli.places import check_file
     from ras_dit.cli.progress import runs_progress
@@ -54,6 +55,8 @@ def metrics(
             for name, value in _nearness(pair, network).items():
                 values.setdefault(name, []).append(value)
             advance()
+    if network is not None and len(values.get("lpips", ())) < len(pairs):
+        why_not = f"left out; a picture has a side of less than {MIN_LPIPS_SIZE} pixels."
     found = {name: _summed_up(name, values[name], pairs) for name in UNITS if len(values.get(name, ())) == len(pairs)}
     console = Console()
     console.print(_table(found, len(pairs)))
