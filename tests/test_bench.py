@@ -884,7 +884,7 @@ def test_processes_apart_are_of_cases_that_can_be_so(options: dict[str, Any]) ->
     given = SimpleNamespace(**dict.fromkeys(names), device="cpu", kernels=False)
     vars(given).update(options)
     words = [command[1] for command in speed.commands(given, Settings())]  # type: ignore[arg-type]
-    assert "sd3-medium" in words or not options
+    assert "mid" in words
     assert ("embedded" in words) == (not options)
 
 

@@ -118,7 +118,7 @@ def test_keys_and_values_kept_on_the_cpu_are_waited_for() -> None:
     """And the row numbers, once a step, that what is computed goes to."""
     found, expected, waits = on_both(REGION.replace(kv_cache_device="cpu"))
     assert torch.equal(found, expected)
-    assert {what.split(":")[0] for what in waits} == {"ras_dit/cache.py", "ras_dit/rows.py"}
+    assert {what.split(":")[0] for what in waits} == {f"ras_dit/{name}.py" for name in ("cache", "kv_storage", "rows")}
 
 
 def test_a_fitted_forecast() -> None:
