@@ -30,8 +30,8 @@ PRESETS_ALONE = {
 
 
 AS_LONG = 1.15
-"""A step cache that takes up to so many times our time, or our FLOPs, counts as equally fast: the clock is not better
-than that, and the doubt is theirs."""
+"""A step cache that takes up to so many times our time, or our FLOPs so many times, counts as equally fast: the clock
+is not better than that, and the doubt is theirs."""
 
 
 def _is_as_cheap(row: Row, token_steps: float) -> bool:

@@ -149,6 +149,8 @@ def main() -> None:
         if not found or not (found["rows"] or found["crossover"]):
             continue
         for row in found["rows"]:
+            if a.only_measure and not (settings.has_loops and row["mode"] in modes):
+                continue
             limit = f"  limit {row['limit']:.2f}x  {row['share_of_limit']:.0%} of it" if "limit" in row else ""
             print(f"{row['mode']:<16} {row['name']:<12} {row['median']:8.3f} s  {row['speedup']:.2f}x{limit}")
         if a.only_measure:

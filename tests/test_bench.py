@@ -878,6 +878,16 @@ def test_the_last_that_can_be_measured_is_profiled(monkeypatch: pytest.MonkeyPat
     assert "profile" in row["ratios"][0]
 
 
+def test_a_size_that_no_picture_has_leaves_all_others_measured() -> None:
+    settings = dataclasses.replace(QUICK, has_crossover=True, sizes=("64", "100"), ratios=(0.25,))
+    ran = benchmark(settings)
+    with pytest.raises(ValueError, match="100"):
+        ran.run([CASES["sd3-medium"].tiny()])
+    case = ran.results.cases["sd3-medium-tiny"]
+    assert [row["name"] for row in case["rows"]] == ["dense", "ratio 0.25"]
+    assert [row["size"] for row in case["crossover"]["eager"]["rows"]] == ["64x64"]
+
+
 @pytest.mark.parametrize("options", [{}, {"depth": 0.5}, {"dtype": "float16"}, {"size": "512"}])
 def test_processes_apart_are_of_cases_that_can_be_so(options: dict[str, Any]) -> None:
     names = ("case", "ratios", "folder", "repeats", "dtype", "size", "depth", "steps", "machine", "presets", "sizes")

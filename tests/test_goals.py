@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.goals import goals, goals_table
+from benchmarks.goals import OURS as OURS_BY_BUDGET
+from benchmarks.goals import PRESETS_ALONE, digest_table, goals, goals_table
+from benchmarks.speed_tables import _at_their_best
 
 
 def row(
@@ -52,6 +54,31 @@ def test_the_best_of_a_kind_is_taken_and_only_of_as_much_compute() -> None:
     assert found["token_steps"] == 11.5
     assert found["difference"][0] == pytest.approx(10.0)
     assert 9 <= found["difference"][1] <= 10 <= found["difference"][2] <= 11
+
+
+def test_others_of_ours_are_compared_likewise() -> None:
+    rows = [OURS, row("preset quality", "ras", 17, [50.0] * 3), row("Euler, 17 steps", "dense", 17, [45.0] * 3)]
+    found = goals(rows, {17.0: ("preset quality", "preset quality")})
+    assert [(one["ours"], one["yardstick"], one["other"]) for one in found] == [
+        ("preset quality", yardstick, "Euler, 17 steps") for yardstick in ("psnr_dense", "psnr_converged")
+    ]
+    assert set(PRESETS_ALONE) == set(OURS_BY_BUDGET) - {6.0}
+    assert all(name.startswith("preset ") for names in PRESETS_ALONE.values() for name in names)
+
+
+def test_nothing_is_written_as_minus_nothing() -> None:
+    rows = [row("preset regions", "ras", 11.5, [40.0, 40.0]), row("Euler, 12 steps", "dense", 12, [40.02, 40.01])]
+    assert "| 0.0 |" in digest_table(goals(rows))
+
+
+def test_of_two_sessions_of_one_case_the_one_with_the_faster_dense_loop_is_shown() -> None:
+    hardware = {"processor": "A", "cores": 2, "threads": 2, "gpu": None}
+    slow, fast, other = (
+        {"case": "mid", "hardware": {**hardware, "processor": name}, "rows": [{"median": seconds}]}
+        for name, seconds in (("A", 4.0), ("A", 3.0), ("B", 9.0))
+    )
+    slow["dense_best"] = {"mode": "compiled", "median": 3.5}
+    assert _at_their_best([slow, fast, other]) == [fast, other]
 
 
 def test_a_solver_that_visits_the_steps_of_our_plan_is_none_of_theirs() -> None:
