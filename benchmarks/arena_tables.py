@@ -270,16 +270,20 @@ def quality_digest() -> str:
     result, large = record.read("arena_embedded"), record.read("arena_embedded_256")
     return (
         f"{digest_table(result['goals'])}\n"
-        "A cell: nearer to the dense picture of 28 Euler steps / to the converged picture, in dB of PSNR, the mean "
-        f"over {result['num_pictures']} pictures of 256 tokens. Bold: the 95 % bootstrap interval is clear of 0. Of "
-        "each kind of rival the best that costs as much (a step cache may take 1.15 times our time, or 1.15 times "
-        "our FLOPs). Ours are the presets `quality` (which only skips steps), `regions`, `regions_fast` and "
-        "`regions_faster`; but at T = 17 and 11.5 the second number is of another plan (at 11.5: `regions` with "
-        "`solver_order=2`), and at T = 6 both are of a plan that is no preset. The authors' ranking orders tokens "
-        f"the wrong way round on this model; on theirs it may do better. {_digest_of_goals(result, large)} The rivals "
-        "by name, intervals, and what to make of it: [docs/quality.md](docs/quality.md). All "
-        f"{len(contestants(result))} rows (some plans stand there twice): "
-        f"[docs/arena.md](docs/arena.md). ({record.origin(result)}.)\n"
+        "A cell: by how many dB of PSNR ours is nearer to the dense picture of 28 Euler steps / to the converged one, "
+        f"the mean over {result['num_pictures']} pictures of 256 tokens. Bold: the 95 % bootstrap interval is clear of "
+        "0.\n\n"
+        "* **Rivals:** the best of each kind that costs as much. (A step cache may take 1.15 times our time, or 1.15 "
+        "times our FLOPs.)\n"
+        "* **Ours:** the presets `quality` (which only skips steps), `regions`, `regions_fast` and `regions_faster`. "
+        "No presets are the plans of T = 6, and those of the second number at T = 17 and 11.5 (there `regions` with "
+        "`solver_order=2`).\n"
+        f"* **Result:** {_digest_of_goals(result, large)}\n"
+        "* **Caution:** the authors' ranking orders tokens the wrong way round on this model. On theirs it may do "
+        "better.\n\n"
+        "Rivals by name, intervals, and what to make of it: [docs/quality.md](docs/quality.md). All "
+        f"{len(contestants(result))} rows (some plans stand there twice), with versions and commits: "
+        f"[docs/arena.md](docs/arena.md). ({record.machine(result)}.)\n"
     )
 
 
@@ -294,7 +298,7 @@ def _digest_of_goals(small: dict[str, Any], large: dict[str, Any]) -> str:
     is_behind = any(goal["difference"][2] < 0 for found in alone for goal in found)
     rest = "" if is_behind else "; elsewhere no difference can be told"
     return (
-        f"Ours is ahead in {num_small} of these {len(small['goals'])} comparisons, and on 1,024 tokens "
+        f"ours is ahead in {num_small} of these {len(small['goals'])} comparisons, and on 1,024 tokens "
         f"({large['num_pictures']} pictures of 256 x 256) in {len(ahead)} of {len(differences)}{reach}. With presets "
         f"alone, at T = 17 to 7, it is {counts[0]} and {counts[1]}{rest}."
     )

@@ -59,6 +59,7 @@ class Run:
         load: what it had to pay for.
         dtype: of the model.
         processor: it ran on.
+        is_checked: the checks of the benchmark were made in the same process.
     """
 
     case: str
@@ -69,6 +70,7 @@ class Run:
     load: Load
     dtype: torch.dtype
     processor: str
+    is_checked: bool
 
     @property
     def is_fitted(self) -> bool:
@@ -118,7 +120,8 @@ def _run(result: dict[str, Any], row: dict[str, Any], outline: Outline, num_toke
     load = plan_load(plan, config, model, outline.num_rows)
     predicted = with_prediction(plan, config, model, outline.num_rows)
     speedup, processor = row.get("speedup_same_mode", row["speedup"]), result["hardware"]["processor"]
-    return Run(result["case"], row["name"], row["median"], speedup, predicted, load, model.dtype, processor)
+    row_of = (result["case"], row["name"], row["median"], speedup, predicted, load, model.dtype)
+    return Run(*row_of, processor, is_checked=bool(result.get("checks")))
 
 
 def plan_load(plan: Plan, config: RASConfig, model: Model, num_rows: int) -> Load:

@@ -6,8 +6,8 @@
 #   bash benchmarks/gpu.sh                    everything: some hours
 #   bash benchmarks/gpu.sh tests sd3 lumina   parts, where a machine is lent by the minute
 #
-# Parts: tests (some minutes); sd3, lumina (the paper's models at 1024 x 1024 and its ratios, eager, compiled and with
-# CUDA graphs); kernels (each by itself, and all of them in Stable Diffusion 3); speed (every case that fits, with
+# Parts: tests (some minutes); sd3, lumina (the paper's models at 1024 x 1024 and its ratios, sd3 with text reuse, too:
+# eager, compiled and with CUDA graphs); kernels (each by itself, and all of them in Stable Diffusion 3); speed (every case that fits, with
 # presets and the crossover); all-tests (kernels on drawn inputs, too); model (training of the embedded model at
 # 256 x 256 goes on, and is evaluated); arena (both sizes).
 # FOLDER keeps what the speed cases and the kernels have finished (outputs/bench), MINUTES is how long to train (60),
@@ -24,10 +24,13 @@ export PYTHONPATH=src:.${PYTHONPATH:+:$PYTHONPATH}
     exit 2
 }
 failed=0 FOLDER=${FOLDER:-outputs/bench}
+mkdir -p "$FOLDER" # with what was compiled, so that it is not compiled again on the next machine
+FOLDER=$(cd "$FOLDER" && pwd)
+export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$FOLDER/inductor} TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$FOLDER/triton}
 modes=()
 for mode in ${MODES:-eager compiled reduce-overhead}; do modes+=(--mode "$mode"); done
 speed() { "$PYTHON" -m benchmarks.speed --device cuda --folder "$FOLDER" --apart "$@"; }
-paper() { speed "${modes[@]}" --no-crossover --repeats 3 --ratios "$2" --machine paper --case "$1"; }
+paper() { speed "${modes[@]}" --no-crossover --repeats 3 --ratios "$2" --variants --machine paper --case "$1"; }
 
 all="tests sd3 lumina kernels speed all-tests model arena"
 for part in "$@"; do
@@ -36,7 +39,7 @@ done
 for part in ${*:-$all}; do
     case "$part" in
         tests) "$PYTHON" -m pytest -m gpu tests/test_gpu.py || failed=$? ;;
-        sd3) paper sd3-medium 0.5,0.25,0.125 || failed=$? ;;
+        sd3) paper sd3-medium 1,0.5,0.25,0.125 || failed=$? ;;
         lumina) paper lumina-next 1,0.5,0.25,0.125 || failed=$? ;;
         kernels)
             "$PYTHON" -m benchmarks.kernels --device cuda --folder "$FOLDER" || failed=$?

@@ -37,15 +37,15 @@ def preset_table() -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        "FLOPs (of 256 tokens) and time are shares of the dense run's, of 28 steps. Times are of calls of several "
-        "pictures, and good to their first digit. PSNR is in dB, with its 95 % bootstrap interval, over "
+        "FLOPs (of 256 tokens) and time are shares of the dense run's, of 28 steps; of a time believe the first digit. "
+        "PSNR is in dB, with its 95 % bootstrap interval, over "
         f"{small['num_pictures']} pictures of 256 tokens and {large['num_pictures']} of 1,024 by the embedded model. "
-        f"The cache is worked out, not measured: of one picture by {case.title}, with guidance. (256 tokens: "
-        f"{record.origin(small)}. 1,024: "
-        f"{record.origin(large)}.)",
+        f"The cache is worked out, not measured: of one picture by {case.title}, with guidance. "
+        f"({' and '.join(dict.fromkeys(map(record.machine, (small, large))))}; versions and commits: "
+        "[docs/arena.md](docs/arena.md).)",
         "",
-        f"For scale: the PSNR of the dense run against a converged one is {_both('dense', 'psnr_converged')} dB, that "
-        f"of a dense run of half as many steps against the dense run {_both('Euler, 14 steps', 'psnr_dense')} dB.",
+        f"For scale: dense runs of half as many steps are {_both('Euler, 14 steps', 'psnr_dense')} dB from the dense "
+        f"run, on 256 and 1,024 tokens, and dense runs {_both('dense', 'psnr_converged')} dB from a converged one.",
         "",
     ]
     return "\n".join(lines)

@@ -68,7 +68,7 @@ def commands(a: argparse.Namespace, settings: Settings) -> Iterator[list[str]]:
     picture sizes each. A profiler slows down what a GPU does after it in the same process."""
     kept = ("device", "ratios", "folder", "repeats", "dtype", "size", "depth", "steps", "machine")
     common = [word for name in kept if getattr(a, name) is not None for word in (f"--{name}", str(getattr(a, name)))]
-    common += ["--only-measure", *(["--kernels"] if a.kernels else [])]
+    common += ["--only-measure", *(["--kernels"] if a.kernels else []), *(["--variants"] if a.variants else [])]
     is_as_it_ships = a.size is None and a.depth is None
     fitting = [
         case.name
@@ -101,6 +101,7 @@ def main() -> None:
     parser.add_argument("--no-crossover", action="store_true", help="whole loops alone, on a GPU too")
     parser.add_argument("--ratios", help="with commas, instead of the case's own, its presets and variants")
     parser.add_argument("--presets", help="with commas, with --ratios or without, instead of the same")
+    parser.add_argument("--variants", action="store_true", help="the case's own variants beside --ratios, too")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="what is finished, to go on with")
     parser.add_argument("--sizes", help="of the crossover, with commas, instead of the case's own")
     parser.add_argument("--repeats", type=int, help="whole loops of every setting, instead of the case's own")
@@ -124,6 +125,7 @@ def main() -> None:
         num_steps=a.steps,
         ratios=tuple(float(word) for word in a.ratios.split(",")) if a.ratios else None,
         presets=tuple(a.presets.split(",")) if a.presets else None,
+        has_variants=a.variants,
         has_crossover=a.crossover or bool(a.sizes) or a.no_loops or (is_gpu and not a.no_crossover),
         has_loops=not a.no_loops,
     )

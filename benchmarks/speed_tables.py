@@ -1,19 +1,24 @@
-"""Tables of speed: from every ``benchmarks/results/speed_*.json``, of the first form (one mode, eager) or the second
-(modes, memory, overhead, crossover; see `ras_dit.bench.results`).
+"""Tables of speed: from every ``benchmarks/results/speed_*.json`` whose run was checked in the same process (see
+`ras_dit.bench.results`). Results of before that are in no table.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from benchmarks import record
 from ras_dit.bench import CASES
 from ras_dit.bench.architectures import Size
 from ras_dit.bench.profiling import ADDED
-from ras_dit.bench.report import plot
+from ras_dit.bench.report import gain_text, plot
+from ras_dit.bench.results import compare
 
 MIB = 2.0**20
 
@@ -27,9 +32,32 @@ NOTE = (
 FORMER_NOTE = " *former plan*: the preset computed other steps when this was timed; another table has today's."
 
 
+def checked_results() -> dict[str, dict[str, Any]]:
+    """All speed results by their names, of each what the checks of the same process were green for; speed-ups are over
+    the best dense loop, and the best dense step of a size, of all modes."""
+    found = {name: _checked(result) for name, result in record.read_all("speed_*").items()}
+    return {name: result for name, result in found.items() if result["rows"] or result["crossover"]}
+
+
+def _checked(result: dict[str, Any]) -> dict[str, Any]:
+    checks, sizes = result.get("checks", {}), {}
+    for mode, found in result.get("crossover", {}).items():
+        rows = [row for row in found["rows"] if _is_green(row.get("checks"))]
+        sizes |= {mode: {**found, "rows": rows}} if rows else {}
+    rows = [row for row in result["rows"] if isinstance(checks, dict) and _is_green(checks.get(row.get("mode")))]
+    kept = {**result, "rows": rows, "crossover": sizes}
+    compare(kept)
+    return kept
+
+
+def _is_green(checks: list[dict[str, Any]] | None) -> bool:
+    """Whether there are any, and all of them are."""
+    return bool(checks) and all(check["is_green"] for check in checks or ())
+
+
 def speed_results() -> Iterator[dict[str, Any]]:
-    """All speed results that are there and have rows."""
-    return (result for result in record.read_all("speed_*").values() if result["rows"])
+    """Results of whole loops."""
+    return (result for result in checked_results().values() if result["rows"])
 
 
 def limits_table() -> str:
@@ -88,10 +116,10 @@ def speed_digest() -> str:
     found = [
         {row["name"]: row for row in rows_of(result, mode)[1:]} for result, mode in zip(results, modes, strict=True)
     ]
-    compiled = {result["case"] for result, mode in zip(results, modes, strict=True) if mode != "eager"}
-    heads = [_head(result, mode, compiled) for result, mode in zip(results, modes, strict=True)]
+    heads = [_head(result, mode) for result, mode in zip(results, modes, strict=True)]
     lines = ["| setting | " + " | ".join(heads) + " |", "| --- " * (1 + len(heads)) + "|"]
-    for name in dict.fromkeys(name for rows in found for name in rows):
+    names = dict.fromkeys(name for rows in found for name in rows if name != "ratio 1")
+    for name in sorted(names, key=lambda name: name.startswith("ratio")):  # presets first
         cells = [_digest_cell(rows[name]) if name in rows else "" for rows in found]
         lines.append(f"| {name if name.startswith('ratio') else f'`{name}`'} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
@@ -110,10 +138,12 @@ def _dense_seconds(result: dict[str, Any]) -> float:
     return float(result.get("dense_best", result["rows"][0])["median"])
 
 
-def _head(result: dict[str, Any], mode: str, compiled: set[str]) -> str:
-    """Of a column: what was timed, on what, and how long a dense loop took there."""
-    which = ", not compiled" if mode == "eager" and result["case"] in compiled else _named(mode, ", {}")
-    return f"{_title(result)}{which}<br>{record.machine(result)}<br>dense {_dense_seconds(result):.0f} s"
+def _head(result: dict[str, Any], mode: str) -> str:
+    """Of a column: what was timed, on what, how long a dense loop took there, and what the best one is the best of."""
+    which = _named(mode, ", {}")
+    tried = f", the best of {', '.join(modes_of(result))}" if len(modes_of(result)) > 1 else f", {mode} alone"
+    machine = record.machine(result).replace("(R)", "").replace(" Processor", "").removesuffix(", 2 threads")
+    return f"{_title(result)}{which}<br>{machine}<br>dense {_dense_seconds(result):.0f} s{tried}"
 
 
 def _digest_cell(row: dict[str, Any]) -> str:
@@ -188,9 +218,9 @@ def profile_table() -> str:
 def largest_sizes() -> Iterator[tuple[dict[str, Any], str, dict[str, Any]]]:
     """Result, mode and row of the largest picture size of every case that has no whole loops with a profile in that
     mode."""
-    for result in record.read_all("speed_*").values():
-        for mode, found in result.get("crossover", {}).items():
-            if any("profile" in row for row in rows_of(result, mode)) or not found["rows"]:
+    for result in checked_results().values():
+        for mode, found in result["crossover"].items():
+            if any("profile" in row for row in rows_of(result, mode)):
                 continue
             row = max(found["rows"], key=lambda one: one["num_tokens"])
             if "profile" in row and "profile" in min(row["ratios"], key=lambda one: one["ratio"]):
@@ -213,16 +243,29 @@ def _profile_lines(result: dict[str, Any], title: str, dense: dict[str, Any], re
     return [*lines, ""]
 
 
+def drawn() -> tuple[dict[str, dict[str, Any]], dict[str, str], str]:
+    """What the picture shows: results by name, where each comes from, and a digest of both."""
+    results = {name.removeprefix("speed_"): result for name, result in checked_results().items()}
+    captions = {name: _caption(result) for name, result in results.items()}
+    return results, captions, hashlib.sha256(json.dumps([results, captions]).encode()).hexdigest()[:16]
+
+
+def _caption(result: dict[str, Any]) -> str:
+    return f"{record.machine(result)}; torch {result['versions']['torch']}; {result['date']}"
+
+
 def draw(path: Path) -> None:
-    """The picture of every result of the second form: speed-ups beside their limits, memory beside its estimate."""
-    plot(
-        {
-            name.removeprefix("speed_"): result
-            for name, result in record.read_all("speed_*").items()
-            if "crossover" in result
-        },
-        path,
-    )
+    """The picture of every result: speed-ups beside their limits, memory beside its estimate."""
+    results, captions, digest = drawn()
+    plot(results, path, captions, digest)
+
+
+def is_drawn(path: Path) -> bool:
+    """Whether the picture is of the results that are there."""
+    if not path.is_file():
+        return False
+    with Image.open(path) as picture:
+        return bool(picture.info.get("Description") == drawn()[2])
 
 
 def memory_table() -> str:
@@ -288,17 +331,17 @@ def _rounding_row(row: dict[str, Any]) -> str:
 def crossover_table() -> str:
     """Picture sizes against ratios."""
     lines: list[str] = []
-    for result in record.read_all("speed_*").values():
-        for mode, found in result.get("crossover", {}).items():
-            if found["rows"]:
-                lines += [*_crossover_lines(result, mode, found), ""]
+    for result in checked_results().values():
+        for mode, found in result["crossover"].items():
+            lines += [*_crossover_lines(result, mode, found), ""]
     return "\n".join(lines or ["Not measured yet."]) + "\n"
 
 
 def _crossover_lines(result: dict[str, Any], mode: str, found: dict[str, Any]) -> list[str]:
     ratios = [one["ratio"] for one in found["rows"][0]["ratios"]]
+    title = f"{heading(result, has_size=False)}, {mode}: speed-up of the loop by picture size"
     lines = [
-        f"{heading(result, has_size=False)}, {mode}: speed-up of the loop by picture size ({record.origin(result)})",
+        f"{title} ({record.origin(result)})",
         "",
         "| size | image tokens | " + " | ".join(f"ratio {ratio:g}" for ratio in ratios) + " | filling the cache |",
         "| --- | --- |" + " --- |" * (len(ratios) + 1),
@@ -307,9 +350,15 @@ def _crossover_lines(result: dict[str, Any], mode: str, found: dict[str, Any]) -
         values = " | ".join(_crossover_cell(one) for one in row["ratios"])
         more = [one["captured_step"] / row["dense_step"] - 1 for one in row["ratios"]]
         lines.append(f"| {row['size']} | {row['num_tokens']:,} | {values} | {max(more, key=abs):+.0%} |")
-    return lines
+    return [
+        *lines,
+        "",
+        "; ".join(gain_text(ratio, size) for ratio, size in found["gains_from"].items()).capitalize() + ".",
+    ]
 
 
 def _crossover_cell(one: dict[str, Any]) -> str:
-    predicted = f", predicted {one['predicted']:.2f}x" if one.get("predicted") else ""
-    return f"**{one['speedup']:.2f}x** (limit {one['limit']:.2f}x{predicted})"
+    more = f", predicted {one['predicted']:.2f}x" if one.get("predicted") else ""
+    if f"{one['speedup_same_mode']:.2f}" != f"{one['speedup']:.2f}":
+        more += f", over its own mode {one['speedup_same_mode']:.2f}x"
+    return f"**{one['speedup']:.2f}x** (limit {one['limit']:.2f}x{more})"

@@ -11,7 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SD3ControlNetModel, StableDiffusion3ControlNetPipeline
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    SD3ControlNetModel,
+    StableDiffusion3ControlNetPipeline,
+    StableDiffusion3Pipeline,
+)
 from diffusers.models.controlnets.controlnet_sd3 import SD3MultiControlNetModel
 
 import ras_dit
@@ -346,6 +351,18 @@ def test_a_compiled_controlnet_is_told_of() -> None:
     with ras_dit.accelerate(pipe, SKIPPING) as handle:
         run(pipe, **call)
     assert any("The ControlNet is compiled as a whole" in note for note in handle.summary().notes)
+
+
+def test_so_is_one_of_a_pipeline_that_shares_the_transformer() -> None:
+    """RAS is not on that pipeline, and nobody shows it its ControlNet."""
+    twin, call = with_controlnet()
+    parts = {name: part for name, part in twin.components.items() if name != "controlnet"}
+    pipe = StableDiffusion3Pipeline(**parts)
+    with ras_dit.accelerate(pipe, SKIPPING) as handle:
+        run(twin, **call)
+        assert any("or belongs to a pipeline that RAS was not enabled on" in note for note in handle.summary().notes)
+        run(pipe, **{name: value for name, value in call.items() if name != "control_image"})
+        assert handle.summary().notes == ()
 
 
 def test_so_is_one_that_is_wrapped() -> None:

@@ -25,6 +25,7 @@ from ras_dit import RASConfig
 from ras_dit.models.ltx import LTX
 from ras_dit.plan import build_plan
 from ras_dit.seams import WatchedLoop
+from ras_dit.state import MOST_CALLS, STUCK
 from test_static_memory import addresses
 from tiny import REGION, inputs, run, tiny_pipeline, tiny_transformer
 
@@ -323,6 +324,46 @@ def test_ltx_with_coordinates_beside_a_size_that_is_none_is_refused() -> None:
 
     assert reason(2, 6, 6) is None
     assert "not one video of the size given" in str(reason(1, 1, 1))
+
+
+class Inverting(StableDiffusion3Pipeline):
+    """A loop of its own, as pipelines that invert or edit have: it takes the noise, and no step of the scheduler."""
+
+    num_calls = 1
+
+    def __call__(self, **call: Any) -> torch.Tensor:
+        self.scheduler.set_timesteps(call["num_inference_steps"])
+        latents, sigmas = call["latents"], self.scheduler.sigmas
+        with self.progress_bar(total=len(sigmas) - 1), torch.no_grad():
+            for index, timestep in enumerate(self.scheduler.timesteps):
+                for _ in range(self.num_calls):
+                    noise = self.transformer(
+                        hidden_states=latents,
+                        timestep=timestep.expand(len(latents)),
+                        encoder_hidden_states=call["prompt_embeds"],
+                        pooled_projections=call["pooled_prompt_embeds"],
+                    ).sample
+                latents = latents + (sigmas[index + 1] - sigmas[index]) * noise
+        return latents
+
+
+def test_a_loop_that_steps_no_scheduler_is_dense_and_over_with_its_end() -> None:
+    pipe = tiny_pipeline(pipeline=Inverting)
+    dense = pipe(**inputs())
+    with ras_dit.accelerate(pipe, RASConfig(sample_ratio=0.5, warmup_steps=1)) as handle:
+        assert torch.equal(pipe(**inputs()), dense)
+        assert "The run was cut short after 0 of 10 evaluations." in handle.summary().notes
+        assert handle._session._generation is None, "nothing is kept"
+
+
+def test_calls_without_a_step_are_not_remembered_without_end() -> None:
+    pipe = tiny_pipeline(pipeline=Inverting)
+    pipe.num_calls = MOST_CALLS + 2
+    dense = pipe(**inputs(num_inference_steps=3))
+    with ras_dit.accelerate(pipe, RASConfig(sample_ratio=0.5, warmup_steps=1)) as handle:
+        with pytest.warns(ras_dit.RASWarning, match="called 32 times without a step"):
+            assert torch.equal(pipe(**inputs(num_inference_steps=3)), dense)
+        assert STUCK in handle.summary().notes
 
 
 def test_an_error_of_the_loop_is_not_hidden_by_one_of_clearing_up() -> None:

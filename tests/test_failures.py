@@ -14,9 +14,15 @@ from diffusers import (
 )
 
 import ras_dit
-from ras_dit import RASConfig
-from ras_dit.schedule import why_stochastic
-from tiny import REGION, inputs, run, tiny_pipeline, tiny_transformer
+from ras_dit import RASConfig, TokenGrid
+from ras_dit.attention import LayerSeam
+from ras_dit.cache import KVCache
+from ras_dit.chooser import TokenChooser
+from ras_dit.plan import Plan, StepPlan
+from ras_dit.rows import RowIndex
+from ras_dit.schedule import why_stochastic, why_stochastic_step
+from ras_dit.state import Generation
+from tiny import REGION, TEXT_LENGTH, TEXT_WIDTH, inputs, run, tiny_pipeline, tiny_transformer
 
 
 def test_callbacks_may_end_guidance_in_the_middle() -> None:
@@ -87,6 +93,68 @@ def test_latents_may_change_their_size_in_the_middle(config: RASConfig) -> None:
     assert fast.shape[-2:] == (16, 24)
     assert fast.isfinite().all()
     assert [step.kind for step in handle.trace.steps[5:]] == ["dense"] * 5
+
+
+LONGER = "The length of the text changed in the middle of the run: one step was dense."
+PADDED = "The transformer's batch is no multiple of the number of images: its steps were dense."
+UNSELECTED = "No selection was made before the first region step: it was dense."
+
+
+@pytest.mark.parametrize("is_anew", [False, True], ids=["laid out once", "laid out anew for every call"])
+def test_the_text_may_change_its_length_in_the_middle(is_anew: bool) -> None:
+    """Keys and values of the old length serve no step with the new one, whether or not the text is known as another."""
+    pipe = tiny_pipeline()
+    longer = torch.randn(2, TEXT_LENGTH + 2, TEXT_WIDTH, generator=torch.Generator().manual_seed(2))
+
+    def lengthen(_pipe: Any, index: int, _t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        return {"prompt_embeds": longer} if index == 4 else tensors
+
+    def anew(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, {**kwargs, "encoder_hidden_states": kwargs["encoder_hidden_states"].clone()}
+
+    call = inputs(callback_on_step_end=lengthen, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+    with ras_dit.accelerate(pipe, REGION) as handle:
+        if is_anew:
+            pipe.transformer.register_forward_pre_hook(anew, with_kwargs=True, prepend=True)
+        with pytest.warns(ras_dit.RASWarning, match="length of the text"):
+            assert run(pipe, **call).isfinite().all()
+    assert [step.kind[0] for step in handle.trace.steps] == list("ddrrrdrrrr")
+    assert handle.summary().notes == (LONGER,)
+
+
+def test_rows_that_belong_to_no_image_leave_the_run_dense() -> None:
+    """As somebody may add them to a batch, so that few sizes occur, and cut them off again."""
+    pipe, call = tiny_pipeline(), inputs(batch=2)
+
+    def pad(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, {
+            name: torch.cat([value, value[:1]]) if isinstance(value, torch.Tensor) else value
+            for name, value in kwargs.items()
+        }
+
+    with ras_dit.accelerate(pipe, REGION) as handle:
+        pipe.transformer.register_forward_pre_hook(pad, with_kwargs=True, prepend=True)
+        pipe.transformer.register_forward_hook(lambda module, args, output: (output[0][:-1],))
+        with pytest.warns(ras_dit.RASWarning, match="no multiple of the number of images"):
+            padded = run(pipe, **call)
+    assert [(step.kind, step.num_rows) for step in handle.trace.steps] == [("dense", 5)] * 10
+    assert handle.summary().notes == (PADDED,)
+    assert torch.equal(run(pipe, **call), padded), "as without RAS"
+
+
+def test_a_region_step_is_dense_that_nothing_was_selected_for() -> None:
+    """No plan of ours begins its region steps with an older set."""
+    grid, noise, sigmas = TokenGrid(1, 4, 1), torch.ones(1, 1, 1, 4), [1.0, 0.5, 0.0]
+    plan = Plan((StepPlan(0, "dense", 4, captures=True), StepPlan(1, "region", 2, selects=False)), grid.num_tokens)
+    notes: list[str] = []
+    chooser = TokenChooser(REGION, plan, grid, sigmas, notes.append)
+    generation = Generation(REGION, plan, grid, sigmas, sigmas, notes.append, chooser)
+    for _ in plan:
+        call = generation.begin_call(1, noise.device)
+        assert generation.end_call(call, noise) is None, "as it was computed"
+        generation.observe(noise, noise)
+    assert [step.kind for step in generation.trace.steps] == ["dense", "dense"]
+    assert notes == [UNSELECTED]
 
 
 def leaving(*at: int) -> Any:
@@ -213,14 +281,50 @@ def test_a_transformer_swapped_while_enabled_is_reported() -> None:
     assert "_ras_dit_handle" not in vars(first)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "LCMScheduler",
+        "FlowMatchLCMScheduler",
+        "SCMScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "DPMSolverSDEScheduler",
+        "TCDScheduler",
+        "DDPMScheduler",
+        "SASolverScheduler",
+        "CosineDPMSolverMultistepScheduler",
+        "CogVideoXDPMScheduler",
+        "HeliosDMDScheduler",
+    ],
+)
+def test_stochastic_schedulers_are_known_by_their_names(name: str) -> None:
+    kind = getattr(diffusers, name)
+    if "torchsde" in getattr(kind, "_backends", ()):  # diffusers' stand-in for a class that needs it
+        kind = type(name, (diffusers.FlowMatchEulerDiscreteScheduler,), {})
+    assert why_stochastic(kind()) == f"{name} adds fresh noise at every step"
+
+
+@pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler", "DDIMScheduler"])
+def test_other_schedulers_are_not_taken_for_stochastic_ones(name: str) -> None:
+    assert why_stochastic(getattr(diffusers, name)()) is None
+
+
+def test_options_make_a_scheduler_stochastic() -> None:
+    euler, solver = diffusers.FlowMatchEulerDiscreteScheduler, diffusers.DPMSolverMultistepScheduler
+    reason = "adds fresh noise at every step"
+    assert why_stochastic(solver()) is None
+    assert why_stochastic(solver(algorithm_type="sde-dpmsolver++")) == (
+        f"DPMSolverMultistepScheduler with algorithm_type='sde-dpmsolver++' {reason}"
+    )
+    assert why_stochastic(euler(stochastic_sampling=True)) == (
+        f"FlowMatchEulerDiscreteScheduler with stochastic_sampling=True {reason}"
+    )
+    assert why_stochastic_step({"eta": 0.0, "s_churn": 0.5}) == f"s_churn=0.5 {reason}"
+    assert why_stochastic_step({"eta": 0.3}) == f"eta=0.3 {reason}"
+    assert why_stochastic_step({"eta": 0.0, "s_churn": 0.0, "sample": torch.ones(2)}) is None
+
+
 def test_stochastic_schedulers_run_dense_and_say_so() -> None:
-    cosine = type(
-        "CosineDPMSolverMultistepScheduler", (diffusers.FlowMatchEulerDiscreteScheduler,), {}
-    )  # needs torchsde
-    for kind in (cosine, diffusers.SCMScheduler, diffusers.LCMScheduler, diffusers.TCDScheduler):
-        assert why_stochastic(kind()) == f"{kind.__name__} adds fresh noise at every step"
-    for name in ("FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"):
-        assert why_stochastic(getattr(diffusers, name)()) is None, name
     pipe = tiny_pipeline(scheduler=FlowMatchLCMScheduler(shift=3.0))
 
     def seeded() -> dict[str, Any]:
@@ -320,6 +424,29 @@ def test_attention_that_cannot_be_merged_is_refused() -> None:
     ras_dit.enable(pipe, REGION)
     with pytest.raises(ras_dit.UnsupportedAttentionError, match=r"Eager in transformer_blocks\.0\.attn"):
         run(pipe, **inputs())
+
+
+@pytest.mark.parametrize(
+    ("num_before", "num_keys", "is_causal", "message"),
+    [
+        (1, 4, False, "a module made more attention calls than in the last dense step"),
+        (0, 4, True, "got causal attention over image tokens"),
+        (0, 3, False, "3 keys fewer than in the last dense step, expected 2"),
+    ],
+)
+def test_attention_that_is_not_that_of_the_last_dense_step_is_refused(
+    num_before: int, num_keys: int, is_causal: bool, message: str
+) -> None:
+    """Two of four tokens are computed, and two of text."""
+    cached = KVCache(torch.zeros(1, 2, 6, 4), torch.zeros(1, 2, 6, 4))
+    cached.aim(RowIndex(torch.tensor([[1, 3]]), 4, is_shared=True))
+    seam, rows = LayerSeam(), torch.ones(1, 2, 4, 4)
+    seam.aim("region", [cached])
+    for _ in range(num_before):
+        assert seam.attend(rows, rows, rows).shape == rows.shape
+    keys = rows[:, :, :num_keys]
+    with pytest.raises(ras_dit.UnsupportedAttentionError, match=message):
+        seam.attend(rows, keys, keys, is_causal=is_causal)
 
 
 def test_models_that_mix_all_tokens_are_refused_with_the_reason() -> None:

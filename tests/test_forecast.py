@@ -272,16 +272,22 @@ def moving_along_a_line(pipe: Any) -> Iterator[None]:
         patch.release()
 
 
-@pytest.mark.parametrize("is_midpoint", [False, True])
-def test_the_forecast_is_of_the_steps_beginning_or_of_its_middle(is_midpoint: bool) -> None:
+@pytest.mark.parametrize(
+    "midway",
+    [{}, {"forecast_midpoint": True}, {"solver_order": 2}],
+    ids=["beginning", "middle", "second order"],
+)
+def test_the_forecast_is_of_the_steps_beginning_or_of_its_middle(midway: dict[str, Any]) -> None:
     """A skipped step's noise, by hand, of noise that hears nothing of the latents."""
     pipe, call = tiny_pipeline(), inputs(num_inference_steps=8, guidance_scale=1.0)
     pattern = torch.randn(2, 4, 16, 24, generator=torch.Generator().manual_seed(0))
+    computed: list[torch.Tensor] = []
     seen: list[torch.Tensor] = []
 
     def forward(hidden_states: torch.Tensor, timestep: torch.Tensor, **_: Any) -> tuple[torch.Tensor]:
         at = timestep.flatten()[0] / 1000
-        return ((pattern[0] + at**2 * pattern[1]).expand_as(hidden_states).clone(),)
+        computed.append((pattern[0] + at**2 * pattern[1]).expand_as(hidden_states).clone())
+        return (computed[-1].clone(),)
 
     pipe.transformer.forward = forward
     config = RASConfig(
@@ -289,7 +295,7 @@ def test_the_forecast_is_of_the_steps_beginning_or_of_its_middle(is_midpoint: bo
         forecast_order=1,
         forecast_damping=0.7,
         forecast_reach=None,
-        forecast_midpoint=is_midpoint,
+        **midway,
     )
     with ras_dit.accelerate(pipe, config) as handle:
         hook = pipe.transformer.register_forward_hook(lambda *called: seen.append(called[-1][0].clone()))
@@ -297,9 +303,9 @@ def test_the_forecast_is_of_the_steps_beginning_or_of_its_middle(is_midpoint: bo
         hook.remove()
     assert handle.trace.steps[3].kind == "skip"
     sigmas = pipe.scheduler.sigmas
-    at = (sigmas[3] + sigmas[4]) / 2 if is_midpoint else sigmas[3]
-    slope = (seen[2] - seen[1]) / (sigmas[2] - sigmas[1])
-    assert torch.allclose(seen[3], seen[2] + 0.7 * slope * (at - sigmas[2]), atol=1e-5)
+    at = (sigmas[3] + sigmas[4]) / 2 if midway else sigmas[3]
+    slope = (computed[2] - computed[1]) / (sigmas[2] - sigmas[1])
+    assert torch.allclose(seen[3], computed[2] + 0.7 * slope * (at - sigmas[2]), atol=1e-5)
 
 
 def test_a_mean_velocity_is_not_taken_for_one_at_a_point() -> None:

@@ -156,6 +156,27 @@ def test_options_that_move_bytes_and_spare_text_count(embedded: Any) -> None:
         assert gain_of(config.replace(**options), pipe=embedded) < plain
 
 
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_keys_that_wait_on_the_host_are_paid_for_by_the_byte(embedded: Any, device: str) -> None:
+    """In region steps alone, and not where the host is what computes."""
+    config = RASConfig(sample_ratio=0.25, kv_cache_device="cpu", **PAPER)
+    fast = replace(DeviceRates.of("cuda"), runs_ahead=False)
+    rates = (fast, replace(fast, transfer=fast.transfer / 3))
+    plans = [
+        ras_dit.plan_for(embedded, config, 28, max_sequence_length=1, num_images=2, rates=each, device=device)
+        for each in rates
+    ]
+    (count,) = {step.num_active for step in plans[0] if step.kind == "region"}
+    before, after = (plan.cost for plan in plans)
+    assert before is not None
+    assert after is not None
+    assert before.num_rows == 4
+    num_bytes = 4 * before.kv_cache_bytes if device == "cuda" else 0
+    assert after.seconds_of[count] - before.seconds_of[count] == pytest.approx(2 * num_bytes / fast.transfer)
+    assert after.seconds_of[plans[0].num_tokens] == before.seconds_of[plans[0].num_tokens]
+    assert (predicted(plans[1]) < predicted(plans[0])) == (device == "cuda")
+
+
 def test_skipped_steps_cost_next_to_nothing(embedded: Any) -> None:
     skipping = RASConfig(sample_ratio=1.0, warmup_steps=4, skip_steps=tuple(range(5, 28, 2)))
     plan = ras_dit.plan_for(embedded, skipping, 28, max_sequence_length=1)

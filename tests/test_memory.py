@@ -204,10 +204,11 @@ def test_eight_bit_caches_stay_close_and_other_devices_exact(forecast: dict[str,
 
 
 @pytest.mark.parametrize("is_shared", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16, torch.float16])
 def test_rows_of_the_step_are_attended_to_as_computed(is_shared: bool, dtype: torch.dtype) -> None:
     active = torch.tensor([[1, 4]] * 2) if is_shared else torch.tensor([[1, 4], [0, 3]])
-    key = 600 * torch.randn(2, 3, 7, 4)  # beyond what eight bits hold: kept at their limit, not as infinity
+    scale = 1e5 if dtype == torch.float16 else 600  # beyond what the shorter types hold: kept at their limit
+    key = scale * torch.randn(2, 3, 7, 4, generator=torch.Generator().manual_seed(0))
     cache = KVCache(key, key, storage=KVStorage(dtype))
     cache.aim(RowIndex(active, 5, is_shared))
     fresh = torch.randn(2, 3, 4, 4)
@@ -221,6 +222,16 @@ def test_rows_of_the_step_are_attended_to_as_computed(is_shared: bool, dtype: to
     later, _ = cache.merge(fresh, fresh)
     assert torch.equal(later, merged)
     assert torch.equal(cache.key[0, :, active[0]].float(), fresh[0, :, :2].to(dtype).float())
+
+
+@pytest.mark.parametrize("computed", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_what_is_beyond_the_range_of_a_type_is_kept_at_its_limit(dtype: torch.dtype, computed: torch.dtype) -> None:
+    """The limit of float16 is no number of bfloat16, which would round it up to what float16 does not have."""
+    most, limit = torch.finfo(computed).max, torch.finfo(dtype).max
+    stored = KVStorage(dtype).store(torch.tensor([most, -most, 1.5, -0.25], dtype=computed))
+    assert stored.dtype == dtype
+    assert stored.float().tolist() == [limit, -limit, 1.5, -0.25]
 
 
 def test_layers_that_keep_are_spread_evenly() -> None:

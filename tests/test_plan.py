@@ -34,6 +34,11 @@ def test_kinds() -> None:
     assert kinds(RASConfig(warmup_steps=9), 3) == "ddd"
 
 
+def test_shares_of_a_run_stay_inside_it() -> None:
+    assert kinds(RASConfig(warmup_steps=0.01), 8) == "drrrrrrr", "the first evaluation is always computed whole"
+    assert kinds(RASConfig(warmup_steps=1, refresh_steps=(0.99,)), 8) == "drrrrrrd"
+
+
 def test_keys_and_values_are_kept_only_where_a_region_step_reads_them() -> None:
     plan = build_plan(RASConfig(warmup_steps=3, refresh_steps=(4, 5), skip_steps=(6,), end_step=7), 10, 100)
     assert "".join(step.kind[0] for step in plan) == "dddrddsrdd"

@@ -10,8 +10,8 @@ import torch
 from diffusers import UniPCMultistepScheduler
 
 import ras_dit
-from ras_dit import PRESETS, RASConfig
-from ras_dit.dense_runs import Choices, RecordedRun, SameRuns
+from ras_dit import PRESETS, RASConfig, TokenGrid
+from ras_dit.dense_runs import Choices, NoiseRecorder, RecordedRun, SameRuns
 from ras_dit.plan import build_plan
 from ras_dit.plan_search import NUM_TICKS, is_sound, max_gap, num_first, search
 from tiny import inputs, run, tiny_pipeline
@@ -75,6 +75,17 @@ def test_old_keys_cost_a_region_step_something() -> None:
     assert (
         recorded.nearness(Choices(SKIPS), REGIONS) < reused < carried < recorded.nearness(Choices((1.0,) * 16), REGIONS)
     )
+
+
+def test_of_very_large_noise_some_of_the_tokens_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """384 numbers, of which 60 may be kept: those of every seventh token. Latents are kept whole."""
+    monkeypatch.setattr("ras_dit.dense_runs.MAX_VALUES", 60)
+    grid, noise = TokenGrid(4, 4, 2), torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    recorder, tokens = NoiseRecorder(grid, [1.0, 0.75, 0.5, 0.25, 0.0]), grid.patchify(noise)
+    for index in range(4):
+        assert recorder.adjusted(index, noise, 2 * noise, None) is noise
+        assert torch.equal(recorder.noise[index], tokens[:, [0, 7, 14]])
+    torch.testing.assert_close(recorder.latents[3], 1.75 * tokens)
 
 
 def test_costs_are_those_of_the_plan() -> None:

@@ -17,7 +17,7 @@ from tiny import tiny_pipeline
 
 GOLDENS = Path(__file__).parent / "goldens"
 MANIFEST = json.loads((GOLDENS / "manifest.json").read_text())
-CONFIGS = [name for name, config in MANIFEST["configs"].items() if (GOLDENS / config["file"]).is_file()]
+CONFIGS = list(MANIFEST["configs"])
 TOLERANCE = 2e-4  # max-abs; replays in float64 differ by 3e-5, RAS from dense by 5-41 %
 
 

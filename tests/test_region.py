@@ -22,6 +22,7 @@ from PIL import Image
 import ras_dit
 from families import all_cases
 from ras_dit import RASConfig, TokenGrid
+from ras_dit.importance import anchors
 from ras_dit.inpainting import InpaintMask
 from ras_dit.plan import build_plan
 from ras_dit.region import RegionOfInterest, tokens_touched
@@ -101,6 +102,25 @@ def test_region_steps_stay_inside(importance: str, batch: int) -> None:
         assert step.active is not None
         assert step.active.shape == (batch, 19)
         assert inside[step.active].all()
+
+
+@pytest.mark.parametrize("importance", ["error", "std"])
+def test_anchors_outside_of_a_region_are_left_alone(importance: Any) -> None:
+    pipe = tiny_pipeline()
+    config = RASConfig(
+        sample_ratio=0.2, warmup_steps=2, importance=importance, anchor_stride=2, region_of_interest=box()
+    )
+    with ras_dit.accelerate(pipe, config) as handle:
+        run(pipe, **inputs())
+    grid = TokenGrid(8, 12, 2)
+    inside = tokens_touched(box()[None], grid)[0]
+    for turn, step in enumerate(handle.trace.steps[2:]):
+        assert step.active is not None
+        assert step.active.shape == (1, 19)
+        assert inside[step.active].all()
+        wanted = (anchors(grid, 2, turn) & inside).nonzero().flatten()
+        assert len(wanted) == 6
+        assert torch.isin(wanted, step.active[0]).all()
 
 
 def test_a_region_smaller_than_the_ratio_caps_it() -> None:
@@ -193,13 +213,18 @@ def test_a_mask_as_the_user_gave_it_is_picked_up_too() -> None:
     assert "prepare_mask_latents" not in vars(pipe)
 
 
+def of_two(call: dict[str, Any], rows: slice, columns: slice) -> dict[str, Any]:
+    """An inpainting call of two images, whose second mask is this part of the picture."""
+    masks = torch.cat([call["mask_image"], torch.zeros(1, 1, 32, 48)])
+    masks[1, :, rows, columns] = 1
+    two = {**call, **inputs(batch=2), "latents": None, "height": 32, "width": 48}
+    return two | {"image": call["image"].expand(2, -1, -1, -1), "mask_image": masks}
+
+
 def test_the_largest_mask_of_a_batch_caps_the_plan() -> None:
     """A small one beside it must not keep the others from changing."""
     pipe, call = inpainting()
-    masks = torch.cat([call["mask_image"], torch.zeros(1, 1, 32, 48)])
-    masks[1, :, -4:, -4:] = 1
-    two = {**call, **inputs(batch=2), "latents": None, "height": 32, "width": 48}
-    two |= {"image": call["image"].expand(2, -1, -1, -1), "mask_image": masks}
+    two = of_two(call, slice(-4, None), slice(-4, None))
     config = RASConfig(sample_ratio=0.2, warmup_steps=2, region_of_interest="inpaint")
     with ras_dit.accelerate(pipe, config) as handle:
         run(pipe, **call, generator=torch.Generator().manual_seed(0))
@@ -208,11 +233,28 @@ def test_the_largest_mask_of_a_batch_caps_the_plan() -> None:
     grid, active = handle.trace.grid, handle.trace.steps[-1].active
     assert grid is not None
     assert active is not None
-    large, small = tokens_touched(masks[:, 0] > 0.5, grid)
+    large, small = tokens_touched(two["mask_image"][:, 0] > 0.5, grid)
     assert small.sum() < alone
     assert active.shape == (2, alone)
     assert large[active[0]].all()
     assert small[active[1]].sum() == small.sum()
+
+
+def test_a_set_that_images_share_is_chosen_from_the_masks_of_all() -> None:
+    """With a ratio above what the masks touch together, all of that is computed of either image."""
+    pipe, call = inpainting()
+    two = of_two(call, slice(0, 4), slice(0, 4))
+    config = RASConfig(sample_ratio=0.5, warmup_steps=2, region_of_interest="inpaint", shared_active_set=True)
+    with ras_dit.accelerate(pipe, config) as handle:
+        run(pipe, **two, generator=torch.Generator().manual_seed(0))
+    grid = handle.trace.grid
+    assert grid is not None
+    large, small = tokens_touched(two["mask_image"][:, 0] > 0.5, grid)
+    assert not (large & small).any()
+    together = (large | small).nonzero().flatten().tolist()
+    for step in handle.trace.steps[2:]:
+        assert step.active is not None
+        assert step.active.tolist() == [together, together]
 
 
 def test_a_plan_made_beforehand_knows_the_mask() -> None:

@@ -20,12 +20,14 @@ from diffusers import (
 )
 
 import ras_dit
+from checks import recorded
 from families import one_case_per_class
 from ras_dit import RASConfig, ScoreInputs
 from ras_dit.forecast import TokenHistory
 from ras_dit.importance import predicted_error
 from ras_dit.models import TOKEN_PLANS
-from ras_dit.state import Generation
+from ras_dit.selection import top_k
+from ras_dit.state import TEXT_REPLACED, Generation
 from tiny import REGION, inputs, run, tiny_pipeline, tiny_vae
 
 
@@ -330,6 +332,36 @@ def test_a_second_order_step_takes_no_slope_from_another_prompt(is_wholly_dense:
     assert not torch.equal(given[4], raw[4])
     assert torch.equal(given[5], raw[5]), "the first noise of the new prompt stands alone"
     assert not torch.equal(given[6], raw[6])
+
+
+def test_tokens_are_not_ranked_by_how_far_the_noise_of_one_prompt_is_from_that_of_another() -> None:
+    """Behind the step that first sees the new prompt no slope is known, and the norm of its noise stands in."""
+    pipe = tiny_pipeline()
+    with ras_dit.accelerate(pipe, REGION) as handle, recorded(pipe) as noises:
+        run(pipe, **replaced_text(index=4))
+    assert [step.kind for step in handle.trace.steps[4:7]] == ["region", "dense", "region"]
+    unconditional, conditional = noises[5].chunk(2)
+    guided = unconditional + inputs()["guidance_scale"] * (conditional - unconditional)
+    grid, active = handle.trace.grid, handle.trace.steps[6].active
+    assert grid is not None
+    assert active is not None
+    assert torch.equal(active, top_k(grid.patchify(guided).norm(dim=-1), 24))
+
+
+def test_text_that_is_overwritten_where_it_lies_is_another() -> None:
+    pipe, other = tiny_pipeline(), inputs(seed=9)
+
+    def overwrite(_pipe: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if step == 4:
+            tensors["prompt_embeds"].copy_(torch.cat([other["negative_prompt_embeds"], other["prompt_embeds"]]))
+        return tensors
+
+    call = inputs(callback_on_step_end=overwrite, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+    with ras_dit.accelerate(pipe, REGION) as handle:
+        overwritten = run(pipe, **call)
+        assert [step.kind[0] for step in handle.trace.steps] == list("ddrrrdrrrr")
+        assert handle.summary().notes == (TEXT_REPLACED,)
+        assert torch.equal(run(pipe, **replaced_text(index=4)), overwritten)
 
 
 def test_a_prompt_that_is_replaced_by_copies_of_one_is_one() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from accelerate import cpu_offload_with_hook
 from accelerate.hooks import remove_hook_from_module
+from diffusers import FirstBlockCacheConfig
 
 import ras_dit
 from checks import state_of
@@ -224,6 +225,39 @@ def test_a_second_transformer_is_looked_at_as_the_first_is() -> None:
     handle.disable()
     with pytest.raises(ValueError, match="compiled as a whole"):
         ras_dit.enable(pipe, REGION)
+
+
+def test_a_step_cache_on_the_second_transformer_is_refused() -> None:
+    pipe = wan.build_two()
+    with ras_dit.accelerate(pipe, REGION):
+        pipe.transformer_2.enable_cache(FirstBlockCacheConfig(threshold=0.05))
+        with pytest.raises(ValueError, match="cache"):
+            pipe(**wan.call())
+
+
+def test_what_the_second_transformer_cannot_do_makes_the_run_dense() -> None:
+    pipe = wan.build_two()
+    dense = pipe(**wan.call()).frames
+    with ras_dit.accelerate(pipe, REGION) as handle:
+        pipe.transformer_2.hf_device_map = {"blocks.0": "cuda:0", "blocks.1": "cuda:1"}
+        with pytest.warns(ras_dit.RASWarning, match="several devices"):
+            assert torch.equal(pipe(**wan.call()).frames, dense)
+    assert {step.kind for step in handle.trace.steps} == {"dense"}
+
+
+def test_disabled_in_a_callback_a_run_says_where_it_ended() -> None:
+    pipe = tiny_pipeline()
+    handle = ras_dit.enable(pipe, REGION)
+
+    def disable(_pipe: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if index == 5:
+            handle.disable()
+        return tensors
+
+    run(pipe, **inputs(callback_on_step_end=disable))
+    assert handle.summary().notes == ("The run was cut short after 6 of 10 evaluations.",)
+    assert len(handle.trace.steps) == 6
+    assert all(step.seconds is not None for step in handle.trace.steps)
 
 
 def test_a_handle_is_found_again_and_ends_with_its_block() -> None:

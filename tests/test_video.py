@@ -34,6 +34,27 @@ def test_a_second_transformer_begins_dense() -> None:
     assert handle.summary().notes == ()
 
 
+def test_what_was_learned_of_the_first_transformer_says_nothing_of_the_second() -> None:
+    """Its first noise has no slope yet: the next tokens are those whose noise is largest."""
+    pipe = wan.build_two()
+    noises: list[torch.Tensor] = []
+    step = pipe.scheduler.step
+
+    def recording(model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, **kwargs: Any) -> Any:
+        noises.append(model_output.clone())
+        return step(model_output, timestep, sample, **kwargs)
+
+    pipe.scheduler.step = recording
+    with ras_dit.accelerate(pipe, RASConfig(sample_ratio=0.25, warmup_steps=2)) as handle:
+        pipe(**wan.call())
+    second = int((pipe.scheduler.timesteps < 700).nonzero()[0])
+    trace = handle.trace
+    norms = trace.grid.patchify(noises[second]).norm(dim=-1)
+    chosen = trace.steps[second + 1].active
+    assert chosen is not None
+    assert torch.equal(chosen, norms.topk(chosen.shape[1]).indices.sort().values)
+
+
 def test_a_second_transformer_is_of_one_pipeline_at_a_time() -> None:
     pipe, other = wan.build_two(), wan.build_two()
     other.transformer_2 = pipe.transformer_2

@@ -87,6 +87,22 @@ def test_map_of_one_step() -> None:
     assert Trace(TokenGrid(2, 3, 2), [dense]).heatmap(index=5, size=30).getcolors() == [(600, bright)]
 
 
+def test_every_frame_of_a_video_has_the_map_of_the_latent_frame_nearest_to_it() -> None:
+    """Five frames of two latent ones, in the colours of the whole."""
+    steps = [StepTrace("dense", 1.0), StepTrace("region", 0.6, torch.tensor([[0, 4]]))]
+    frames = [Image.new("RGB", (30, 20), (40 * number, 90, 60)) for number in range(5)]
+    steps += [StepTrace("region", 0.3, torch.tensor([[0, 7]]))]
+    first, second = torch.tensor([[3, 1], [1, 1]]), torch.tensor([[2, 1], [1, 2]])
+    expected = [
+        draw_heatmap(counts, 3, frame, span=(1, 3))
+        for counts, frame in zip([first, first, first, second, second], frames, strict=True)
+    ]
+    assert Trace(TokenGrid(2, 2, 2, num_frames=2), steps).heatmaps(frames) == expected
+    assert expected[2] != draw_heatmap(second, 3, frames[2], span=(1, 3)) != draw_heatmap(second, 3, frames[2])
+    picture = Trace(TokenGrid(2, 4, 2), steps)
+    assert picture.heatmaps(frames[:1]) == [picture.heatmap(frames[0])]
+
+
 @pytest.mark.parametrize(
     ("counts", "size", "message"),
     [

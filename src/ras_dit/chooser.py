@@ -216,7 +216,10 @@ class TokenChooser:
     def _anchors(self, index: int, device: torch.device) -> torch.Tensor | None:
         """Tokens of an evaluation that are computed whatever they score, bool [N]; None without any."""
         stride = self.config.anchor_stride
-        return None if stride is None else importance.anchors(self.grid, stride, index, device)
+        if stride is None:
+            return None
+        turn = sum(step.kind == "region" for step in self.plan.steps[:index])
+        return importance.anchors(self.grid, stride, turn, device)
 
     def _without_lowest(self, score: torch.Tensor, index: int, num_low: int) -> torch.Tensor:
         """A score that ranks the wanted ones low, with the lowest put behind all others: but for tokens that are

@@ -43,6 +43,10 @@ class ScoreInputs:
     grid: TokenGrid
 
 
+SAME_LEVEL = 1e-6
+"""Distance of noise levels that counts between two evaluations at one level (the second ones of Heun's steps begin
+there): tokens are ranked by their slopes then, not all alike."""
+
 Score = Callable[[ScoreInputs], torch.Tensor]
 """A score of one's own: [B, N], high where a token is wanted."""
 
@@ -86,7 +90,7 @@ def predicted_error(history: TokenHistory, sigma_next: float) -> torch.Tensor:
         gap = (sigma_last - history.sigmas[1]).abs()
         change = (last - history.values[1]).norm(dim=-1) / gap
         slope = torch.where(gap.isnan(), last.norm(dim=-1), change)
-    return slope * (sigma_next - sigma_last).abs()
+    return slope * (sigma_next - sigma_last).abs().clamp_min(SAME_LEVEL)
 
 
 def starved(metric: torch.Tensor, age: torch.Tensor, starvation_scale: float) -> torch.Tensor:
@@ -125,14 +129,14 @@ def filtered(score: torch.Tensor, grid: TokenGrid, kind: Literal["blur", "dilate
 
 
 def anchors(grid: TokenGrid, stride: int, index: int, device: torch.device | None = None) -> torch.Tensor:
-    """One token of every cell of ``stride`` x ``stride`` tokens, another one at every evaluation, all in turn.
+    """One token of every cell of ``stride`` x ``stride`` tokens, another one in every region step, all in turn.
 
-    Consecutive evaluations take places that lie apart. In a cell that the border cuts, some turns go without.
+    Consecutive region steps take places that lie apart. In a cell that the border cuts, some turns go without.
 
     Args:
         grid: where the tokens lie.
         stride: side of a cell.
-        index: of the evaluation.
+        index: of the region step, counted from the first one of the run.
         device: of the mask.
 
     Returns:

@@ -107,6 +107,7 @@ def allowed_tokens(
     inpaint: InpaintMask | None,
     grid: TokenGrid,
     given: torch.Tensor | None,
+    has_own_sets: bool,
     note: Callable[[str], None],
 ) -> torch.Tensor | None:
     """Tokens inside a region of interest that are not given, bool [1 or images, N]; None for all.
@@ -116,6 +117,7 @@ def allowed_tokens(
         inpaint: sees the mask, if that is the region.
         grid: of the run.
         given: tokens that are not sampled, bool [1, N]; None without any.
+        has_own_sets: every image has a set of its own; otherwise what is inside for one is inside for all.
         note: called if there is no mask to be had.
 
     Raises:
@@ -124,6 +126,6 @@ def allowed_tokens(
     allowed = region.tokens(grid) if isinstance(region, RegionOfInterest) else None
     if inpaint is not None:
         allowed = inpaint.take(grid, note)
-    if given is None:
-        return allowed
-    return ~given if allowed is None else allowed.to(given.device) & ~given
+    if given is not None:
+        allowed = ~given if allowed is None else allowed.to(given.device) & ~given
+    return allowed if allowed is None or has_own_sets else allowed.any(dim=0, keepdim=True)

@@ -66,10 +66,12 @@ class KVStorage:
 
     def bounded(self, tensor: torch.Tensor) -> torch.Tensor:
         """A key or value within the range of the type that it is kept in."""
-        if self.dtype is None or self.dtype.itemsize > 1:
+        if self.dtype is None or torch.finfo(self.dtype).max >= torch.finfo(tensor.dtype).max:
             return tensor
         limit = torch.finfo(self.dtype).max
-        return tensor.clamp(-limit, limit)
+        if self.dtype.itemsize == 1:  # which cannot be clamped, and may have no infinity
+            return tensor.clamp(-limit, limit)
+        return tensor.to(self.dtype).clamp_(-limit, limit)  # bfloat16 would round float16's limit up
 
     def reserve(self, likes: Like) -> torch.Tensor:
         """Memory for a key or value, at an address that compiled code may count on."""

@@ -76,3 +76,10 @@ def controlnet_of(pipe: Any) -> torch.nn.Module | None:
     controlnet = getattr(pipe, "controlnet", None)
     is_compiled = type(controlnet).__name__ == "OptimizedModule" or getattr(controlnet, "_compiled_call_impl", None)
     return controlnet if isinstance(controlnet, torch.nn.Module) and not is_compiled else None
+
+
+def takes_control(pipe: Any, arguments: Mapping[str, Any]) -> bool:
+    """Whether a ControlNet has a say in a transformer call: the pipeline's own, or that of another pipeline which
+    shares its transformer."""
+    has_own = getattr(pipe, "controlnet", None) is not None
+    return has_own or any("controlnet" in name and value is not None for name, value in arguments.items())

@@ -58,8 +58,10 @@ OUTSIDE = (
     "pipeline that shares the transformer has to share the scheduler object, too (`from_pipe` does that)."
 )
 UNSEEN_CONTROL = (
-    "The ControlNet is compiled as a whole: it is called in skipped steps, too, and where it is switched on or off in "
-    "the middle of the run (control_guidance_start, control_guidance_end) goes unnoticed. Compile its blocks instead."
+    "The ControlNet is compiled as a whole, or belongs to a pipeline that RAS was not enabled on (`from_pipe`): it is "
+    "called in skipped steps, too, and where it is switched on or off in the middle of the run "
+    "(control_guidance_start, control_guidance_end) goes unnoticed. Compile its blocks instead, and enable RAS on the "
+    "pipeline that has it."
 )
 RECONFIGURED = "The config was changed in the middle of the run: the rest of it was dense."
 PAUSED = "RAS was paused as the run began: it was dense."

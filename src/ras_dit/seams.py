@@ -281,13 +281,13 @@ class WatchedLoop:
 
     Args:
         bar: what the pipeline's ``progress_bar`` gave.
-        is_interrupted: whether a loop that ended was cut short.
+        is_cut_short: whether a loop that ended was.
         on_left: called when it was, or an error went through.
     """
 
-    def __init__(self, bar: Any, is_interrupted: Callable[[], bool], on_left: Callable[[], None]) -> None:
+    def __init__(self, bar: Any, is_cut_short: Callable[[], bool], on_left: Callable[[], None]) -> None:
         self._bar = bar
-        self._is_interrupted = is_interrupted
+        self._is_cut_short = is_cut_short
         self._on_left = on_left
 
     def __enter__(self) -> Any:
@@ -295,7 +295,7 @@ class WatchedLoop:
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> Any:
         try:
-            if kind is not None or self._is_interrupted():
+            if kind is not None or self._is_cut_short():
                 self._on_left()
         except Exception:  # a GPU that failed fails again when it is asked for its clocks: the first error is the one
             if kind is None:
@@ -310,13 +310,18 @@ class WatchedLoop:
 
 
 def watched_bar(
-    pipe: Any, on_entered: Callable[[], None], on_left: Callable[[], None], original: Callable[..., Any]
+    pipe: Any,
+    on_entered: Callable[[], None],
+    is_stuck: Callable[[], bool],
+    on_left: Callable[[], None],
+    original: Callable[..., Any],
 ) -> Callable[..., Any]:
     """A pipeline's ``progress_bar`` that says when its denoising loop begins, and when that is left before its end.
 
     Args:
         pipe: the pipeline.
         on_entered: called as the bar is made.
+        is_stuck: whether a loop that ends now has got nowhere.
         on_left: see `WatchedLoop`.
         original: the method as it was.
     """
@@ -324,6 +329,6 @@ def watched_bar(
     def progress_bar(*args: Any, **kwargs: Any) -> Any:
         bar = original(*args, **kwargs)
         on_entered()
-        return WatchedLoop(bar, lambda: bool(getattr(pipe, "_interrupt", False)), on_left)
+        return WatchedLoop(bar, lambda: bool(getattr(pipe, "_interrupt", False)) or is_stuck(), on_left)
 
     return progress_bar

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,6 +37,7 @@ from ras_dit.pipeline import (
     has_another_transformer,
     pass_of,
     records_gradients,
+    takes_control,
     transformers_of,
 )
 from ras_dit.plan import Plan, build_plan, within_run
@@ -85,7 +87,7 @@ class Session:
                 self._patches.append(KeptResults(pipe, token_plan.repeated))
             if hasattr(pipe, "progress_bar"):
                 entered = functools.partial(setattr, self, "_is_in_loop", True)
-                bar = functools.partial(watched_bar, pipe, entered, self._drop_generation)
+                bar = functools.partial(watched_bar, pipe, entered, self._is_stuck, self._drop_generation)
                 self._patches.append(PatchedMethod(pipe, "progress_bar", bar))
         except BaseException:
             self.close()
@@ -139,6 +141,8 @@ class Session:
 
     def close(self) -> None:
         """Take everything back out; the pipeline is as it was."""
+        with contextlib.suppress(Exception):  # a GPU that failed fails again when it is asked for its clocks
+            self._drop_generation()
         for attached in self._attached.values():
             attached.close()
         for patch in (*self._patches, self._observed, self._inpaint, self._controlnet):
@@ -205,6 +209,11 @@ class Session:
         """The run under way, once its first call has begun it; None outside of one."""
         generation = self._generation
         return None if self._is_due or generation is None or generation.is_over else generation
+
+    def _is_stuck(self) -> bool:
+        """Whether transformer calls of the run under way were followed by no step of the scheduler."""
+        generation = self._followed()
+        return generation is not None and generation.index == 0 and generation.num_calls > 0
 
     def _compute_controlnet(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         is_skipped = self._call is not None and self._call.kind == "skip"
@@ -278,7 +287,8 @@ class Session:
     def _begin_generation(self, transformer: torch.nn.Module, arguments: dict[str, Any]) -> None:
         base = self.config.whole if self.is_paused else self.config
         if base.has_savings:
-            check_uncached(transformer)
+            for each in self._attached:
+                check_uncached(each)
         self._is_due, self.latest = False, LatestRun()
         if self._inpaint is not None:
             self._inpaint.begin_run()
@@ -304,15 +314,12 @@ class Session:
             self.note(left_out)
         plan = build_plan(config, len(sigmas) - 1, grid.num_tokens, num_first, None, second)
         num_text = token_plan.count_costed_text(transformer, arguments, grid)
-        reason = why_dense(self._pipe, transformer, token_plan, arguments, plan, base, num_first)
-        if any(other not in self._attached for other in transformers_of(self._pipe)):
-            reason = "A transformer was replaced after `enable`: the run was dense. Disable and enable again."
+        reason = why_dense(self._pipe, self._attached, transformer, token_plan, arguments, plan, base, num_first)
         own_sets, allowed = has_own_sets(token_plan, base, transformer, arguments), None
         if reason is None and base.has_savings:
             given = token_plan.given_tokens(arguments, grid, num_extra)
-            allowed = allowed_tokens(base.region_of_interest, self._inpaint, grid, given, self.note)
+            allowed = allowed_tokens(base.region_of_interest, self._inpaint, grid, given, own_sets, self.note)
         if allowed is not None:
-            allowed = allowed if own_sets else allowed.any(dim=0, keepdim=True)
             num_allowed = max(num_first + 1, int(allowed.sum(dim=1).max()))
             plan = build_plan(config, len(plan), grid.num_tokens, num_first, num_allowed, second)
         config = config.dense if reason else config
@@ -326,8 +333,7 @@ class Session:
             )
         if self.is_paused and self.config.remembers:
             self.note(remarks.PAUSED, is_warning=False)
-        is_hidden = getattr(self._pipe, "controlnet", None) is not None and controlnet_of(self._pipe) is None
-        if plan.has_savings and is_hidden:
+        if plan.has_savings and controlnet_of(self._pipe) is None and takes_control(self._pipe, arguments):
             self.note(remarks.UNSEEN_CONTROL, is_warning=False)
         for remark, is_advice in remarks.unused_options(config, plan, num_extra):
             self.note(remark, is_warning=False)
@@ -384,8 +390,6 @@ class Session:
         assert generation is not None
         assert branch is not None
         return branch.beside.output(generation.end_call(call, None), generation.forecast_rule, return_dict)
-
-    # ------------------------------------------------------------------ saying what happened
 
     def note(self, reason: str, is_warning: bool = True) -> None:
         """Record a reason in the trace (once a generation) and, if it is worth that, warn of it (once a session)."""

@@ -24,6 +24,9 @@ from ras_dit.trace import StepTrace, Trace
 
 TEXT_REPLACED = "The text was replaced in the middle of the run: the step that first saw it was dense."
 SWITCHED = "A ControlNet or an IP-Adapter was switched on or off in the middle of the run: that step was dense."
+MOST_CALLS = 32
+"""Of one evaluation: as many come from a loop that steps no scheduler that RAS knows; each would be remembered."""
+STUCK = f"The transformer was called {MOST_CALLS} times without a step of the pipeline's scheduler: the run was dense."
 StaticMemory = dict[tuple[int, object], dict[str, list[KVCache]]]
 
 
@@ -125,6 +128,8 @@ class Generation:
         """
         position = self.num_calls
         self.num_calls += 1
+        if position == MOST_CALLS and self.remembers:
+            self.refuse(STUCK, forgets=True)
         planned = self.plan[self.index]
         kind = "dense" if self._is_refresh else planned.kind
         branch = self._branches.get(position)
@@ -132,6 +137,8 @@ class Generation:
         if branch is not None and branch.source != source:
             self._put_away(position, branch)
             branch = None
+            if position == 0:  # its noise is no later value of the other's; this evaluation is computed whole
+                self._chooser.forget_noise()
         if branch is not None and branch.num_rows != num_rows and not needs_memory:
             branch = None  # nothing is carried on any more
         is_replaced = branch is not None and branch.is_replaced_by(texts)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from typing import Any
 
 import torch
 
 from ras_dit.config import RASConfig
 from ras_dit.models.plan import Arguments, TokenPlan
+from ras_dit.pipeline import transformers_of
 from ras_dit.plan import Plan
 from ras_dit.schedule import NOT_CARRIED, why_stochastic
 
 
 def why_dense(
     pipe: Any,
+    known: Collection[torch.nn.Module],
     transformer: torch.nn.Module,
     token_plan: TokenPlan,
     arguments: Arguments,
@@ -26,18 +29,23 @@ def why_dense(
 
     Args:
         pipe: the pipeline.
-        transformer: that it calls.
+        known: transformers that RAS is on.
+        transformer: of the run's first call.
         token_plan: of that.
         arguments: of the run's first call.
         plan: of the run.
         config: of the run.
         num_first: tokens that every step computes (a given first frame).
     """
+    if any(other not in known for other in transformers_of(pipe)):
+        return "A transformer was replaced after `enable`: the run was dense. Disable and enable again."
     if reason := why_stochastic(pipe.scheduler):
         return f"{reason}: {NOT_CARRIED}"
-    reason = why_unfit(pipe, transformer) or token_plan.check(transformer, arguments)
-    if reason is None and plan.num_region_steps:
-        reason = why_frozen(transformer) or why_split(transformer) or why_chunked(transformer)
+    reason = token_plan.check(transformer, arguments)
+    for each in transformers_of(pipe):
+        reason = reason or why_unfit(pipe, each)
+        if reason is None and plan.num_region_steps:
+            reason = why_frozen(each) or why_split(each) or why_chunked(each)
     if reason is None and num_first and config.rules == "reference":
         reason = "The authors' rules would leave out the given first frame: the whole run was dense."
     return reason

@@ -182,7 +182,11 @@ class Case:
         return replace(self, name=f"{self.name}-{dtype}", dtype=dtype)
 
     def configs(
-        self, num_steps: int, ratios: tuple[float, ...] | None = None, presets: tuple[str, ...] | None = None
+        self,
+        num_steps: int,
+        ratios: tuple[float, ...] | None = None,
+        presets: tuple[str, ...] | None = None,
+        has_variants: bool = False,
     ) -> dict[str, RASConfig]:
         """Name -> what to compare with dense.
 
@@ -190,12 +194,13 @@ class Case:
             num_steps: evaluations of the run.
             ratios: these and ``presets`` alone; None for both: the case's own ratios, variants and presets.
             presets: by name.
+            has_variants: the case's own variants, too, of the leanest of the ratios that are given.
         """
         is_own = not (ratios or presets)
         shares = self.ratios if is_own else ratios or ()
         found = {f"ratio {ratio:g}": self.schedule.config(ratio, num_steps) for ratio in shares}
-        if is_own:
-            leanest = min(self.ratios)
+        if shares and (is_own or has_variants):
+            leanest = min(shares)
             for name, options in self.variants.items():
                 found[f"ratio {leanest:g}, {name}"] = self.schedule.config(leanest, num_steps).replace(**options)
         found |= {name: RASConfig.preset(name) for name in (self.presets if is_own else presets or ())}

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ras_dit.bench.loops import run_loop, short_call, weights_device
-from ras_dit.bench.modes import blocks_of, num_recorded
+from ras_dit.bench.modes import blocks_of, config_in, num_recorded
 from ras_dit.config import RASConfig
 from ras_dit.outputs import noise_of
 from ras_dit.seams import PatchedMethod
@@ -33,6 +33,9 @@ STALE_MARGIN = 2.0
 see a broken merge."""
 STILL, MOVING = 1.0, -1.0
 PROBE = RASConfig(sample_ratio=0.25, warmup_steps=1, importance="random")
+READING = ("text_reuse", "reference_reuse", "kv_forecast")
+"""Options that change what a region step reads of the step that filled the cache, and not what it gives right behind
+that."""
 KERNEL_PROBE = PROBE.replace(importance="error", kernels="triton")
 _PROBE_STEPS = 3
 _REGION = 1
@@ -274,6 +277,29 @@ def eager_checks(pipe: Any, call: dict[str, Any], dtype: str, has_kernels: bool 
         by_kernels = fresh_check(replace(probe(pipe, call, config=KERNEL_PROBE), rounding=still.rounding), dtype)
         checks.append(replace(by_kernels, name=f"by the kernels, {by_kernels.name}"))
     return checks, still
+
+
+def option_checks(
+    pipe: Any, call: dict[str, Any], dtype: str, configs: Iterable[RASConfig], rounding: float, mode: str = "eager"
+) -> list[Check]:
+    """The check of fresh keys for what else is timed: every set of options that changes what region steps read.
+
+    Args:
+        pipe: in this mode.
+        call: arguments.
+        dtype: name of the type of the noise.
+        configs: that are going to be timed.
+        rounding: what `rounding_error` found.
+        mode: one of `ras_dit.bench.modes.MODES`.
+    """
+    sets = {tuple((name, getattr(config, name)) for name in READING) for config in configs}
+    checks = []
+    for options in sorted(sets - {tuple((name, getattr(PROBE, name)) for name in READING)}):
+        given = {name: value for name, value in options if value != getattr(PROBE, name)}
+        found = probe(pipe, call, config=config_in(mode, PROBE.replace(**given)))
+        check = fresh_check(replace(found, rounding=rounding), dtype)
+        checks.append(replace(check, name=f"with {', '.join(given)}, {check.name}"))
+    return checks
 
 
 def stale_error(pipe: Any, call: dict[str, Any]) -> float:

@@ -55,8 +55,8 @@ def size_row(
     Returns:
         ``size``, ``num_tokens``, ``dense_step`` (seconds, without RAS), its ``profile``, ``num_rounds``, ``checks`` and
         ``ratios``: for each its ``region_step``, ``captured_step`` (a dense step with RAS that fills the cache),
-        ``speedup`` of the loop that the case's schedule makes of these, its ``limit`` by FLOPs, and what `enable`
-        ``predicted``; for the lowest also the ``profile`` of a region step, and ``memory``.
+        ``speedup_same_mode`` of the loop that the case's schedule makes of these, its ``limit`` by FLOPs, and what
+        `enable` ``predicted``; for the lowest also the ``profile`` of a region step, and ``memory``.
 
     Raises:
         RefusedError: a check is not green at this size.
@@ -173,7 +173,7 @@ class _Ratio:
             "num_active": next(step.num_active for step in plan if step.kind == "region"),
             "region_step": region,
             "captured_step": captured,
-            "speedup": num_steps * dense_step / (num_region * region + (num_steps - num_region) * captured),
+            "speedup_same_mode": num_steps * dense_step / (num_region * region + (num_steps - num_region) * captured),
             "limit": whole.speedup_limit,
             "predicted": whole.predicted_speedup,
         }

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ras_dit.bench.architectures import Dimensions, Size
-from ras_dit.bench.cases import DTYPES, RATIOS, Case, Schedule
+from ras_dit.bench.cases import DTYPES, Case, Schedule
 from ras_dit.presets import PRESETS
 
 _SD3: Mapping[str, Any] = {
@@ -36,7 +36,6 @@ _CASES: tuple[Case, ...] = (
         "the embedded model, 1 image",
         None,
         presets=_PRESETS,
-        ratios=RATIOS[1:],
         repeats=7,
         dtype="float32",
         fits_cpu=True,
@@ -48,7 +47,6 @@ _CASES: tuple[Case, ...] = (
         None,
         batch=8,
         presets=_PRESETS,
-        ratios=RATIOS[1:],
         repeats=3,
         dtype="float32",
         fits_cpu=True,
@@ -59,7 +57,6 @@ _CASES: tuple[Case, ...] = (
         "the embedded model at 256 x 256, 1 image",
         None,
         presets=_PRESETS,
-        ratios=RATIOS[1:],
         repeats=3,
         dtype="float32",
         fits_cpu=True,

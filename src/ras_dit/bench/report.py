@@ -122,8 +122,16 @@ def _groups(profile: Mapping[str, float]) -> str:
     return ", ".join(f"{group} {spent:.2f} ms" for group, spent in profile.items() if spent)
 
 
-def plot(cases: Mapping[str, Mapping[str, Any]], path: Path) -> bool:
+def plot(
+    cases: Mapping[str, Mapping[str, Any]], path: Path, captions: Mapping[str, str] | None = None, about: str = ""
+) -> bool:
     """Speed-up beside its limit for every config, and memory beside the cache's estimate; crossover maps below.
+
+    Args:
+        cases: results by name.
+        path: PNG.
+        captions: what to say of a result, by the same names.
+        about: goes into the file's text chunk ``Description``.
 
     Returns:
         Whether there was anything to draw; nothing is written otherwise.
@@ -142,20 +150,22 @@ def plot(cases: Mapping[str, Mapping[str, Any]], path: Path) -> bool:
     rows = [*panels, *maps]
     if not rows:
         return False
-    heights = [3.6 if mode is None else 1.1 + 0.7 * len(case["crossover"][mode]["rows"]) for _, case, mode in rows]
+    heights = [3.6 if mode is None else 1.4 + 0.7 * len(case["crossover"][mode]["rows"]) for _, case, mode in rows]
+    more = {name: f"\n{caption}" for name, caption in (captions or {}).items()}
     figure = Figure(figsize=(11, sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows), 2, squeeze=False, height_ratios=heights)
     for (name, case, mode), (left, right) in zip(rows, axes, strict=True):
         if mode is None:
-            _draw_speed(left, name, case)
+            _draw_speed(left, name + more.get(name, ""), case)
             _draw_memory(right, case)
         else:
             found = case["crossover"][mode]
-            _draw_map(left, f"{name}, {mode}: speed-up", found, (0.5, 1.5), lambda one: one["speedup"])
+            title = f"{name}, {mode}: speed-up over the best dense{more.get(name, '')}"
+            _draw_map(left, title, found, (0.5, 1.5), lambda one: one["speedup"])
             _draw_map(right, "share of the limit", found, (0.0, 1.0), lambda one: one["speedup"] / one["limit"])
     with whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+        figure.savefig(temporary, dpi=110, metadata={"Description": about})
     return True
 
 
@@ -172,7 +182,7 @@ def _draw_speed(axes: Any, name: str, case: Mapping[str, Any]) -> None:
     axes.axhline(1.0, color="0.4", lw=0.8)
     _set_labels(axes, [index + 0.4 - width / 2 for index in range(len(names))], names)
     axes.set_ylabel("speed-up over the best dense")
-    axes.set_title(name, fontsize=10)
+    axes.set_title(name, fontsize=9)
     axes.set_ylim(0, 1.35 * axes.get_ylim()[1])  # the legend stands over the bars
     axes.legend(fontsize=8)
 
@@ -202,7 +212,7 @@ def _draw_map(
 ) -> None:
     rows = found["rows"]
     values = [[value(one) for one in row["ratios"]] for row in rows]
-    axes.set_title(title, fontsize=10)
+    axes.set_title(title, fontsize=9)
     if not rows:
         axes.set_axis_off()
         return

@@ -7,7 +7,8 @@ all modes that ran) and ``speedup_same_mode``; rows of a config have ``config``,
 and where it has region steps ``memory`` and ``overhead``; the dense row and the leanest have ``profile``. ``crossover``
 has, by mode, ``rows`` of `ras_dit.bench.crossover.size_row` from the smallest picture on, what they make of
 ``gains_from``, ``left_out`` (size -> reason), and as ``about`` the facts that these were measured with: those of the
-case itself are of its loops, wherever it has some. Times are in seconds unless the name says otherwise.
+case itself are of its loops, wherever it has some. There, too, ``speedup`` is over the best dense step that any mode
+has at that size. Times are in seconds unless the name says otherwise.
 
 ``refused`` has the reasons of parts that gave no figures. For resuming, ``finished`` has what the figures of a part
 depend on, and ``tried`` the same of parts without, with whether that is final: memory that ran out is not. Figures of
@@ -182,7 +183,6 @@ def _take_in(case: dict[str, Any], part: str, claim: Mapping[str, Any], result: 
     else:
         crossed = _crossed(case, mode)
         crossed["rows"] = sorted([*crossed["rows"], result["row"]], key=lambda row: row["num_tokens"])
-        crossed["gains_from"] = gains_from(crossed["rows"])
         crossed["about"] = about
     if size is None or not case["rows"]:
         case.update(about)
@@ -243,7 +243,6 @@ def _forget_figures(case: dict[str, Any], part: str) -> None:
     elif mode in case["crossover"]:
         crossed = case["crossover"][mode]
         crossed["rows"] = [row for row in crossed["rows"] if row["size"] != size]
-        crossed["gains_from"] = gains_from(crossed["rows"])
         _end_empty(case, mode)
 
 
@@ -282,7 +281,8 @@ def gains_from(rows: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
 
 
 def compare(case: dict[str, Any]) -> None:
-    """Fill in what needs all modes: the best dense loop, and every speed-up over it."""
+    """Fill in what needs all modes: the best dense loop, and every speed-up over it; the same of every picture size."""
+    _compare_sizes(case.get("crossover", {}))
     dense = {row["mode"]: row["median"] for row in case["rows"] if row["name"] == DENSE}
     if not dense:
         case.pop("dense_best", None)
@@ -293,6 +293,18 @@ def compare(case: dict[str, Any]) -> None:
         row["speedup"] = dense[best] / row["median"]
         if "limit" in row:
             row["share_of_limit"] = row["speedup"] / row["limit"]
+
+
+def _compare_sizes(crossover: Mapping[str, dict[str, Any]]) -> None:
+    best: dict[str, float] = {}
+    for row in (row for crossed in crossover.values() for row in crossed["rows"]):
+        best[row["size"]] = min(best.get(row["size"], row["dense_step"]), row["dense_step"])
+    for crossed in crossover.values():
+        for row in crossed["rows"]:
+            for one in row["ratios"]:
+                own = one.setdefault("speedup_same_mode", one.get("speedup"))  # (older results have one of both)
+                one["speedup"] = own * best[row["size"]] / row["dense_step"]
+        crossed["gains_from"] = gains_from(crossed["rows"])
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -12,7 +12,17 @@ from functools import partial
 from typing import Any
 
 from ras_dit.bench.cases import Case
-from ras_dit.bench.checks import PROBE, Check, Probe, RefusedError, compiled_checks, eager_checks, eager_probe, require
+from ras_dit.bench.checks import (
+    PROBE,
+    Check,
+    Probe,
+    RefusedError,
+    compiled_checks,
+    eager_checks,
+    eager_probe,
+    option_checks,
+    require,
+)
 from ras_dit.bench.crossover import num_runs, size_row
 from ras_dit.bench.measure import first_line, look_into, measure, num_loops
 from ras_dit.bench.modes import config_in, in_mode, num_without_graphs, settle
@@ -20,10 +30,22 @@ from ras_dit.bench.overhead import overhead
 from ras_dit.bench.profiling import profile_step
 from ras_dit.bench.results import Results, mode_and_size
 from ras_dit.bench.settings import Settings, size_of
+from ras_dit.config import RASConfig
 from ras_dit.errors import is_out_of_memory
 from ras_dit.remarks import AdviceWarning, RASWarning
 
 Advance = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A case in memory: its pipeline, the call of it that is checked, and what the checks of the eager model found."""
+
+    case: Case
+    pipe: Any
+    call: dict[str, Any]
+    checks: list[Check]
+    eager: Probe
 
 
 @dataclass
@@ -104,6 +126,7 @@ class Benchmark:
             pipe = case.make(settings.device)
             call = settings.least_of(case, due).call(pipe, settings.device, settings.steps_of(case))
             checks, eager = eager_checks(pipe, call, case.dtype, case.has_kernels)
+            loaded = _Loaded(case, pipe, call, checks, eager)
         except torch.OutOfMemoryError as error:
             for part in due:
                 self._keep(case, part, self._refused(case, part, error))
@@ -122,7 +145,7 @@ class Benchmark:
                 with warnings.catch_warnings():
                     warnings.simplefilter("error", RASWarning)
                     warnings.simplefilter("ignore", AdviceWarning)  # what is gained is measured here
-                    result = self._part(case, pipe, call, part, checks, eager, is_profiled)
+                    result = self._part(loaded, part, is_profiled)
             except Exception as error:
                 result = self._refused(case, part, error)
                 broken = broken if _is_refusal(error, part) else error
@@ -145,53 +168,46 @@ class Benchmark:
         if dropped:
             self.say(f"{case.name}: dropped what other code, options or machines measured ({', '.join(dropped)}).")
 
-    def _part(
-        self,
-        case: Case,
-        pipe: Any,
-        call: dict[str, Any],
-        part: str,
-        checks: list[Check],
-        eager: Probe,
-        is_profiled: bool,
-    ) -> dict[str, Any]:
+    def _part(self, loaded: _Loaded, part: str, is_profiled: bool) -> dict[str, Any]:
         mode, size = mode_and_size(part)[0], size_of(part)
-        require(checks, eager.rounding)
+        require(loaded.checks, loaded.eager.rounding)
         num_before = num_without_graphs()
         if size is None:
-            result = self._loops(case, pipe, call, mode, checks, eager, is_profiled)
+            result = self._loops(loaded, mode, is_profiled)
         else:
-            result = self._crossed(case.at(size), pipe, mode, is_profiled)
+            result = self._crossed(loaded.case.at(size), loaded.pipe, mode, is_profiled)
         if num_without_graphs() > num_before:
             raise RefusedError(
                 "PyTorch ran compiled blocks without CUDA graphs: its warnings, or TORCH_LOGS=perf_hints, say why."
             )
         return result
 
-    def _loops(
-        self,
-        case: Case,
-        pipe: Any,
-        call: dict[str, Any],
-        mode: str,
-        checks: list[Check],
-        eager: Probe,
-        is_profiled: bool,
-    ) -> dict[str, Any]:
+    def _loops(self, loaded: _Loaded, mode: str, is_profiled: bool) -> dict[str, Any]:
+        case, pipe, call, checks = loaded.case, loaded.pipe, loaded.call, loaded.checks
+        rounding = loaded.eager.rounding
         with in_mode(pipe, mode, self.settings.backend):
             if mode != "eager":
                 settle(pipe, call)
-                checks = compiled_checks(pipe, call, case.dtype, eager, config_in(mode, PROBE))
-                require(checks, eager.rounding)
-            rows = self._rows(case, pipe, call, mode, is_profiled)
+                checks = compiled_checks(pipe, call, case.dtype, loaded.eager, config_in(mode, PROBE))
+                require(checks, rounding)
+            configs = self._configs(case, mode)
+            checks = [*checks, *option_checks(pipe, call, case.dtype, configs.values(), rounding, mode)]
+            require(checks, rounding)
+            rows = self._rows(loaded, mode, configs, is_profiled)
         self._say_missing(f"{case.name}, {mode}", rows)
         return {"rows": rows, "checks": [check.to_dict() for check in checks]}
 
-    def _rows(self, case: Case, pipe: Any, call: dict[str, Any], mode: str, is_profiled: bool) -> list[dict[str, Any]]:
+    def _configs(self, case: Case, mode: str) -> dict[str, RASConfig]:
+        """Name -> what is compared with dense."""
         settings = self.settings
-        configs = case.configs(settings.steps_of(case), settings.ratios, settings.presets)
-        configs = {name: config_in(mode, config) for name, config in configs.items()}
-        repeats = settings.repeats or case.repeats
+        configs = case.configs(settings.steps_of(case), settings.ratios, settings.presets, settings.has_variants)
+        return {name: config_in(mode, config) for name, config in configs.items()}
+
+    def _rows(
+        self, loaded: _Loaded, mode: str, configs: Mapping[str, RASConfig], is_profiled: bool
+    ) -> list[dict[str, Any]]:
+        case, pipe, call = loaded.case, loaded.pipe, loaded.call
+        repeats = self.settings.repeats or case.repeats
         with self.progress(f"{case.name}, {mode}", num_loops(len(configs), repeats)) as advance:
             rows = measure(
                 pipe,

@@ -20,6 +20,7 @@ class Settings:
         modes: of `ras_dit.bench.modes.MODES`, the eager one first.
         ratios: of loops, with ``presets`` instead of all that the case has, and of the crossover; None for its own.
         presets: of loops, by name, with ``ratios`` instead of all that the case has.
+        has_variants: the case's variants stay beside ``ratios``.
         sizes: of the crossover, instead of the case's own; None for those.
         repeats: instead of the case's own.
         num_steps: evaluations, instead of the case's own.
@@ -32,6 +33,7 @@ class Settings:
     modes: tuple[str, ...] = ("eager",)
     ratios: tuple[float, ...] | None = None
     presets: tuple[str, ...] | None = None
+    has_variants: bool = False
     sizes: tuple[str, ...] | None = None
     repeats: int | None = None
     num_steps: int | None = None
@@ -109,7 +111,7 @@ class Settings:
             return found
         if self.presets:
             found["presets"] = self.presets
-        if case.variants and not (self.ratios or self.presets):
+        if case.variants and (self.has_variants or not (self.ratios or self.presets)):
             found["variants"] = {name: dict(options) for name, options in case.variants.items()}
         return {**found, "repeats": self.repeats or case.repeats}
 

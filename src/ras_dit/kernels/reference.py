@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from ras_dit.importance import SAME_LEVEL
 from ras_dit.kernels.tile import Tile
 
 
@@ -107,7 +108,7 @@ def predicted_error(values: torch.Tensor, sigmas: torch.Tensor, sigma_next: floa
         gap = (sigmas[0] - sigmas[1]).abs()
         change = (last - values[1].to(last.dtype)).norm(dim=-1)
         slope = torch.where(gap.isnan(), slope, change / gap)
-    return (slope * (sigma_next - sigmas[0]).abs()).float()
+    return (slope * (sigma_next - sigmas[0]).abs().clamp_min(SAME_LEVEL)).float()
 
 
 def record_and_fill(

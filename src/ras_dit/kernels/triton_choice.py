@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from ras_dit import selection
+from ras_dit.importance import SAME_LEVEL
 from ras_dit.kernels.launch import on_device_of
 
 MOST_TOKENS = 16_384
@@ -36,6 +37,7 @@ def _error_kernel(  # type: ignore[no-untyped-def]
     kind: tl.constexpr,
     block_tokens: tl.constexpr,
     block_width: tl.constexpr,
+    same_level: tl.constexpr,
 ):
     """One program: ``block_tokens`` tokens of one image."""
     n = tl.program_id(0).to(tl.int64) * block_tokens + tl.arange(0, block_tokens)
@@ -58,7 +60,7 @@ def _error_kernel(  # type: ignore[no-untyped-def]
     if has_earlier:
         gap = tl.abs(newest - tl.load(at + s_depth, mask=in_tokens, other=0.0))
         slope = tl.where(gap != gap, slope, tl.sqrt(change) / gap)
-    score = slope * tl.abs(sigma_next - newest)
+    score = slope * tl.maximum(tl.abs(sigma_next - newest), same_level)
     tl.store(out + b * num_tokens + n, score.to(out.dtype.element_ty), mask=in_tokens)
 
 
@@ -84,6 +86,7 @@ def predicted_error(values: torch.Tensor, sigmas: torch.Tensor, sigma_next: floa
             kind=tl.float64 if values.dtype == torch.float64 else tl.float32,
             block_tokens=block_tokens,
             block_width=block_width,
+            same_level=SAME_LEVEL,
         )
     return out
 

@@ -370,7 +370,8 @@ def flat_video_grid(transformer: Any, arguments: Arguments) -> TokenGrid:
 def grid_of_ids(ids: torch.Tensor, patch_size: int) -> TokenGrid:
     """The grid of tokens that carry their place: ids [N + M, 3 or more] of (kind, row, column, ...).
 
-    Tokens of the picture come first; reference tokens have another kind.
+    Tokens of the picture come first, row by row; reference tokens have another kind. Ids in bfloat16, which are rounded
+    from 256 on, still rise within a row and fall at its end.
 
     Args:
         ids: position ids of all image tokens.
@@ -378,5 +379,8 @@ def grid_of_ids(ids: torch.Tensor, patch_size: int) -> TokenGrid:
     """
     ids = ids[0] if ids.ndim == 3 else ids
     of_picture = ids[ids[:, 0] == ids[0, 0]]
-    height, width = (int(axis.max() - axis.min()) + 1 for axis in (of_picture[:, 1], of_picture[:, 2]))
-    return TokenGrid(height, width, patch_size)
+    columns, num_tokens = of_picture[:, 2], len(of_picture)
+    num_falls = int((columns[1:] < columns[:-1]).sum())
+    is_one_column = num_falls == 0 and bool((columns == columns[0]).all())
+    height = num_tokens if is_one_column else num_falls + 1
+    return TokenGrid(height, num_tokens // height, patch_size)
