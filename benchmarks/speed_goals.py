@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import record
-from benchmarks.speed_tables import checked_results
+from benchmarks.speed_tables import at_their_best, speed_results
 
 LEANEST = "ratio 0.125"
 
@@ -98,7 +98,7 @@ def goals_table() -> str:
 def _figures(goal: Goal) -> Iterator[tuple[str, float, str]]:
     """Machine (with the case, where a goal is of all), the figure that counts there, and whether it is good enough."""
     by_machine: dict[str, list[tuple[float, str]]] = {}
-    for result in checked_results().values():
+    for result in at_their_best(list(speed_results())):
         if result["device"].split(":")[0] != goal.device or goal.case not in (None, result["case"]):
             continue
         for row in result["rows"]:

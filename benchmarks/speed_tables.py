@@ -111,7 +111,7 @@ def _title(result: dict[str, Any]) -> str:
 
 def speed_digest() -> str:
     """Settings by models: speed-up and limit, of the results with today's plans, in the best mode of each."""
-    results = _at_their_best([result for result in speed_results() if not _is_former(result)])
+    results = at_their_best([result for result in speed_results() if not _is_former(result)])
     modes = [result.get("dense_best", {"mode": "eager"})["mode"] for result in results]
     found = [
         {row["name"]: row for row in rows_of(result, mode)[1:]} for result, mode in zip(results, modes, strict=True)
@@ -125,7 +125,7 @@ def speed_digest() -> str:
     return "\n".join([*lines, ""])
 
 
-def _at_their_best(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def at_their_best(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of the results of one case on one kind of machine the one with the fastest dense loop: no other is a baseline."""
     best: dict[tuple[str, str], float] = {}
     for result in results:

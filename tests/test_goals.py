@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.goals import OURS as OURS_BY_BUDGET
 from benchmarks.goals import PRESETS_ALONE, digest_table, goals, goals_table
-from benchmarks.speed_tables import _at_their_best
+from benchmarks.speed_tables import at_their_best
 
 
 def row(
@@ -78,7 +78,7 @@ def test_of_two_sessions_of_one_case_the_one_with_the_faster_dense_loop_is_shown
         for name, seconds in (("A", 4.0), ("A", 3.0), ("B", 9.0))
     )
     slow["dense_best"] = {"mode": "compiled", "median": 3.5}
-    assert _at_their_best([slow, fast, other]) == [fast, other]
+    assert at_their_best([slow, fast, other]) == [fast, other]
 
 
 def test_a_solver_that_visits_the_steps_of_our_plan_is_none_of_theirs() -> None:
