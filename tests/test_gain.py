@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.fit_gain import Run, committed_runs, non_negative_least_squares
 
 TOLERANCE = 0.15  # of a committed speed-up
-ELSEWHERE = 0.2  # on a CPU that the constants are not fitted to: one small picture gained 17 % more there than predicted
+ELSEWHERE = 0.2  # on a CPU that the constants are not fitted to: one small picture gained 17 % more than predicted
 PAPER = {"warmup_steps": 4, "refresh_steps": (12, 20)}
 NO_FIXED_COST = replace(DeviceRates.of("cpu"), operation=0.0, region_layer=0.0, step=0.0)
 
