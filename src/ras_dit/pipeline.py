@@ -82,4 +82,5 @@ def takes_control(pipe: Any, arguments: Mapping[str, Any]) -> bool:
     """Whether a ControlNet has a say in a transformer call: the pipeline's own, or that of another pipeline which
     shares its transformer."""
     has_own = getattr(pipe, "controlnet", None) is not None
-    return has_own or any("controlnet" in name and value is not None for name, value in arguments.items())
+    given = (value for name, value in arguments.items() if "controlnet" in name)
+    return has_own or any(isinstance(value, (torch.Tensor, list, tuple, dict)) for value in given)
