@@ -7,14 +7,14 @@
 #   bash benchmarks/gpu.sh tests sd3 lumina   parts, where a machine is lent by the minute
 #
 # Parts: tests (some minutes); sd3, lumina (the paper's models at 1024 x 1024 and its ratios, sd3 with text reuse, too:
-# eager, compiled and with CUDA graphs); kernels (each by itself, and all of them in Stable Diffusion 3); speed (every case that fits, with
-# presets and the crossover); all-tests (kernels on drawn inputs, too); model (training of the embedded model at
+# eager, compiled and with CUDA graphs); kernels (each by itself, and all of them in Stable Diffusion 3); speed (every
+# case that fits, with presets and the crossover); all-tests (kernels on drawn inputs, too); model (training of the embedded model at
 # 256 x 256 goes on, and is evaluated); arena (both sizes).
 # FOLDER keeps what the speed cases and the kernels have finished (outputs/bench), MINUTES is how long to train (60),
 # MODES are those of sd3, lumina and speed, RAS_COMMIT names the commit where there is no git, PYTHON is an interpreter with
 # what the project needs; the project itself is taken from here. On a machine that is taken away after ten minutes, with its disk:
 #   mkdir -p kept && FOLDER=kept timeout 560 bash benchmarks/gpu.sh tests sd3 2>&1 | tee -a kept/log
-# and bring "kept" along next time.
+# and bring "kept" along next time. (What was compiled is kept where TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR say.)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHON=${PYTHON:-$(command -v python3 || command -v python)} PYTHONUNBUFFERED=1 TORCH_LOGS=${TORCH_LOGS:-perf_hints}
@@ -24,9 +24,6 @@ export PYTHONPATH=src:.${PYTHONPATH:+:$PYTHONPATH}
     exit 2
 }
 failed=0 FOLDER=${FOLDER:-outputs/bench}
-mkdir -p "$FOLDER" # with what was compiled, so that it is not compiled again on the next machine
-FOLDER=$(cd "$FOLDER" && pwd)
-export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$FOLDER/inductor} TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$FOLDER/triton}
 modes=()
 for mode in ${MODES:-eager compiled reduce-overhead}; do modes+=(--mode "$mode"); done
 speed() { "$PYTHON" -m benchmarks.speed --device cuda --folder "$FOLDER" --apart "$@"; }

@@ -150,10 +150,11 @@ def main() -> None:
             if not arguments.check:
                 path.write_text(new, encoding="utf-8")
     picture = ROOT / "docs/images/speed.png"
-    stale += [] if speed_tables.is_drawn(picture) else ["docs/images/speed.png"]
+    is_drawn = speed_tables.is_drawn(picture)
+    stale += [] if is_drawn else ["docs/images/speed.png"]
     if stale and arguments.check:
         sys.exit(f"{', '.join(stale)}: not what benchmarks/results and the registry of models say; run `make readme`.")
-    if not arguments.check:
+    if not is_drawn:
         speed_tables.draw(picture)
     print("up to date" if not stale else f"wrote {', '.join(stale)}")
 

@@ -23,8 +23,7 @@ class Goal:
         figure: takes it from a row; None where the row has none.
         is_met: whether a figure is good enough.
         form: of a figure in the table.
-        is_of: whether a row is one of those that it is taken from.
-        best: of the figures on one machine, the one that counts.
+        is_of: whether a row is one of those that it is taken from; the largest figure on a machine counts.
     """
 
     text: str
@@ -34,7 +33,6 @@ class Goal:
     is_met: Callable[[float], bool]
     form: str
     is_of: Callable[[str], bool] = lambda name: True
-    best: Callable[..., float] = max
 
 
 def _share(row: dict[str, Any]) -> float | None:
@@ -107,5 +105,5 @@ def _figures(goal: Goal) -> Iterator[tuple[str, float, str]]:
                 of = f"; {result['title']}, {row['name']}" if goal.case is None else f", {row['mode']}"
                 by_machine.setdefault(record.machine(result), []).append((value, of))
     for machine, values in by_machine.items():
-        value, of = goal.best(values)
+        value, of = max(values)
         yield machine + of, value, "yes" if goal.is_met(value) else "**no**"

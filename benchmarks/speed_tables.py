@@ -26,8 +26,7 @@ NOTE = (
     "T is the number of token-steps, the unit of equal compute: a dense step counts 1, a region step its share of "
     "tokens. `ratio` rows use the paper's schedule (of 28 steps, 0-3, 12 and 20 dense). Whole denoising loop, text "
     "encoding included, without the VAE. Small pictures are held back by the fixed cost of every operation. "
-    "Shares are good to a few per cent, as loops repeat; above 100 %, dense steps presumably ran at a lower rate than "
-    "region steps, as the profile of the mid-size model shows."
+    "Shares are good to a few per cent, as loops repeat: those above 100 %, too."
 )
 FORMER_NOTE = " *former plan*: the preset computed other steps when this was timed; another table has today's."
 
@@ -79,12 +78,11 @@ def limits_table() -> str:
 
 
 def modes_of(result: dict[str, Any]) -> list[str]:
-    """The modes of a result; those of the first form ran eager."""
-    return list(dict.fromkeys(row.get("mode", "eager") for row in result["rows"]))
+    return list(dict.fromkeys(row["mode"] for row in result["rows"]))
 
 
 def rows_of(result: dict[str, Any], mode: str) -> list[dict[str, Any]]:
-    return [row for row in result["rows"] if row.get("mode", "eager") == mode]
+    return [row for row in result["rows"] if row["mode"] == mode]
 
 
 def heading(result: dict[str, Any], has_size: bool = True) -> str:
@@ -105,14 +103,14 @@ def speed_table() -> str:
 
 def _title(result: dict[str, Any]) -> str:
     """The case's title as it is now: results of one case have one, whenever they were measured."""
-    found = CASES.get(result["case"]) if "size" in result else None
+    found = CASES.get(result["case"])
     return result["title"] if found is None else found.title
 
 
 def speed_digest() -> str:
     """Settings by models: speed-up and limit, of the results with today's plans, in the best mode of each."""
     results = at_their_best([result for result in speed_results() if not _is_former(result)])
-    modes = [result.get("dense_best", {"mode": "eager"})["mode"] for result in results]
+    modes = [result["dense_best"]["mode"] for result in results]
     found = [
         {row["name"]: row for row in rows_of(result, mode)[1:]} for result, mode in zip(results, modes, strict=True)
     ]
@@ -135,7 +133,7 @@ def at_their_best(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _dense_seconds(result: dict[str, Any]) -> float:
-    return float(result.get("dense_best", result["rows"][0])["median"])
+    return float(result["dense_best"]["median"])
 
 
 def _head(result: dict[str, Any], mode: str) -> str:
@@ -157,7 +155,7 @@ def _is_former(result: dict[str, Any]) -> bool:
 def _speed_lines(result: dict[str, Any]) -> list[str]:
     modes, dense = modes_of(result), result["rows"][0]
     has_modes = len(modes) > 1
-    best = result.get("dense_best", {"mode": "eager", "median": dense["median"]})
+    best = result["dense_best"]
     which = f" ({best['mode']}, the best of {', '.join(modes)})" if has_modes else _named(modes[0], " ({})")
     guidance = "with distilled guidance" if result.get("guidance", "").startswith("distilled") else "with guidance"
     head, rule = ("| mode | setting |", "| --- | --- |") if has_modes else ("| setting |", "| --- |")

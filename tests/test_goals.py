@@ -1,4 +1,4 @@
-"""What the shortest table of the arena compares with what."""
+"""What the shortest table of the arena compares with what, and which speed results tables show."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks import record
 from benchmarks.goals import OURS as OURS_BY_BUDGET
 from benchmarks.goals import PRESETS_ALONE, digest_table, goals, goals_table
-from benchmarks.speed_tables import at_their_best
+from benchmarks.speed_tables import at_their_best, checked_results
 
 
 def row(
@@ -74,10 +75,9 @@ def test_nothing_is_written_as_minus_nothing() -> None:
 def test_of_two_sessions_of_one_case_the_one_with_the_faster_dense_loop_is_shown() -> None:
     hardware = {"processor": "A", "cores": 2, "threads": 2, "gpu": None}
     slow, fast, other = (
-        {"case": "mid", "hardware": {**hardware, "processor": name}, "rows": [{"median": seconds}]}
-        for name, seconds in (("A", 4.0), ("A", 3.0), ("B", 9.0))
+        {"case": "mid", "hardware": {**hardware, "processor": name}, "dense_best": {"mode": mode, "median": seconds}}
+        for name, mode, seconds in (("A", "compiled", 3.5), ("A", "eager", 3.0), ("B", "eager", 9.0))
     )
-    slow["dense_best"] = {"mode": "compiled", "median": 3.5}
     assert at_their_best([slow, fast, other]) == [fast, other]
 
 
@@ -111,3 +111,26 @@ def test_the_best_rival_is_not_passed_over_for_want_of_its_values() -> None:
     del best["per_picture"]
     with pytest.raises(ValueError, match="no values per picture of Euler, 12 steps; paint them --again"):
         goals([OURS, best, row("Euler, 12 even steps", "dense", 12, [30.0] * 3)])
+
+
+def test_speed_that_was_not_checked_is_in_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dense(mode: str) -> dict[str, Any]:
+        return {"mode": mode, "name": "dense", "median": 2.0}
+
+    green, red = [{"name": "a", "is_green": True}], [{"name": "a", "is_green": True}, {"name": "b", "is_green": False}]
+    ratio = {"ratio": 0.5, "speedup": 1.5, "limit": 1.6}
+    sizes = [
+        {"size": size, "num_tokens": 16, "dense_step": 1.0, "ratios": [dict(ratio)], "checks": checks}
+        for size, checks in (("64x64", green), ("96x96", red), ("128x128", []))
+    ]
+    results = {
+        "speed_old": {"rows": [dense("eager")]},
+        "speed_red": {"rows": [dense("eager")], "checks": {"eager": red}},
+        "speed_half": {"rows": [dense("eager"), dense("compiled")], "checks": {"compiled": green}},
+        "speed_sizes": {"rows": [], "checks": {}, "crossover": {"eager": {"rows": sizes, "gains_from": {}}}},
+    }
+    monkeypatch.setattr(record, "read_all", lambda pattern: results)
+    found = checked_results()
+    assert list(found) == ["speed_half", "speed_sizes"]
+    assert [row["mode"] for row in found["speed_half"]["rows"]] == ["compiled"]
+    assert [row["size"] for row in found["speed_sizes"]["crossover"]["eager"]["rows"]] == ["64x64"]
